@@ -14,7 +14,7 @@ class ExtensionNotBuilt(RuntimeError):
 
 @functools.cache
 def build_info() -> dict:
-    path = Path(__file__).with_name("_build_info.json")
+    path = Path(__file__).parent.with_name("_build_info.json")
     return json.loads(path.read_text()) if path.exists() else {}
 
 
