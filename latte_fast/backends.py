@@ -85,7 +85,9 @@ class use_backend:
             self.choice = {op: name for op in _probes if name == "auto" or name in _probes[op]}
             others = [op for op in _probes if op not in self.choice]
             if others:
-                say_once(f"use_backend: {name} leaves {', '.join(others)} on auto, which have no such backend", logging.INFO)
+                say_once(
+                    f"use_backend: {name} leaves {', '.join(others)} on auto, which have no such backend", logging.INFO
+                )
         self.choice |= by_op
 
     def __enter__(self) -> "use_backend":

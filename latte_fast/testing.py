@@ -28,9 +28,7 @@ def ulp(value: float, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(value)) if value else 0.0
 
 
-def assert_no_worse_than_torch(
-    name: str, got: Tensor, same: Tensor, oracle: Tensor, *, vanishing: float = 0.0
-) -> None:
+def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Tensor, *, vanishing: float = 0.0) -> None:
     """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value.
 
     same is torch in got's dtype, oracle a wider computation. Where the oracle's largest value is below `vanishing` (a

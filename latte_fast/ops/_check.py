@@ -65,7 +65,9 @@ def partners(op: str, x: Tensor, **tensors: Tensor) -> list[Tensor]:
         if t.dtype != dtype:
             raise TypeError(f"{op}: {name} must have {names[-1]}'s dtype {dtype}, got {t.dtype}")
     if x.dtype != dtype and not (x.dtype == torch.float32 and dtype in HALVES):
-        raise TypeError(f"{op}: {', '.join(names)} must have x's dtype or be 16-bit beside an fp32 x, got {dtype}, x {x.dtype}")
+        raise TypeError(
+            f"{op}: {', '.join(names)} must have x's dtype or be 16-bit beside an fp32 x, got {dtype}, x {x.dtype}"
+        )
     return list(tensors.values())
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops._check import check_groups, check_like, check_rows, partners
-from latte_fast.ops._platform import why_not_cpu, why_not_triton
+from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import gate_residual_ref
 
@@ -77,8 +77,5 @@ register_op(
 register_gradient("gate_residual", _setup, _gradient)
 backends.register(
     "gate_residual",
-    {
-        "cpu": lambda x, *args: why_not_cpu(x) or _launchers("cpu").why_not(x, *args),
-        "triton": lambda x, *args: why_not_triton(x) or _launchers("triton").why_not(x, *args),
-    },
+    kernel_probes(_launchers),
 )

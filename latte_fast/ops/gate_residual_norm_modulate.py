@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops._check import check_device, check_groups, check_like, check_out_dtype, check_rows, partners
-from latte_fast.ops._platform import why_not_cpu, why_not_triton
+from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import gate_residual_norm_modulate_ref
 
@@ -90,9 +90,7 @@ def _forward(
     out_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _launchers(backend).gate_residual_norm_modulate_fwd(
-        x, y, gate, shift, scale, eps, y_bias, pos, out_dtype
-    )
+    return _launchers(backend).gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, eps, y_bias, pos, out_dtype)
 
 
 def _forward_fake(
@@ -182,8 +180,5 @@ register_op(
 register_gradient(_OP, _setup, _gradient)
 backends.register(
     _OP,
-    {
-        "cpu": lambda x, *args: why_not_cpu(x) or _launchers("cpu").why_not(x, *args),
-        "triton": lambda x, *args: why_not_triton(x) or _launchers("triton").why_not(x, *args),
-    },
+    kernel_probes(_launchers),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops._check import check_device, check_rows
-from latte_fast.ops._platform import why_not_cpu, why_not_triton
+from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import bias_gelu_ref
 
@@ -95,8 +95,5 @@ register_op(
 register_gradient("bias_gelu", _setup, _gradient)
 backends.register(
     "bias_gelu",
-    {
-        "cpu": lambda u, *args: why_not_cpu(u) or _launchers("cpu").why_not(u, *args),
-        "triton": lambda u, *args: why_not_triton(u) or _launchers("triton").why_not(u, *args),
-    },
+    kernel_probes(_launchers),
 )

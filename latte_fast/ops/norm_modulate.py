@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops._check import check_groups, check_out_dtype, check_rows, partners
-from latte_fast.ops._platform import why_not_cpu, why_not_triton
+from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import norm_modulate_ref
 
@@ -86,8 +86,5 @@ register_op(
 register_gradient("norm_modulate", _setup, _gradient)
 backends.register(
     "norm_modulate",
-    {
-        "cpu": lambda x, *args: why_not_cpu(x) or _launchers("cpu").why_not(x, *args),
-        "triton": lambda x, *args: why_not_triton(x) or _launchers("triton").why_not(x, *args),
-    },
+    kernel_probes(_launchers),
 )
