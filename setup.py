@@ -130,4 +130,7 @@ class BuildExt(build_ext):
         return list(target.values())
 
 
-setup(ext_modules=[Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], cxx_std=17)], cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=[Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], cxx_std=17)],
+    cmdclass={"build_ext": BuildExt},
+)

@@ -1,37 +1,41 @@
-"""The compiled extension, typed: `load()` returns latte_fast._C or raises ExtensionNotBuilt with the reason and the command."""
+"""The compiled extension, typed: `load()` returns latte_fast._C or raises ExtensionNotBuilt with the reason and the command.
 
-import functools
+One launcher file an op stands beside this loader; each turns tensors into pointers, sizes and strides for latte_fast._C.
+"""
+
 import json
 from pathlib import Path
 from types import ModuleType
 
-import torch  # first, so that the loader resolves libgomp.so.1 to the copy torch ships  # noqa: F401
+import torch  # noqa: F401  first, so that the loader resolves libgomp.so.1 to the copy torch ships
 
 
 class ExtensionNotBuilt(RuntimeError):
     """latte_fast._C is not there; everything that has another backend still works."""
 
 
-@functools.cache
 def build_info() -> dict:
+    """What setup.py wrote about the build: levels, refused flags, CUDA and the reason for what is missing."""
     path = Path(__file__).parent.with_name("_build_info.json")
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-@functools.cache
+_module: ModuleType | None = None
+_reason: str | None = None
+try:
+    from latte_fast import _C as _module  # type: ignore[no-redef]
+except ImportError as error:
+    _reason = (
+        f"latte_fast._C is not built ({build_info().get('error') or error}); "
+        "run `pip install -e .` with a C++ compiler to build it"
+    )
+
+
 def why_not_built() -> str | None:
-    try:
-        load()
-    except ExtensionNotBuilt as error:
-        return str(error)
-    return None
+    return _reason
 
 
-@functools.cache
 def load() -> ModuleType:
-    try:
-        from latte_fast import _C
-    except ImportError as error:
-        reason = build_info().get("error") or str(error)
-        raise ExtensionNotBuilt(f"latte_fast._C is not built ({reason}); run `pip install -e .` with a C++ compiler") from error
-    return _C
+    if _module is None:
+        raise ExtensionNotBuilt(_reason)
+    return _module

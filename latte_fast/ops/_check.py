@@ -1,0 +1,77 @@
+"""Input checks shared by the ops; each message names op, argument, rule and value."""
+
+import torch
+from torch import Tensor
+
+from latte_fast.ops._register import autocast_dtype
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def check_rows(op: str, name: str, x: Tensor) -> None:
+    """x (..., D): floating, last dim contiguous, nothing of size zero but the batch."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be fp32, bf16, fp16 or fp64, got {x.dtype}")
+    if x.dim() < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"{op}: {name} must be (..., D) with no empty axis but the first, got {tuple(x.shape)}")
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        raise ValueError(f"{op}: {name} must have a contiguous last dim, got strides {x.stride()}")
+
+
+def check_like(op: str, name: str, y: Tensor, x: Tensor) -> None:
+    check_rows(op, name, y)
+    if y.shape != x.shape:
+        raise ValueError(f"{op}: {name} must have x's shape {tuple(x.shape)}, got {tuple(y.shape)}")
+    check_device(op, name, y, x)
+
+
+def check_device(op: str, name: str, y: Tensor, x: Tensor) -> None:
+    if y.device != x.device:
+        raise ValueError(f"{op}: {name} must be on {x.device} as x is, got {y.device}")
+
+
+def check_groups(op: str, x: Tensor, **partners: Tensor) -> None:
+    """Each partner (G, D) with one G for all, which divides x's rows."""
+    width = x.shape[-1]
+    rows = x.numel() // width
+    first = None
+    for name, p in partners.items():
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(p).__name__}")
+        if p.dim() != 2 or p.shape[1] != width:
+            raise ValueError(f"{op}: {name} must be (G, D) with D = {width}, got {tuple(p.shape)}")
+        if p.stride(1) != 1 and width != 1:
+            raise ValueError(f"{op}: {name} must have a contiguous last dim, got strides {p.stride()}")
+        groups = p.shape[0]
+        if (rows % groups if groups else rows) != 0:
+            raise ValueError(f"{op}: {name} must be (G, D) with G dividing the {rows} rows, got G = {groups}")
+        first = groups if first is None else first
+        if groups != first:
+            raise ValueError(f"{op}: {name} must have G = {first} as the others, got {groups}")
+        check_device(op, name, p, x)
+
+
+def partners(op: str, x: Tensor, **tensors: Tensor) -> list[Tensor]:
+    """The 16-bit partners of a residual x, in one dtype: x's, or a 16-bit one beside an fp32 x; autocast settles a mix."""
+    auto = autocast_dtype(x.device.type)
+    if auto is not None and any(t.dtype in HALVES for t in (x, *tensors.values())):
+        return [t.to(auto) for t in tensors.values()]
+    names = list(tensors)
+    dtype = tensors[names[-1]].dtype
+    for name, t in tensors.items():
+        if t.dtype != dtype:
+            raise TypeError(f"{op}: {name} must have {names[-1]}'s dtype {dtype}, got {t.dtype}")
+    if x.dtype != dtype and not (x.dtype == torch.float32 and dtype in HALVES):
+        raise TypeError(
+            f"{op}: {', '.join(names)} must have x's dtype or be 16-bit beside an fp32 x, got {dtype}, x {x.dtype}"
+        )
+    return list(tensors.values())
+
+
+def check_out_dtype(op: str, out_dtype: torch.dtype, x: Tensor, partner: Tensor) -> torch.dtype:
+    if out_dtype not in (x.dtype, partner.dtype):
+        raise TypeError(f"{op}: out_dtype must be {x.dtype} or {partner.dtype}, got {out_dtype}")
+    return out_dtype

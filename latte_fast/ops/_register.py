@@ -1,0 +1,47 @@
+"""One way to register an op: schema, body, fake, autograd, and the test for calling the body directly."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("latte_fast", "DEF")
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def register_op(name: str, schema: str, body: Callable, fake: Callable) -> None:
+    """Defines latte_fast::name; the body serves every device, since it dispatches on its `backend` argument."""
+    LIBRARY.define(name + schema)
+    LIBRARY.impl(name, body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"latte_fast::{name}", fake, lib=LIBRARY)
+
+
+def register_gradient(name: str, setup: Callable, backward: Callable) -> None:
+    """Gives latte_fast::name its backward; name_backward gets a clear error for a second derivative."""
+    torch.library.register_autograd(f"latte_fast::{name}", backward, setup_context=setup, lib=LIBRARY)
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f'{name}: no second derivative; for one, run inside use_backend({name}="reference")')
+
+    torch.library.register_autograd(f"latte_fast::{name}_backward", refuse, lib=LIBRARY)
+
+
+def call_directly(*tensors: Tensor | None) -> bool:
+    """Whether an op's body may be called without the dispatcher (0.7 against 2.5 us a call): nobody watches or records."""
+    if torch.compiler.is_compiling():
+        return False
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    grad = torch.is_grad_enabled()
+    return all(t is None or (type(t) in _PLAIN and not (grad and t.requires_grad)) for t in tensors)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None

@@ -1,0 +1,129 @@
+"""Attention by torch's SDPA, flash-attn 2, 3, 4 and xformers: optional backends, each with its real limits in why_not.
+
+They differentiate themselves, so that no op of ours wraps them. All see (batch, length, H, K) views; what would need a
+copy is refused.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latte_fast.ops._check import HALVES
+
+# where each flash-attn generation keeps the same function, newest first
+FLASH_ATTN = ("flash_attn.cute", "flash_attn_interface", "flash_attn")
+# CUDA's limit on a grid's second and third axis, which these libraries spend on the batch
+MAX_BATCH = 65535
+
+
+def to_batch(x: Tensor, axis: str) -> Tensor:
+    """(B, F, N, H, K) as (batch, length, H, K), a view: batch is B*F in space and B*N in time. Raises where it would copy."""
+    if axis == "time":
+        x = x.transpose(1, 2)
+    return x.view(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def from_batch(out: Tensor, axis: str, batch: int) -> Tensor:
+    """(batch, length, H, K) as (B, F, N, H*K)."""
+    out = out.flatten(-2).unflatten(0, (batch, out.shape[0] // batch))
+    return out.transpose(1, 2) if axis == "time" else out
+
+
+def _merges(x: Tensor, axis: str) -> bool:
+    inner = 2 if axis == "time" else 1
+    return x.shape[0] == 1 or x.shape[inner] == 1 or x.stride(0) == x.shape[inner] * x.stride(inner)
+
+
+def _why_not_common(
+    q: Tensor, k: Tensor, v: Tensor, axis: str, rope: tuple[Tensor, Tensor] | None, key_mask: Tensor | None
+) -> str | None:
+    if q.numel() == 0:
+        return "an empty batch"
+    if rope is not None:
+        return "rotary embedding is not fused there"
+    if key_mask is not None:
+        return "a query without a key would give NaN there, not 0"
+    if not all(_merges(x, axis) for x in (q, k, v)):
+        return f"q, k, v would be copied: the batch strides do not merge on the {axis} axis"
+    return None
+
+
+def why_not_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: tuple[Tensor, Tensor] | None,
+    scale: float,
+    key_mask: Tensor | None,
+) -> str | None:
+    return _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
+
+
+def _why_not_batch(q: Tensor, axis: str) -> str | None:
+    batch = q.shape[0] * q.shape[2 if axis == "time" else 1]
+    return f"batch {batch} is above {MAX_BATCH}" if q.is_cuda and batch > MAX_BATCH else None
+
+
+def _why_not_library(packages: tuple[str, ...], limit: int) -> Callable[..., str | None]:
+    def why_not(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        axis: str,
+        rope: tuple[Tensor, Tensor] | None,
+        scale: float,
+        key_mask: Tensor | None,
+    ) -> str | None:
+        if not q.is_cuda:
+            return f"{packages[-1]} needs a CUDA tensor, got one on {q.device.type}"
+        if not any(_installed(name) for name in packages):
+            return f"{packages[-1]} is not installed; run `pip install {packages[-1].replace('_', '-')}`"
+        if q.dtype not in HALVES:
+            return f"{packages[-1]} takes bf16 and fp16, got {q.dtype}"
+        if q.shape[-1] > limit:
+            return f"{packages[-1]} takes a head width up to {limit}, got {q.shape[-1]}"
+        return _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
+
+    return why_not
+
+
+why_not_flash_attn = _why_not_library(FLASH_ATTN, 256)
+why_not_xformers = _why_not_library(("xformers",), 256)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
+    views = [to_batch(x, axis).transpose(1, 2) for x in (q, k, v)]  # (batch, H, length, K)
+    out = F.scaled_dot_product_attention(views[0], views[1], views[2], scale=scale)
+    return from_batch(out.transpose(1, 2), axis, q.shape[0])
+
+
+def flash_attn(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
+    module = importlib.import_module(next(name for name in FLASH_ATTN if _installed(name)))
+    out = module.flash_attn_func(*(to_batch(x, axis) for x in (q, k, v)), softmax_scale=scale)
+    # generations 3 and 4 return (out, lse)
+    return from_batch(out if isinstance(out, torch.Tensor) else out[0], axis, q.shape[0])
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
+    module = importlib.import_module("xformers.ops")
+    out = module.memory_efficient_attention(*(to_batch(x, axis) for x in (q, k, v)), scale=scale)
+    return from_batch(out, axis, q.shape[0])
+
+
+LIBRARIES: dict[str, Callable[[Tensor, Tensor, Tensor, str, float], Tensor]] = {
+    "sdpa": sdpa,
+    "flash_attn": flash_attn,
+    "xformers": xformers,
+}

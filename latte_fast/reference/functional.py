@@ -1,0 +1,108 @@
+"""The oracle of every op: plain torch, any device, any dtype, one `<op>_ref` an op. Also what an op falls back to."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+
+
+def grouped(x: Tensor, groups: int) -> Tensor:
+    """(..., D) as (G, rows / G, D): G groups of consecutive rows."""
+    rows = x.numel() // x.shape[-1]
+    return x.reshape(groups, rows // max(groups, 1), x.shape[-1])
+
+
+def norm_modulate_ref(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """LN(x) * (1 + scale) + shift, no affine; x (..., D), shift and scale (G, D)."""
+    h = grouped(F.layer_norm(x, x.shape[-1:], eps=eps), shift.shape[0])
+    h = h * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return h.reshape(x.shape).to(out_dtype or x.dtype)
+
+
+def gate_residual_ref(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * y; x, y (..., D), gate (G, D)."""
+    groups = gate.shape[0]
+    out = grouped(x, groups) + gate.unsqueeze(1) * grouped(y, groups)
+    return out.reshape(x.shape).to(x.dtype)
+
+
+def gate_residual_norm_modulate_ref(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    y_bias: Tensor | None = None,
+    pos: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x' = x + gate * (y + y_bias) + pos; h = LN(x') * (1 + scale) + shift; returns (x', h)."""
+    if y_bias is not None:
+        y = y + y_bias
+    x = gate_residual_ref(x, y, gate)
+    if pos is not None:
+        x = x + pos.to(x.dtype)
+    return x, norm_modulate_ref(x, shift, scale, eps, out_dtype=out_dtype or shift.dtype)
+
+
+def rotate_ref(x: Tensor, rope: Rope) -> Tensor:
+    """Rotates the pairs (2i, 2i+1) of x (..., L, K) by the angles of rope = (cos, sin), each (L, K/2)."""
+    cos, sin = rope
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+def attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """softmax(scale * q k^T) v over (..., L, K), upstream's `math` path: the product unscaled, then scaled."""
+    scores = (q @ k.transpose(-2, -1)) * scale
+    if mask is None:
+        return scores.softmax(-1) @ v
+    # finfo.min keeps a row with no key finite; its probabilities are then zeroed with the rest
+    p = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+    return p @ v
+
+
+def axis_attention_ref(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None = None,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention over one axis: q (B, F, Nq, H, K), k and v (B, F, Nk, H, K) -> (B, F, Nq, H*K).
+
+    `space` attends over Nk inside a frame, `time` over F at a patch position. key_mask (B, keys) is True where a key
+    counts; a query with none gives 0. rope turns q and k on the time axis.
+    """
+    order = (0, 1, 3, 2, 4) if axis == "space" else (0, 2, 3, 1, 4)  # (B, F, H, N, K) or (B, N, H, F, K)
+    q, k, v = (x.permute(order) for x in (q, k, v))
+    if rope is not None:
+        q, k = rotate_ref(q, rope), rotate_ref(k, rope)
+    mask = None if key_mask is None else key_mask[:, None, None, None, :]
+    out = attention_ref(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, mask)
+    inverse = (0, 1, 3, 2, 4) if axis == "space" else (0, 3, 1, 2, 4)
+    return out.permute(inverse).flatten(-2)
+
+
+def axis_attention_qkv_ref(qkv: Tensor, axis: str, rope: Rope | None = None, scale: float | None = None) -> Tensor:
+    """axis_attention_ref on packed qkv (B, F, N, 3, H, K)."""
+    q, k, v = qkv.unbind(3)
+    return axis_attention_ref(q, k, v, axis, rope, scale)
+
+
+def bias_gelu_ref(u: Tensor, b: Tensor | None) -> Tensor:
+    """tanh-GELU(u + b), u (..., M), b (M,)."""
+    return F.gelu(u if b is None else u + b, approximate="tanh")
+
+
+def linear_gelu_ref(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """tanh-GELU(x w^T + b), w (M, D)."""
+    return F.gelu(F.linear(x, w, b), approximate="tanh")

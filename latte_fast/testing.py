@@ -1,0 +1,172 @@
+"""How the project judges a fast path: torch's own error is the measure, random upstream gradients, refilled zeros."""
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def max_error(got: Tensor, oracle: Tensor) -> float:
+    return (got.double() - oracle.double()).abs().max().item() if oracle.numel() else 0.0
+
+
+def relative_error(got: Tensor, oracle: Tensor) -> float:
+    """max|got - oracle| over max|oracle|; NaN counts as infinite."""
+    error = max_error(got, oracle) / max(oracle.double().abs().max().item(), 1e-300)
+    return math.inf if math.isnan(error) else error
+
+
+def ulp(value: float, dtype: torch.dtype) -> float:
+    """The spacing of dtype at value."""
+    return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(value)) if value else 0.0
+
+
+def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Tensor, *, vanishing: float = 0.0) -> None:
+    """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value.
+
+    same is torch in got's dtype, oracle a wider computation. Where the oracle's largest value is below `vanishing` (a
+    gradient that is zero in exact arithmetic), got has to stay below it instead; only such an oracle may be all zero.
+    """
+    assert got.shape == oracle.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(oracle.shape)}"
+    assert got.dtype == same.dtype, f"{name}: dtype {got.dtype}, expected {same.dtype}"
+    if oracle.numel() == 0:
+        return
+    assert not torch.isnan(got).any(), f"{name}: {int(torch.isnan(got).sum())} of {got.numel()} values are NaN"
+    largest = oracle.double().abs().max().item()
+    if largest <= vanishing:
+        found = got.double().abs().max().item()
+        assert found <= vanishing, f"{name}: {found:.3e}, but zero in exact arithmetic (bound {vanishing:.3e})"
+        return
+    assert largest > 0, f"{name}: the oracle is all zero, so nothing is tested"
+    error, torch_error = max_error(got, oracle), max_error(same, oracle)
+    limit = 2 * torch_error + ulp(largest, got.dtype)
+    assert error <= limit, f"{name}: error {error:.3e}, torch's own {torch_error:.3e}, limit {limit:.3e}"
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def run_with_grads(fn: Callable, args: Sequence[Any], dout: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """(outputs, gradients of the floating tensor arguments that require them), under the upstream gradients dout."""
+    args = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
+    out = fn(*args)
+    out = [out] if isinstance(out, Tensor) else list(out)
+    leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    grads = torch.autograd.grad(out, leaves, [d.to(o.dtype) for d, o in zip(dout, out, strict=True)]) if leaves else ()
+    return [o.detach() for o in out], list(grads)
+
+
+def compare(fn: Callable, ref: Callable, args: Sequence[Any], names: Sequence[str], seed: int = 0) -> None:
+    """fn against its oracle: every output and every gradient, by the criterion, under random upstream gradients.
+
+    args are fn's positional arguments; tensors that require a gradient get one compared. names label the outputs, then
+    the gradients. The oracle runs in float64 for float32 arguments and in float32 for 16-bit ones.
+    """
+
+    def widened(a: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(widened(x) for x in a)
+        return a.to(wide) if isinstance(a, Tensor) and a.is_floating_point() else a
+
+    floats = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    wide = max((wider(d) for d in floats), key=lambda d: torch.finfo(d).bits)
+    with torch.no_grad():
+        shapes = fn(*args)
+        shapes = [shapes] if isinstance(shapes, Tensor) else list(shapes)
+    generator = torch.Generator().manual_seed(seed)
+    dout = [torch.randn(o.shape, generator=generator).to(device=o.device, dtype=o.dtype) for o in shapes]
+    got, got_grads = run_with_grads(fn, args, dout)
+    same, same_grads = run_with_grads(ref, args, dout)
+    oracle, oracle_grads = run_with_grads(ref, [widened(a) for a in args], [d.to(wide) for d in dout])
+    out_names, grad_names = names[: len(got)], names[len(got) :]
+    assert len(grad_names) == len(got_grads), f"{len(got_grads)} gradients, {len(grad_names)} names"
+    for row in zip(out_names, got, same, oracle, strict=True):
+        assert_no_worse_than_torch(*row)
+    largest = max((g.double().abs().max().item() for g in oracle_grads if g.numel()), default=0.0)
+    for name, g, s, o in zip(grad_names, got_grads, same_grads, oracle_grads, strict=True):
+        assert_no_worse_than_torch(name, g, s, o, vanishing=8 * torch.finfo(g.dtype).eps * largest)
+
+
+def refill(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Refills every zero-initialised weight and the t and y embedders: N(0, 1/fan_in) matrices, N(0, 0.1^2) vectors.
+
+    A fresh Latte outputs exactly 0, so that without this nothing is tested.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.requires_grad or not (p.abs().max() == 0 or name.startswith(("t_embedder", "y_embedder"))):
+                continue
+            std = p[0].numel() ** -0.5 if p.dim() > 1 else 0.1
+            p.copy_(torch.randn(p.shape, generator=generator) * std)
+    return model
+
+
+def require_backend(op: str, *args: Any, **kwargs: Any) -> str:
+    """The backend that serves these arguments; skips the test, with the reasons, where that is the oracle itself."""
+    import pytest
+
+    from latte_fast import backends
+
+    name = backends.choose(op, *args, **kwargs)
+    if name == "reference":
+        reasons = {b: backends.why_not(op, b, *args, **kwargs) for b in backends.candidates(op) if b != "reference"}
+        pytest.skip(f"{op} resolved to the reference: {reasons}")
+    return name
+
+
+def pairwise(axes: dict[str, Iterable], seed: int = 0) -> list[dict]:
+    """A small list of cells in which every pair of values of any two axes occurs together at least once."""
+    rng = random.Random(seed)
+    names = list(axes)
+    values = {n: list(axes[n]) for n in names}
+    missing = {
+        (a, i, b, j)
+        for a, b in itertools.combinations(names, 2)
+        for i in range(len(values[a]))
+        for j in range(len(values[b]))
+    }
+    cells = []
+    while missing:
+        a, i, b, j = min(missing, key=str)
+        best: tuple[int, dict[str, int]] = (-1, {})
+        for _ in range(32):
+            cell = {n: rng.randrange(len(values[n])) for n in names} | {a: i, b: j}
+            gain = sum((p, cell[p], q, cell[q]) in missing for p, q in itertools.combinations(names, 2))
+            best = max(best, (gain, cell), key=lambda pair: pair[0])
+        cell = best[1]
+        missing -= {(p, cell[p], q, cell[q]) for p, q in itertools.combinations(names, 2)}
+        cells.append({n: values[n][cell[n]] for n in names})
+    return cells
+
+
+@contextlib.contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Fills what latte_fast allocates with torch.empty* with NaN, so that an output left unwritten shows."""
+    names = ("empty", "empty_like", "empty_strided")
+    originals = {name: getattr(torch, name) for name in names}
+
+    def poisoning(original: Callable) -> Callable:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            out = original(*args, **kwargs)
+            caller = sys._getframe(1).f_code.co_filename
+            ours = f"{os.sep}latte_fast{os.sep}" in caller or f"{os.sep}kernels{os.sep}" in caller
+            return out.fill_(math.nan) if ours and out.is_floating_point() else out
+
+        return allocate
+
+    for name in names:
+        setattr(torch, name, poisoning(originals[name]))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(torch, name, originals[name])
