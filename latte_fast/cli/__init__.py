@@ -1,1 +1,1 @@
-
+"""The `latte-fast` command."""
