@@ -6,14 +6,16 @@ namespace LATTE_ISA {
 
 constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.4426950408889634;
 
-// The sigmoid of 2 w; the clamp keeps exp2 in range, where the result is below 1e-38 |z| anyway.
-template <class A, int kDegree> LATTE_INLINE Vec<A> gate_of(Vec<A> z, Vec<A> z2) {
+template <class A> struct Sigmoid { Vec<A> s, rest; };
+
+// The sigmoid of 2 w, 0 where it would be below 1e-38, and 1 - sigmoid without the cancellation.
+template <class A, int kDegree> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z, Vec<A> z2) {
   constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
   const Vec<A> t = z * fma(z2, splat(c3), splat(c1));
   const Vec<A> limit = splat(static_cast<A>(sizeof(A) == 8 ? 1000 : 126));
   // max of the negatives hands a NaN on
-  const Vec<A> e = exp2<kDegree>(-max(-limit, -t));
-  return reciprocal(e + A(1));
+  const Vec<A> e = exp2<kDegree>(-max(-limit, -t)), s = reciprocal(e + A(1));
+  return {t > limit ? Vec<A>{} : s, e * s};
 }
 
 template <class A, class T> constexpr int kDegreeOf = sizeof(T) == 2 ? 4 : 6;
@@ -28,14 +30,14 @@ template <class A, class T> void forward(const BiasGelu& a) {
       T* out = row<T>(a.a, r);
       each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
         const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n);
-        store<A>(out + i, z * gate_of<A, kDegreeOf<A, T>>(z, z * z), n);
+        store<A>(out + i, z * sigmoid<A, kDegreeOf<A, T>>(z, z * z).s, n);
       });
     }
   });
 }
 
 template <class A, class T> void backward(const BiasGelu& a) {
-  constexpr int64_t kChunk = 64;  // independent of the threads: db is the same on any number of them
+  constexpr int64_t kChunk = 32;  // independent of the threads: db is the same on any number of them
   const int64_t d = a.d, chunks = (a.rows + kChunk - 1) / kChunk;
   Scratch<A> partial(chunks * d);
   split(chunks, a.threads, [&](int64_t begin, int64_t end) {
@@ -49,17 +51,20 @@ template <class A, class T> void backward(const BiasGelu& a) {
         T* du = row<T>(a.du, r);
         each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
           const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n), z2 = z * z;
-          const Vec<A> s = gate_of<A, kDegreeOf<A, T>>(z, z2);
+          const auto [s, rest] = sigmoid<A, kDegreeOf<A, T>>(z, z2);
           const Vec<A> dw = fma(z2, splat(static_cast<A>(6 * kC * kK)), splat(static_cast<A>(2 * kC)));
-          const Vec<A> slope = fma(z * s * (A(1) - s), dw, s), g = load<A>(da + i, n) * slope;
+          const Vec<A> slope = fma(z * s * rest, dw, s), g = load<A>(da + i, n) * slope;
           store<A>(du + i, g, n);
           store<A>(db + i, load<A>(db + i, n) + g, n);
         });
       }
     }
   });
-  for (int64_t c = 1; c < chunks; ++c)
-    for (int64_t i = 0; i < d; ++i) partial[i] += partial[c * d + i];
+  Scratch<double> total(d);
+  std::memset(total, 0, d * sizeof(double));
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t i = 0; i < d; ++i) total[i] += partial[c * d + i];
+  for (int64_t i = 0; i < d; ++i) partial[i] = static_cast<A>(total[i]);
   narrow<A>(partial, a.db, 0, d);
 }
 

@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "device_info.h"
-#include "launch_cpu.h"
+#include "bindings_cpu.h"
 
 namespace py = pybind11;
 

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -54,9 +56,13 @@ inline bool built(Level level) {
 inline Level isa() {
   static const Level level = [] {
     int cap = cpu_level();
-    if (const char* want = std::getenv("LATTE_FAST_ISA"))
-      for (int i = 0; i < cap; ++i)
-        if (!std::strcmp(want, kLevelNames[i])) cap = i;
+    if (const char* want = std::getenv("LATTE_FAST_ISA")) {
+      int level = kPortable;
+      while (level <= kAmx && std::strcmp(want, kLevelNames[level])) ++level;
+      if (level > kAmx)
+        throw std::invalid_argument("LATTE_FAST_ISA must be portable, avx2, avx512 or amx, got " + std::string(want));
+      if (level < cap) cap = level;
+    }
     while (!built(static_cast<Level>(cap))) --cap;
     return static_cast<Level>(cap);
   }();

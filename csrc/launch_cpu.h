@@ -59,6 +59,4 @@ template <class Args> void launch(const Kernel<Args> (&levels)[4], Args& args, i
   levels[dtype == kF64 ? kPortable : isa()](args);
 }
 
-void bind_cpu(pybind11::module_& m);
-
 }  // namespace latte

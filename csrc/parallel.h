@@ -42,7 +42,7 @@ template <class A> void widen(const Groups& t, int64_t g, A plus, A* to, int64_t
   auto copy = [&](auto type) {
     using T = typename decltype(type)::type;
     const T* p = static_cast<const T*>(t.p) + g * t.stride;
-    each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store(to + i, load<A>(p + i, n) + plus, n); });
+    each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(to + i, load<A>(p + i, n) + plus, n); });
   };
   if constexpr (sizeof(A) == 8) copy(Type<double>{});
   else with_dtype(t.dtype, copy);

@@ -7,8 +7,17 @@ namespace LATTE_ISA {
 
 enum Sum { kDGate, kDShift, kDScale, kDBias, kSums };
 
-// Rows are summed in chunks of a size that does not depend on the threads, and the chunks in order: the same bits each time.
-constexpr int64_t kChunk = 64;
+// Rows are summed in runs of 8, the runs in chunks, the chunks in float64: the sizes do not depend on the threads, so the
+// bits do not either, and long sums stay as exact as torch's pairwise ones.
+constexpr int64_t kRun = 8, kChunk = 64;
+
+// sum += run; run = 0
+template <class A> LATTE_INLINE void fold(A* run, A* sum, int64_t n) {
+  each_vec<A>(n, [&](int64_t i, auto lanes) LATTE_LAMBDA {
+    store<A>(sum + i, load<A>(sum + i, lanes) + load<A>(run + i, lanes), lanes);
+    store<A>(run + i, Vec<A>{}, lanes);
+  });
+}
 
 template <class A, class X, class Y, class H, bool kResidual, bool kNorm>
 void rows_backward(const RowBackward& a) {
@@ -17,7 +26,7 @@ void rows_backward(const RowBackward& a) {
   Scratch<A> partial(groups * chunks * kSums * d);
   const bool norm = kNorm && a.dh.p, residual = kResidual && a.dy.p, biased = residual && a.y_bias.p;
   split(groups * chunks, a.threads, [&](int64_t begin, int64_t end) {
-    Scratch<A> gate(d), bias(d), scale1(d), dx(d);
+    Scratch<A> gate(d), bias(d), scale1(d), dx(d), run(kSums * d);
     if (biased) widen<A>(a.y_bias, 0, 0, bias, d);
     else std::memset(bias, 0, d * sizeof(A));
     int64_t group = -1;
@@ -29,10 +38,12 @@ void rows_backward(const RowBackward& a) {
       }
       A* sum = partial + c * kSums * d;
       std::memset(sum, 0, kSums * d * sizeof(A));
-      A *dgate = sum + kDGate * d, *dshift = sum + kDShift * d, *dscale = sum + kDScale * d, *dbias = sum + kDBias * d;
+      std::memset(run, 0, kSums * d * sizeof(A));
+      A *dgate = run + kDGate * d, *dshift = run + kDShift * d, *dscale = run + kDScale * d, *dbias = run + kDBias * d;
       const int64_t first = group * per_group + c % chunks * kChunk;
       const int64_t last = min(first + kChunk, (group + 1) * per_group);
       for (int64_t r = first; r < last; ++r) {
+        if (r > first && (r - first) % kRun == 0) fold<A>(run, sum, kSums * d);
         const X* from = a.dx_out.p ? row<X>(a.dx_out, r) : nullptr;
         if constexpr (kNorm) {
           const X* x = row<X>(a.x_out, r);
@@ -66,17 +77,19 @@ void rows_backward(const RowBackward& a) {
           each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(to + i, load<A>(dx + i, n), n); });
         }
         if constexpr (kResidual) {
-          if (!residual) continue;
-          const Y* y = row<Y>(a.y, r);
-          Y* dy = row<Y>(a.dy, r);
-          each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
-            const Vec<A> g = load<A>(dx + i, n), v = load<A>(y + i, n) + load<A>(bias + i, n);
-            store<A>(dy + i, g * load<A>(gate + i, n), n);
-            store<A>(dgate + i, fma(g, v, load<A>(dgate + i, n)), n);
-            if (biased) store<A>(dbias + i, load<A>(dbias + i, n) + g, n);
-          });
+          if (residual) {
+            const Y* y = row<Y>(a.y, r);
+            Y* dy = row<Y>(a.dy, r);
+            each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
+              const Vec<A> g = load<A>(dx + i, n), v = load<A>(y + i, n) + load<A>(bias + i, n);
+              store<A>(dy + i, g * load<A>(gate + i, n), n);
+              store<A>(dgate + i, fma(g, v, load<A>(dgate + i, n)), n);
+              if (biased) store<A>(dbias + i, load<A>(dbias + i, n) + g, n);
+            });
+          }
         }
       }
+      fold<A>(run, sum, kSums * d);
     }
   });
   // dy_bias = sum over groups of gate * (sum of dx); columns are split, so each sum stays in order
@@ -84,26 +97,30 @@ void rows_backward(const RowBackward& a) {
     const int64_t from = begin * 256, width = min(d, end * 256) - from;
     auto window = [&](Groups t, int64_t size) { return Groups{static_cast<char*>(t.p) + from * size, t.dtype, t.stride}; };
     auto bytes = [](int64_t dtype) { return dtype == kF64 ? 8 : dtype == kF32 ? 4 : 2; };
-    Scratch<A> total(width), gate(width), all(width);
-    std::memset(all, 0, width * sizeof(A));
+    Scratch<double> total(width), all(width);
+    Scratch<A> gate(width), result(width);
+    std::memset(all, 0, width * sizeof(double));
     const Groups* out[kSums] = {&a.dgate, &a.dshift, &a.dscale, &a.dy_bias};
     for (int64_t g = 0; g < groups; ++g) {
       for (int kind = 0; kind < kSums; ++kind) {
         if (!out[kind]->p) continue;
-        std::memset(total, 0, width * sizeof(A));
+        std::memset(total, 0, width * sizeof(double));
         for (int64_t c = g * chunks; c < (g + 1) * chunks; ++c) {
           const A* p = partial + (c * kSums + kind) * d + from;
           for (int64_t i = 0; i < width; ++i) total[i] += p[i];
         }
-        if (kind != kDBias) {
-          narrow<A>(total, window(*out[kind], bytes(out[kind]->dtype)), g, width);
-          continue;
+        if (kind == kDBias) {
+          widen<A>(window(a.gate, bytes(a.gate.dtype)), g, 0, gate, width);
+          for (int64_t i = 0; i < width; ++i) all[i] += gate[i] * total[i];
+        } else {
+          for (int64_t i = 0; i < width; ++i) result[i] = static_cast<A>(total[i]);
+          narrow<A>(result, window(*out[kind], bytes(out[kind]->dtype)), g, width);
         }
-        widen<A>(window(a.gate, bytes(a.gate.dtype)), g, 0, gate, width);
-        for (int64_t i = 0; i < width; ++i) all[i] += gate[i] * total[i];
       }
     }
-    if (a.dy_bias.p) narrow<A>(all, window(a.dy_bias, bytes(a.dy_bias.dtype)), 0, width);
+    if (!a.dy_bias.p) return;
+    for (int64_t i = 0; i < width; ++i) result[i] = static_cast<A>(all[i]);
+    narrow<A>(result, window(a.dy_bias, bytes(a.dy_bias.dtype)), 0, width);
   });
 }
 

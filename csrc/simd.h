@@ -63,8 +63,8 @@ LATTE_INLINE uint16_t float_to_half(float x) {
   const uint32_t u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, rest = u & 0x7fffffff;
   if (rest > 0x7f800000) return sign | 0x7e00;
   if (rest >= 0x477ff000) return sign | 0x7c00;
-  if (rest < 0x38800000) return sign | bits<uint32_t>(bits<float>(rest) + 0.5f) - 0x3f000000;
-  return sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13;
+  if (rest < 0x38800000) return sign | (bits<uint32_t>(bits<float>(rest) + 0.5f) - 0x3f000000);
+  return sign | ((rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
 }
 
 template <class A> LATTE_INLINE Vec<A> load(const A* p) { return raw<Vec<A>>(p); }
