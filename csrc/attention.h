@@ -21,6 +21,11 @@ struct Unit {
   const Axis& axis;
   int64_t h, o, b;
   Unit(const Axis& x, int64_t u) : axis(x), h(u % x.a.h), o(u / x.a.h % x.outer), b(u / x.a.h / x.outer) {}
+  // the unit whose rows are needed after these, or this one at the end
+  Unit next() const {
+    const int64_t u = (b * axis.outer + o) * axis.a.h + h + 1;
+    return Unit(axis, u < axis.units() ? u : u - 1);
+  }
   template <class T> T* at(const Heads& t) const {
     return static_cast<T*>(t.p) + b * t.sb + o * (axis.time ? t.sn : t.sf) + h * t.sh;
   }

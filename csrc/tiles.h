@@ -98,13 +98,16 @@ LATTE_INLINE void transpose16(const void* from, int64_t from_row, void* to, int6
   }
 }
 
-// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`
-LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to, int64_t pitch) {
+// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`. A row is a
+// few lines of its own page, which no hardware prefetcher follows: the rows `ahead`, needed soon, are asked for here.
+LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to, int64_t pitch,
+                           const bf16* ahead) {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < pitch; k += 32) {
       const int64_t left = dim - k;
       const __mmask32 lanes = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
       _mm512_storeu_si512(to + i * pitch + k, _mm512_maskz_loadu_epi16(lanes, from + i * stride + k));
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + i * stride + k), _MM_HINT_T0);
     }
   if (padded > n) std::memset(static_cast<void*>(to + n * pitch), 0, (padded - n) * pitch * sizeof(bf16));
 }
@@ -117,16 +120,19 @@ LATTE_INLINE void pack_columns(const bf16* rows, int64_t n, int64_t pitch, bf16*
       transpose16(rows + j * 16 * pitch + s * 32, pitch * 2, b + (j * steps + s) * kTile, 64);
 }
 
-// B whose reduction runs over the n rows (a multiple of 32): `cols` columns (a multiple of 16)
+// One column tile of a B whose reduction runs over the n rows
+LATTE_INLINE void pack_pairs(const bf16* rows, int64_t n, int64_t pitch, bf16* b) {
+  for (int64_t i = 0; i < n; i += 2) {
+    const bf16* p = rows + i * pitch;
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + pitch)));
+    _mm512_storeu_si512(b + i * 16, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+  }
+}
+
+// All column tiles of it; n is a multiple of 32, cols of 16
 LATTE_INLINE void pack_rows(const bf16* rows, int64_t n, int64_t pitch, int64_t cols, bf16* b) {
-  for (int64_t j = 0; j < cols / 16; ++j)
-    for (int64_t i = 0; i < n; i += 2) {
-      const bf16* p = rows + i * pitch + j * 16;
-      const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-      const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + pitch)));
-      _mm512_storeu_si512(b + (j * (n / 32) + i / 32) * kTile + i / 2 % 16 * 32,
-                          _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-    }
+  for (int64_t j = 0; j < cols; j += 16) pack_pairs(rows + j, n, pitch, b + j * n);
 }
 
 }  // namespace LATTE_ISA
