@@ -3,6 +3,7 @@
 from latte_fast import ops, reference
 from latte_fast.backends import use_backend
 from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
+from latte_fast.models.patch import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -12,6 +13,8 @@ __all__ = [
     "LatteIMG_models",
     "Latte_models",
     "ops",
+    "patch",
     "reference",
+    "unpatch",
     "use_backend",
 ]

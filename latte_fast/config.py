@@ -39,9 +39,19 @@ class LatteConfig:
             if not ok:
                 raise ValueError(f"Latte: {name} must be {rule}, got {getattr(self, name)!r}")
 
-        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "num_frames", "num_classes"):
+        for name in (
+            "input_size",
+            "patch_size",
+            "in_channels",
+            "hidden_size",
+            "num_heads",
+            "num_frames",
+            "num_classes",
+        ):
             require(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, "a positive integer")
-        require(self.depth > 0 and self.depth % 2 == 0, "depth", "even and positive: spatial and temporal blocks alternate")
+        require(
+            self.depth > 0 and self.depth % 2 == 0, "depth", "even and positive: spatial and temporal blocks alternate"
+        )
         require(self.input_size % self.patch_size == 0, "input_size", f"a multiple of patch_size {self.patch_size}")
         require(self.hidden_size % self.num_heads == 0, "hidden_size", f"a multiple of num_heads {self.num_heads}")
         require(self.hidden_size % 4 == 0, "hidden_size", "a multiple of 4: the position tables halve it twice")

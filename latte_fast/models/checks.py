@@ -17,9 +17,7 @@ def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"Latte: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def check_inputs(
-    model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0
-) -> None:
+def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
     _check_clip(model, x, images)
     weight = model.x_embedder.proj.weight
     if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
@@ -37,7 +35,9 @@ def check_inputs(
         if text is None:
             raise ValueError(f"Latte: text_embedding must be given (B, ...) with {model.text_width} values, got None")
         if text.shape[0] != batch or text[:1].numel() not in (0, model.text_width):
-            raise ValueError(f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}")
+            raise ValueError(
+                f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}"
+            )
 
 
 def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
@@ -69,7 +69,7 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
 
 
 def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...]) -> None:
-    """Labels in [0, rows of the table); looked at where they lie on the CPU and nothing compiles, else the lookup asserts."""
+    """Labels in [0, rows of the table): looked at on the CPU where nothing compiles; elsewhere the lookup asserts."""
     classes = model.y_embedder.embedding_table.weight.shape[0]
     if labels is None:
         raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")
@@ -83,5 +83,5 @@ def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...])
     if torch.compiler.is_compiling():
         return
     for row in rows:
-        if row.device.type == "cpu" and row.numel() and not (0 <= int(row.min()) and int(row.max()) < classes):
+        if row.device.type == "cpu" and row.numel() and not (int(row.min()) >= 0 and int(row.max()) < classes):
             raise ValueError(f"Latte: {name} must be in [0, {classes}), got {row.tolist()}")

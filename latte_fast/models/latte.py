@@ -112,7 +112,7 @@ class Latte(nn.Module):
 
     def run(self, x: Tensor, c_space: Tensor, c_time: Tensor, final: Tensor, images: int = 0) -> Tensor:
         """Patches, blocks, head. A condition is (B, D), or (B*F, D) with one row a frame; n images skip time."""
-        batch, frames, _, height, width = x.shape
+        _, frames, _, height, width = x.shape
         rows, columns = height // self.patch_size, width // self.patch_size
         space_pos, time_pos = self.positions(frames - images, rows, columns)
         x = self.x_embedder(x) + space_pos.to(self.dtype)  # (B, F, N, D)
@@ -133,7 +133,7 @@ class Latte(nn.Module):
     def step_beside_images(
         self, step: partial, x: Tensor, pending: Pending | None, images: int
     ) -> tuple[Tensor, Pending | None]:
-        """A time block on the video frames of (B, F+n, N, D); the n images pass by with their pending residual added."""
+        """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
         batch, frames = x.shape[0], x.shape[1] - images
         if pending is None:
             video, still = resolve(*step(x[:, :frames], None)), x[:, frames:]
@@ -147,7 +147,8 @@ class Latte(nn.Module):
 
     def positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """(1, N, D) and (F, 1, D): the stored tables, or extended by the model's rule."""
-        space, time = self.pos_embed, self.temp_embed
+        space: Tensor = self.pos_embed
+        time: Tensor = self.temp_embed
         side = int(space.shape[1] ** 0.5)
         if (rows, columns) != (side, side):
             if self.extend_space == "sincos":

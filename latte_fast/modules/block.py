@@ -32,9 +32,7 @@ def add_and_norm(
         if pending.gate.shape[0] != shift.shape[0]:
             # conditions a frame beside conditions a clip, as the joint model has them
             shift, scale = (v.repeat_interleave(pending.gate.shape[0] // v.shape[0], 0) for v in (shift, scale))
-        return ops.gate_residual_norm_modulate(
-            x, pending.y, pending.gate, shift, scale, y_bias=pending.y_bias, pos=pos
-        )
+        return ops.gate_residual_norm_modulate(x, pending.y, pending.gate, shift, scale, y_bias=pending.y_bias, pos=pos)
     if pos is not None:
         x = x + pos.to(x.dtype)
     return x, ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)

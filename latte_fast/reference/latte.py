@@ -1,4 +1,4 @@
-"""The oracle: upstream's Latte to the letter, its layout copies and repeated conditioning included. Same keys, same call.
+"""The oracle: upstream's Latte to the letter, layout copies and repeated conditioning included; same keys, same call.
 
 This is also the eager contender of every benchmark, so nothing here is made faster.
 """
@@ -180,7 +180,7 @@ class LatteIMG(Latte):
         use_image_num: int = 0,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """x (B, F+n, C, H, W); y_image: B tensors of n labels. Upstream raises in eval with n > 0; here it is as in train."""
+        """x (B, F+n, C, H, W); y_image: B tensors of n labels. Upstream raises in eval with n > 0, here as in train."""
         c = self.t_embedder(t, use_fp16=use_fp16)
         frames = x.shape[1] - use_image_num
         c_frames = final = repeat(c, "b d -> b f d", f=frames + use_image_num)
