@@ -20,10 +20,10 @@ def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
 def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
     _check_clip(model, x, images)
     weight = model.x_embedder.proj.weight
-    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
-        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
+    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
     if t.shape != (batch,):
         raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")

@@ -72,6 +72,7 @@ class Latte(nn.Module):
         self.config = config = LatteConfig(**kwargs)
         width = config.hidden_size
         self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
+        self.patch_size, self.num_heads = config.patch_size, config.num_heads
         self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         if config.extras == 2:
@@ -102,7 +103,7 @@ class Latte(nn.Module):
 
     def unpatchify(self, x: Tensor) -> Tensor:
         side = int(x.shape[1] ** 0.5)
-        p = self.config.patch_size
+        p = self.patch_size
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=p, q=p)
 
     def embed_text(self, text: Tensor) -> Tensor:
