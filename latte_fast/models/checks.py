@@ -51,7 +51,11 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
         raise ValueError(f"Latte: x must have C = {model.in_channels} channels, got {channels}")
     if images < 0 or frames - images < 1:
         raise ValueError(f"Latte: use_image_num must leave at least one of the {frames} frames, got {images}")
-    stored = model.temp_embed.shape[1]
+    s = model.config.patch_frames
+    if (frames - images) % s:
+        raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")
+    rotary = model.config.time_pos == "rope"
+    stored = frames - images if rotary else s * model.temp_embed.shape[1]
     if frames - images != stored and model.extend_time == "error":
         raise ValueError(
             f"Latte: x must have F = {stored} video frames as the model's table "

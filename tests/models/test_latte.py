@@ -286,5 +286,6 @@ def test_forced_reference_equals_auto(pair: Any, inputs: Any) -> None:
 
 def test_registry() -> None:
     assert set(Latte_models) == set(reference.latte.Latte_models)
+    assert len(Latte_models) == 14
     assert isinstance(Latte_models["Latte-S/8"](input_size=8), Latte)
     assert LatteIMG(depth=2, hidden_size=64, num_heads=2).extras == 2
