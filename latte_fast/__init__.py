@@ -1,3 +1,20 @@
-"""latte_fast: the fast backbone for Latte."""
+"""latte_fast: the fast backbone for Latte, the latent diffusion transformer for video."""
+
+from latte_fast import ops, reference
+from latte_fast.backends import use_backend
+from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
+from latte_fast.models.patch import patch, unpatch
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Latte",
+    "LatteIMG",
+    "LatteIMG_models",
+    "Latte_models",
+    "ops",
+    "patch",
+    "reference",
+    "unpatch",
+    "use_backend",
+]

@@ -20,7 +20,7 @@ class BackendUnavailable(RuntimeError):
 
 
 def register(op: str, probes: dict[str, Probe]) -> None:
-    """Declares an op's backends in order of preference; the reference, which serves everything, comes last by itself."""
+    """Declares an op's backends in order of preference; the reference, which serves everything, comes last."""
     _probes[op] = {**probes, "reference": lambda *args, **kwargs: None}
 
 
@@ -65,9 +65,10 @@ def say_once(sentence: str, level: int = logging.DEBUG) -> None:
 
 
 class use_backend:
-    """Forces backends inside a `with`: `use_backend("cpu")` for all ops that have it, or `use_backend(axis_attention="sdpa")`.
+    """Forces backends inside a `with`: `use_backend("cpu")` for every op that has it, or one op by name.
 
-    The choice holds for the whole process, not for a thread; a backward uses its forward's backend wherever it runs.
+    `use_backend(axis_attention="sdpa")` forces one op. The choice holds for the whole process, not for a thread; a
+    backward uses its forward's backend wherever it runs.
     """
 
     def __init__(self, name: str | None = None, /, **by_op: str):

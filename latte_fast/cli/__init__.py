@@ -1,1 +1,11 @@
+"""The `latte-fast` command; one file a subcommand."""
 
+import tyro
+
+from latte_fast.cli.demo import demo
+from latte_fast.cli.doctor import doctor
+
+
+def main() -> None:
+    commands = {"doctor": doctor, "demo": demo}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="latte-fast", description="Fast Latte: check, compare, run.")

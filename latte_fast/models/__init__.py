@@ -1,1 +1,1 @@
-
+"""Whole models: Latte, its joint image-video form, checkpoints and patching."""

@@ -1,1 +1,1 @@
-
+"""nn.Modules on the ops, with upstream's parameter names."""

@@ -1,5 +1,6 @@
 """What a kernel needs before its arguments matter: the device, the package, the extension."""
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -30,19 +31,17 @@ def why_not_cpu(x: Tensor) -> str | None:
 
 
 def kernel_probes(launchers: Callable[[str], ModuleType]) -> dict[str, Callable[..., str | None]]:
-    """The probes of an op whose kernels are launchers("cpu") and launchers("triton"): the platform, then the arguments."""
+    """Probes of an op whose kernels are launchers("cpu") and launchers("triton"): the platform, then the arguments."""
+    cpu_module = None
+    with contextlib.suppress(ImportError):
+        cpu_module = launchers("cpu")
 
-    def probe(backend: str, platform: Callable[[Tensor], str | None]) -> Callable[..., str | None]:
-        def why_not(x: Tensor, *args: Any) -> str | None:
-            reason = platform(x)
-            if reason:
-                return reason
-            try:
-                module = launchers(backend)
-            except ImportError as error:
-                return str(error)
-            return module.why_not(x, *args)
+    def why_not_on_cpu(x: Tensor, *args: Any) -> str | None:
+        if cpu_module is None:
+            return "it has no C++ kernel"
+        return why_not_cpu(x) or cpu_module.why_not(x, *args)
 
-        return why_not
+    def why_not_on_triton(x: Tensor, *args: Any) -> str | None:
+        return why_not_triton(x) or launchers("triton").why_not(x, *args)
 
-    return {"cpu": probe("cpu", why_not_cpu), "triton": probe("triton", why_not_triton)}
+    return {"cpu": why_not_on_cpu, "triton": why_not_on_triton}

@@ -28,7 +28,7 @@ def register_gradient(name: str, setup: Callable, backward: Callable) -> None:
 
 
 def call_directly(*tensors: Tensor | None) -> bool:
-    """Whether an op's body may be called without the dispatcher (0.7 against 2.5 us a call): nobody watches or records."""
+    """Whether an op's body may be called without the dispatcher (0.7, not 2.5 us a call): nobody watches or records."""
     if torch.compiler.is_compiling():
         return False
     if (

@@ -148,11 +148,11 @@ def _backward(
     key_mask: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     launchers(backend).axis_attention_bwd(
-        dout.contiguous(), q, k, v, out, lse, axis, _rope(cos, sin), scale, key_mask, *grads
+        dout.contiguous(), q, k, v, out, lse, axis, _rope(cos, sin), scale, key_mask, dq, dk, dv
     )
-    return grads
+    return dq, dk, dv
 
 
 def _backward_fake(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

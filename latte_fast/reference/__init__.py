@@ -1,1 +1,5 @@
+"""The oracle: plain torch, upstream's maths to the letter, beside nothing fast."""
 
+from latte_fast.reference import functional, latte
+
+__all__ = ["functional", "latte"]

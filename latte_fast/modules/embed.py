@@ -1,0 +1,87 @@
+"""Patches, time step, label and positions into width D. Parameter names are upstream's."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def sincos(width: int, positions: Tensor) -> Tensor:
+    """(M,) as (M, width): [sin | cos] of position * 10000^(-2k / width), computed in float64, returned in fp32."""
+    rates = 10000.0 ** (torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (-width / 2))
+    angles = positions.double()[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def time_table(width: int, frames: int, device: torch.device | None = None) -> Tensor:
+    """(1, F, D)."""
+    return sincos(width, torch.arange(frames, device=device))[None]
+
+
+def space_table(width: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """(1, N, D): the first half of D encodes the column, the second the row."""
+    row = sincos(width // 2, torch.arange(rows, device=device))[:, None].expand(rows, columns, -1)
+    column = sincos(width // 2, torch.arange(columns, device=device))[None].expand(rows, columns, -1)
+    return torch.cat([column, row], dim=-1).reshape(1, rows * columns, width)
+
+
+def stretch_time(table: Tensor, frames: int) -> Tensor:
+    """A (1, F, D) table linearly interpolated to another number of frames, its ends kept."""
+    wide = F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=True)
+    return wide.transpose(1, 2).to(table.dtype)
+
+
+def stretch_space(table: Tensor, rows: int, columns: int) -> Tensor:
+    """A square (1, N, D) table bicubically interpolated to a grid of rows x columns."""
+    side = math.isqrt(table.shape[1])
+    grid = rearrange(table.float(), "1 (r c) d -> 1 d r c", r=side)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+    return rearrange(grid, "1 d r c -> 1 (r c) d").to(table.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """The strided convolution as one GEMM over unfolded patches; `proj` keeps the convolution's parameters."""
+
+    def __init__(self, patch: int, channels: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.proj.weight.shape[-1]
+        rows = rearrange(x, "b f c (h p) (w q) -> b f (h w) (c p q)", p=p, q=p)
+        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)  # (B, F, N, D)
+
+
+class TimestepEmbedder(nn.Module):
+    """[cos | sin] of t at 128 frequencies in fp32, then Linear, SiLU, Linear."""
+
+    frequencies = 256
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t[:, None].float() * rates
+        wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(wave.to(self.mlp[0].weight.dtype))  # (B, D)
+
+
+class LabelEmbedder(nn.Module):
+    """A table of classes; while training a label becomes the null class with probability `dropout_prob`."""
+
+    def __init__(self, classes: int, width: int, dropout: float):
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + (dropout > 0), width)
+        self.num_classes = classes
+        self.dropout_prob = dropout
+
+    def forward(self, labels: Tensor, train: bool) -> Tensor:
+        if train and self.dropout_prob > 0:
+            drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
+            labels = torch.where(drop, self.num_classes, labels)
+        return F.embedding(labels, self.embedding_table.weight)

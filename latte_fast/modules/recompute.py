@@ -1,0 +1,50 @@
+"""What a block keeps for its backward. Matrix products and attention are kept, elementwise results are made again."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from latte_fast.modules.block import Block, Pending, resolve
+
+POLICIES = ("none", "elementwise", "mlp", "block")
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+_ATTENTION = {
+    torch.ops.latte_fast.axis_attention.default,
+    torch.ops.latte_fast.axis_attention_qkv.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if op in _ATTENTION:
+        return CheckpointPolicy.MUST_SAVE
+    if op in _PRODUCTS and (keep_fc1 or args[-1].shape[-1] != hidden):
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def run_block(
+    policy: str, block: Block, x: Tensor, pending: Pending | None, silu_c: Tensor, axis: str, pos: Tensor | None = None
+) -> tuple[Tensor, Pending | None]:
+    """The block under a policy of POLICIES.
+
+    "elementwise" keeps x and every matrix product, "mlp" all but the widest one, fc1's, and "block" x alone, with the
+    residual resolved at the block's end so that only one tensor crosses it.
+    """
+    if policy == "none" or not torch.is_grad_enabled():
+        return block(x, pending, silu_c, axis, pos)
+    if policy == "block":
+        return checkpoint(_resolved, block, x, pending, silu_c, axis, pos, use_reentrant=False), None
+    chooser = functools.partial(_policy, policy == "elementwise", block.mlp.fc1.out_features)
+    context = functools.partial(create_selective_checkpoint_contexts, chooser)
+    return checkpoint(block, x, pending, silu_c, axis, pos, use_reentrant=False, context_fn=context)
+
+
+def _resolved(block: Block, *args: Any) -> Tensor:
+    return resolve(*block(*args))
