@@ -13,13 +13,20 @@ from latte_fast.kernels.rows import row_offset
 
 @triton.jit
 def gelu_parts(b_v):
-    """sigmoid(2z) and its slope d(2z)/dv, z = sqrt(2/pi) (v + 0.044715 v^3): gelu(v) = v sigmoid(2z) has no 1 + tanh."""
+    """g = sigmoid(2z), 1 - g and d(2z)/dv with z = sqrt(2/pi) (v + 0.044715 v^3); gelu(v) = v g.
+
+    The exponential of -|2z| neither overflows nor loses 1 - g to cancellation.
+    """
     b_square = b_v * b_v
-    b_gate = 1 / (1 + tl.exp(-1.5957691216057308 * b_v * (1 + 0.044715 * b_square)))
-    return b_gate, 1.5957691216057308 * (1 + 0.134145 * b_square)
+    b_z2 = 1.5957691216057308 * b_v * (1 + 0.044715 * b_square)
+    b_exp = tl.exp(-tl.abs(b_z2))
+    b_large = 1 / (1 + b_exp)
+    b_small = b_exp * b_large
+    b_gate = tl.where(b_z2 >= 0, b_large, b_small)
+    return b_gate, tl.where(b_z2 >= 0, b_small, b_large), 1.5957691216057308 * (1 + 0.134145 * b_square)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
 def bias_gelu_fwd_kernel(
     u_ptr, b_ptr, a_ptr, n_1, n_2, s_u0, s_u1, s_u2, rows_, programs,
     LEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
@@ -34,12 +41,12 @@ def bias_gelu_fwd_kernel(
         m_tile = (o_row < rows_)[:, None] & m_d[None, :]
         p_u = u_ptr + row_offset(o_row, n_1, n_2, s_u0, s_u1, s_u2, LEADS)[:, None] + o_d[None, :]
         b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
-        b_gate, _ = gelu_parts(b_v)
+        b_gate, _, _ = gelu_parts(b_v)
         p_a = a_ptr + o_row[:, None] * D + o_d[None, :]
         tl.store(p_a, (b_v * b_gate).to(a_ptr.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
 def bias_gelu_bwd_kernel(
     da_ptr, u_ptr, b_ptr, du_ptr, partial_ptr, n_1, n_2, s_da0, s_da1, s_da2, s_u0, s_u1, s_u2, rows_, programs,
     LEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
@@ -58,8 +65,8 @@ def bias_gelu_bwd_kernel(
         p_da = da_ptr + row_offset(o_row, n_1, n_2, s_da0, s_da1, s_da2, LEADS)[:, None] + o_d[None, :]
         b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
         b_da = tl.load(p_da, mask=m_tile, other=0.0).to(tl.float32)
-        b_gate, b_slope = gelu_parts(b_v)
-        b_du = b_da * b_gate * (1 + b_v * (1 - b_gate) * b_slope)
+        b_gate, b_rest, b_slope = gelu_parts(b_v)
+        b_du = b_da * b_gate * (1 + b_v * b_rest * b_slope)
         b_db += b_du
         p_du = du_ptr + o_row[:, None] * D + o_d[None, :]
         tl.store(p_du, b_du.to(du_ptr.dtype.element_ty), mask=m_tile)
@@ -71,14 +78,14 @@ def block_d(D: int) -> int:
     return min(triton.next_power_of_2(D), 512 if D % 1024 else 1024)
 
 
-def config(kernel: str, u: Tensor) -> tuning.RowsConfig:
+def config(kernel: str, u: Tensor) -> tuning.TileConfig:
     D = u.shape[-1]
     per_sm = 64 if kernel.endswith("fwd") else 8
-    default = tuning.RowsConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
+    default = tuning.TileConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[u.dtype]}", default, u.device)
 
 
-def split(count: int, D: int, c: tuning.RowsConfig, device: torch.device) -> tuple[int, int]:
+def split(count: int, D: int, c: tuning.TileConfig, device: torch.device) -> tuple[int, int]:
     """(programs over rows, programs over columns)."""
     columns = math.ceil(D / block_d(D))
     budget = c.programs_per_sm * tuning.gpu_of(device)[1] // columns

@@ -6,63 +6,47 @@ import triton.language as tl
 from torch import Tensor
 
 from latte_fast.kernels import rows, tuning
-from latte_fast.kernels.rows import (
-    centre_rows,
-    load_rows,
-    load_vector,
-    row_offset,
-    row_sum,
-    store_rows,
-    store_vector,
-)
+from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sum, store_row, zero_row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_1", "n_2", "per_group", "programs"])
 def norm_modulate_fwd_kernel(
     x_ptr, shift_ptr, scale_ptr, h_ptr, n_1, n_2, s_x0, s_x1, s_x2, s_shift, s_scale, per_group, programs, eps,
-    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_R: tl.constexpr,
-    STAGES: tl.constexpr,
+    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     i_g = (tl.program_id(0) // programs).to(tl.int64)
-    i_first = (tl.program_id(0) % programs) * BLOCK_R
-    b_shift0, b_shift1 = load_vector(shift_ptr + i_g * s_shift, D, BLOCK_0, BLOCK_1)
-    b_scale0, b_scale1 = load_vector(scale_ptr + i_g * s_scale, D, BLOCK_0, BLOCK_1)
-    for i_row in tl.range(i_first, per_group, programs * BLOCK_R, num_stages=STAGES):
-        o_row = i_row + tl.arange(0, BLOCK_R)
-        m_row = o_row < per_group
-        o_row = i_g * per_group + o_row
-        p_x = x_ptr + row_offset(o_row, n_1, n_2, s_x0, s_x1, s_x2, LEADS)
-        b_x0, b_x1 = load_rows(p_x, m_row, D, BLOCK_0, BLOCK_1)
-        b_x0, b_x1, b_rstd = centre_rows(b_x0, b_x1, eps, D, BLOCK_0, BLOCK_1)
+    i_first = tl.program_id(0) % programs
+    b_shift0, b_shift1 = load_row(shift_ptr + i_g * s_shift, D, BLOCK_0, BLOCK_1)
+    b_scale0, b_scale1 = load_row(scale_ptr + i_g * s_scale, D, BLOCK_0, BLOCK_1)
+    for i_row in tl.range(i_first, per_group, programs, num_stages=STAGES):
+        i_out = i_g * per_group + i_row
+        p_x = x_ptr + row_offset(i_out, n_1, n_2, s_x0, s_x1, s_x2, LEADS)
+        b_x0, b_x1 = load_row(p_x, D, BLOCK_0, BLOCK_1)
+        b_x0, b_x1, b_rstd = centre_row(b_x0, b_x1, eps, D, BLOCK_0, BLOCK_1)
         b_h0 = b_x0 * b_rstd * (1 + b_scale0) + b_shift0
         b_h1 = b_x1 * b_rstd * (1 + b_scale1) + b_shift1
-        store_rows(h_ptr + o_row * D, b_h0, b_h1, m_row, D, BLOCK_0, BLOCK_1)
+        store_row(h_ptr + i_out * D, b_h0, b_h1, D, BLOCK_0, BLOCK_1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_1", "n_2", "per_group", "programs"])
 def norm_modulate_bwd_kernel(
     dh_ptr, x_ptr, scale_ptr, dx_ptr, partial_ptr, n_1, n_2, s_dh0, s_dh1, s_dh2, s_x0, s_x1, s_x2, s_scale,
     per_group, programs, eps,
-    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_R: tl.constexpr,
-    STAGES: tl.constexpr,
+    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """partial (G, P, 2, D): this program's share of (dshift, dscale)."""
     i_g = (tl.program_id(0) // programs).to(tl.int64)
-    i_first = (tl.program_id(0) % programs) * BLOCK_R
-    b_scale0, b_scale1 = load_vector(scale_ptr + i_g * s_scale, D, BLOCK_0, BLOCK_1)
-    b_dshift0 = tl.zeros([BLOCK_R, BLOCK_0], dtype=tl.float32)
-    b_dshift1 = tl.zeros([BLOCK_R, BLOCK_1], dtype=tl.float32)
-    b_dscale0 = tl.zeros([BLOCK_R, BLOCK_0], dtype=tl.float32)
-    b_dscale1 = tl.zeros([BLOCK_R, BLOCK_1], dtype=tl.float32)
-    for i_row in tl.range(i_first, per_group, programs * BLOCK_R, num_stages=STAGES):
-        o_row = i_row + tl.arange(0, BLOCK_R)
-        m_row = o_row < per_group
-        o_row = i_g * per_group + o_row
-        p_x = x_ptr + row_offset(o_row, n_1, n_2, s_x0, s_x1, s_x2, LEADS)
-        p_dh = dh_ptr + row_offset(o_row, n_1, n_2, s_dh0, s_dh1, s_dh2, LEADS)
-        b_x0, b_x1 = load_rows(p_x, m_row, D, BLOCK_0, BLOCK_1)
-        b_dh0, b_dh1 = load_rows(p_dh, m_row, D, BLOCK_0, BLOCK_1)
-        b_x0, b_x1, b_rstd = centre_rows(b_x0, b_x1, eps, D, BLOCK_0, BLOCK_1)
+    i_first = tl.program_id(0) % programs
+    b_scale0, b_scale1 = load_row(scale_ptr + i_g * s_scale, D, BLOCK_0, BLOCK_1)
+    b_dshift0, b_dshift1 = zero_row(BLOCK_0, BLOCK_1)
+    b_dscale0, b_dscale1 = zero_row(BLOCK_0, BLOCK_1)
+    for i_row in tl.range(i_first, per_group, programs, num_stages=STAGES):
+        i_out = i_g * per_group + i_row
+        p_x = x_ptr + row_offset(i_out, n_1, n_2, s_x0, s_x1, s_x2, LEADS)
+        p_dh = dh_ptr + row_offset(i_out, n_1, n_2, s_dh0, s_dh1, s_dh2, LEADS)
+        b_x0, b_x1 = load_row(p_x, D, BLOCK_0, BLOCK_1)
+        b_dh0, b_dh1 = load_row(p_dh, D, BLOCK_0, BLOCK_1)
+        b_x0, b_x1, b_rstd = centre_row(b_x0, b_x1, eps, D, BLOCK_0, BLOCK_1)
         b_x0, b_x1 = b_x0 * b_rstd, b_x1 * b_rstd
         b_dshift0 += b_dh0
         b_dshift1 += b_dh1
@@ -73,15 +57,15 @@ def norm_modulate_bwd_kernel(
         b_slope = row_sum(b_dh0 * b_x0, b_dh1 * b_x1) / D
         b_dx0 = (b_dh0 - b_mean - b_x0 * b_slope) * b_rstd
         b_dx1 = (b_dh1 - b_mean - b_x1 * b_slope) * b_rstd
-        store_rows(dx_ptr + o_row * D, b_dx0, b_dx1, m_row, D, BLOCK_0, BLOCK_1)
+        store_row(dx_ptr + i_out * D, b_dx0, b_dx1, D, BLOCK_0, BLOCK_1)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * 2 * D
-    store_vector(p_partial, tl.sum(b_dshift0, 0), tl.sum(b_dshift1, 0), D, BLOCK_0, BLOCK_1)
-    store_vector(p_partial + D, tl.sum(b_dscale0, 0), tl.sum(b_dscale1, 0), D, BLOCK_0, BLOCK_1)
+    store_row(p_partial, b_dshift0, b_dshift1, D, BLOCK_0, BLOCK_1)
+    store_row(p_partial + D, b_dscale0, b_dscale1, D, BLOCK_0, BLOCK_1)
 
 
 def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, 4608, 32) if kernel.endswith("fwd") else tuning.rows_default(D, 2304, 4)
+    default = tuning.rows_default(D, 40 if kernel.endswith("fwd") else 32)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 
@@ -98,7 +82,7 @@ def norm_modulate_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_d
     with rows.guard(x):
         norm_modulate_fwd_kernel[(groups * programs,)](
             x, shift, scale, h, *n, *s_x, shift.stride(0), scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(h, out_dtype)
@@ -118,7 +102,7 @@ def norm_modulate_bwd(dh: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple
     with rows.guard(x):
         norm_modulate_bwd_kernel[(groups * programs,)](
             dh, xs, scale, dx, partials, *n, *s_dh, *s_x, scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     dshift, dscale = rows.sum_partials(partials, scale.dtype)

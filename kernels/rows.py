@@ -1,7 +1,6 @@
-"""Rows of D values: leading strides, groups of consecutive rows, the two-piece tile, and the sums over a group."""
+"""Rows of D values: leading strides, groups of consecutive rows, a row in two pieces, and the sums over a group."""
 
 import contextlib
-import math
 
 import torch
 import triton
@@ -28,60 +27,45 @@ def row_offset(i_row, n_1, n_2, s_0, s_1, s_2, LEADS: tl.constexpr):
 
 
 @triton.jit
-def load_rows(p_row, m_row, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """Rows of D values as fp32 tiles (R, BLOCK_0) and (R, BLOCK_1): 1152 is 1024 + 128, where one block would be 2048."""
-    o_0 = tl.arange(0, BLOCK_0)
+def load_row(p, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """D values as fp32 in two pieces: 1152 is 1024 + 128, where one block would be 2048.
+
+    One row at a time and no (R, 1) column of means: that would force one layout on both pieces, and the larger would
+    travel through shared memory to get there.
+    """
     o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
-    b_0 = tl.load(p_row[:, None] + o_0[None, :], mask=m_row[:, None], other=0.0)
-    b_1 = tl.load(p_row[:, None] + o_1[None, :], mask=m_row[:, None] & (o_1 < D)[None, :], other=0.0)
-    return b_0.to(tl.float32), b_1.to(tl.float32)
-
-
-@triton.jit
-def store_rows(p_row, b_0, b_1, m_row, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    o_0 = tl.arange(0, BLOCK_0)
-    o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
-    dtype = p_row.dtype.element_ty
-    tl.store(p_row[:, None] + o_0[None, :], b_0.to(dtype), mask=m_row[:, None])
-    tl.store(p_row[:, None] + o_1[None, :], b_1.to(dtype), mask=m_row[:, None] & (o_1 < D)[None, :])
-
-
-@triton.jit
-def load_vector(p, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """D values as fp32 tiles (1, BLOCK_0) and (1, BLOCK_1)."""
-    o_0 = tl.arange(0, BLOCK_0)
-    o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
-    b_0 = tl.load(p + o_0).to(tl.float32)
+    b_0 = tl.load(p + tl.arange(0, BLOCK_0)).to(tl.float32)
     b_1 = tl.load(p + o_1, mask=o_1 < D, other=0.0).to(tl.float32)
-    return b_0[None, :], b_1[None, :]
+    return b_0, b_1
 
 
 @triton.jit
-def store_vector(p, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    o_0 = tl.arange(0, BLOCK_0)
+def store_row(p, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
     o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
-    tl.store(p + o_0, b_0)
-    tl.store(p + o_1, b_1, mask=o_1 < D)
+    tl.store(p + tl.arange(0, BLOCK_0), b_0.to(p.dtype.element_ty))
+    tl.store(p + o_1, b_1.to(p.dtype.element_ty), mask=o_1 < D)
+
+
+@triton.jit
+def zero_row(BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    return tl.zeros([BLOCK_0], dtype=tl.float32), tl.zeros([BLOCK_1], dtype=tl.float32)
 
 
 @triton.jit
 def row_sum(b_0, b_1):
-    """(R, 1) sums of rows."""
-    return (tl.sum(b_0, 1) + tl.sum(b_1, 1))[:, None]
+    return tl.sum(b_0, 0) + tl.sum(b_1, 0)
 
 
 @triton.jit
-def centre_rows(b_0, b_1, eps, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """Rows less their mean, zero past D, and 1 / std; two passes over registers, for E[x^2] - E[x]^2 cancels."""
-    b_mean = row_sum(b_0, b_1) / D
-    m_1 = BLOCK_0 + tl.arange(0, BLOCK_1) < D
-    b_0 = b_0 - b_mean
-    b_1 = tl.where(m_1[None, :], b_1 - b_mean, 0.0)
-    b_rstd = tl.rsqrt(row_sum(b_0 * b_0, b_1 * b_1) / D + eps)
-    return b_0, b_1, b_rstd
+def centre_row(b_0, b_1, eps, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """A row less its mean, zero past D, and 1 / std; two passes over registers, for E[x^2] - E[x]^2 cancels."""
+    mean = row_sum(b_0, b_1) / D
+    b_0 = b_0 - mean
+    b_1 = tl.where(BLOCK_0 + tl.arange(0, BLOCK_1) < D, b_1 - mean, 0.0)
+    return b_0, b_1, tl.rsqrt(row_sum(b_0 * b_0, b_1 * b_1) / D + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "programs"])
 def sum_partials_kernel(
     partial_ptr, out_0_ptr, out_1_ptr, out_2_ptr, shared_ptr, groups, programs,
     SLOTS: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -169,10 +153,10 @@ def leads(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[l
 
 
 def split_rows(rows: int, groups: int, config: tuning.RowsConfig, device: torch.device) -> tuple[int, int]:
-    """(rows a group, programs a group)."""
+    """(rows a group, programs a group); a program walks every `programs`-th row."""
     per_group = rows // groups
     budget = config.programs_per_sm * tuning.gpu_of(device)[1]
-    return per_group, max(1, min(math.ceil(per_group / config.block_r), budget // groups))
+    return per_group, max(1, min(per_group, budget // groups))
 
 
 def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How big a tile each kernel takes: an analytic default from shape and device, overridden by kernels/configs/<gpu>.json."""
+"""How big a tile each kernel takes: an analytic default by shape, overridden by kernels/configs/<gpu>.json."""
 
 import functools
 import json
@@ -15,7 +15,16 @@ log = logging.getLogger("latte_fast")
 
 @dataclass(frozen=True)
 class RowsConfig:
-    """A program walks tiles of block_r rows; programs_per_sm bounds how many programs share the rows."""
+    """A program walks rows one by one; programs_per_sm bounds how many programs share them."""
+
+    warps: int
+    stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """As RowsConfig, but a program walks tiles of block_r rows of one block of columns."""
 
     block_r: int
     warps: int
@@ -41,7 +50,7 @@ class FlashConfig:
     stages: int
 
 
-Config = RowsConfig | PackedConfig | FlashConfig
+Config = RowsConfig | TileConfig | PackedConfig | FlashConfig
 
 
 @functools.cache
@@ -51,7 +60,7 @@ def file_stem(gpu: str) -> str:
 
 @functools.cache
 def measured(gpu: str) -> dict[str, dict[str, int]]:
-    """What the tuner stored for a GPU: `<kernel>/<shape>` -> the fields it changes. Warns once where it stored nothing."""
+    """What the tuner stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where it stored nothing."""
     path = CONFIGS / f"{file_stem(gpu)}.json"
     if not path.exists():
         log.warning("latte_fast: no tuned tiles for %s, so analytic ones; `latte-fast tune` measures them", gpu)
@@ -78,15 +87,10 @@ def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Co
     return replace(default, **{name: value for name, value in stored.items() if name in known})
 
 
-def floor_power_of_2(n: int) -> int:
-    return 1 << (max(n, 1).bit_length() - 1)
+def rows_default(D: int, warps_per_sm: int) -> RowsConfig:
+    """8 to 16 values a thread; as many programs as the kernel's registers let reside, so that all start at once.
 
-
-def rows_default(D: int, values: int, programs_per_sm: int, stages: int = 1) -> RowsConfig:
-    """Tiles of about `values` values over 128 threads, which is what the registers hold; one row where D is larger."""
-    return RowsConfig(
-        block_r=min(16, floor_power_of_2(values // D)),
-        warps=4 if D <= 2048 else 8,
-        stages=stages,
-        programs_per_sm=programs_per_sm,
-    )
+    Three stages: the next two rows are under way to shared memory while a row's means are agreed on.
+    """
+    warps = min(16, max(1, 1 << (D // 256).bit_length() >> 1))
+    return RowsConfig(warps=warps, stages=3, programs_per_sm=warps_per_sm // warps)
