@@ -1,8 +1,4 @@
-<<<<<<< Updated upstream
 """Triton kernels, imported as latte_fast.kernels. As the top-level package `kernels` this stays inert."""
-=======
-"""Triton kernels, imported as latte_fast.kernels. Found as a top-level package from the repository root: inert."""
->>>>>>> Stashed changes
 
 __version__ = "0.0.0"
 
