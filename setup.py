@@ -59,7 +59,7 @@ def run(command: list[str]) -> str:
 
 
 class BuildExt(build_ext):
-    """Compiles each csrc/*_cpu.cpp once a level and each csrc/*_cuda.cu once; what is refused is dropped with its reason."""
+    """Compiles csrc/*_cpu.cpp once a level and csrc/*_cuda.cu once; what is refused is dropped, its reason kept."""
 
     def build_extension(self, ext):
         self.info = {"levels": [], "refused": {}, "cuda": None, "cuda_reason": "", "error": ""}

@@ -1,4 +1,4 @@
-"""Triton kernels, imported as latte_fast.kernels. Found as a top-level package from the repository root, it stays inert."""
+"""Triton kernels, imported as latte_fast.kernels. As the top-level package `kernels` this stays inert."""
 
 __version__ = "0.0.0"
 

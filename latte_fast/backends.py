@@ -20,7 +20,7 @@ class BackendUnavailable(RuntimeError):
 
 
 def register(op: str, probes: dict[str, Probe]) -> None:
-    """Declares an op's backends in order of preference; the reference, which serves everything, comes last by itself."""
+    """Declares an op's backends in order of preference; the reference, which serves everything, comes last."""
     _probes[op] = {**probes, "reference": lambda *args, **kwargs: None}
 
 
@@ -58,6 +58,13 @@ def choose(op: str, *args: Any, **kwargs: Any) -> str:
     raise AssertionError("the reference serves everything")
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on a device, or None where it is off."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def say_once(sentence: str, level: int = logging.DEBUG) -> None:
     if sentence not in _said:
         _said.add(sentence)
@@ -65,9 +72,10 @@ def say_once(sentence: str, level: int = logging.DEBUG) -> None:
 
 
 class use_backend:
-    """Forces backends inside a `with`: `use_backend("cpu")` for all ops that have it, or `use_backend(axis_attention="sdpa")`.
+    """Forces backends inside a `with`: `use_backend("cpu")` for every op that has it, or one op by name.
 
-    The choice holds for the whole process, not for a thread; a backward uses its forward's backend wherever it runs.
+    `use_backend(axis_attention="sdpa")` forces one op. The choice holds for the whole process, not for a thread; a
+    backward uses its forward's backend wherever it runs.
     """
 
     def __init__(self, name: str | None = None, /, **by_op: str):

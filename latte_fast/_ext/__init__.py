@@ -1,6 +1,6 @@
-"""The compiled extension, typed: `load()` returns latte_fast._C or raises ExtensionNotBuilt with the reason and the command.
+"""The compiled extension, typed: `load()` returns latte_fast._C or raises ExtensionNotBuilt with reason and command.
 
-One launcher file an op stands beside this loader; each turns tensors into pointers, sizes and strides for latte_fast._C.
+One launcher file an op stands beside this loader; each turns tensors into pointers, sizes and strides.
 """
 
 import json
@@ -23,7 +23,7 @@ def build_info() -> dict:
 _module: ModuleType | None = None
 _reason: str | None = None
 try:
-    from latte_fast import _C as _module  # type: ignore[no-redef]
+    from latte_fast import _C as _module  # type: ignore[attr-defined,no-redef]
 except ImportError as error:
     _reason = (
         f"latte_fast._C is not built ({build_info().get('error') or error}); "

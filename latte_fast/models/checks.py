@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from latte_fast import backends
+
 if TYPE_CHECKING:
     from latte_fast.models.latte import Latte
 
@@ -17,15 +19,13 @@ def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"Latte: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def check_inputs(
-    model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0
-) -> None:
+def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
     _check_clip(model, x, images)
     weight = model.x_embedder.proj.weight
-    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
-        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
+    if x.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
+        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
     if t.shape != (batch,):
         raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")
@@ -37,7 +37,9 @@ def check_inputs(
         if text is None:
             raise ValueError(f"Latte: text_embedding must be given (B, ...) with {model.text_width} values, got None")
         if text.shape[0] != batch or text[:1].numel() not in (0, model.text_width):
-            raise ValueError(f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}")
+            raise ValueError(
+                f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}"
+            )
 
 
 def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
@@ -51,7 +53,11 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
         raise ValueError(f"Latte: x must have C = {model.in_channels} channels, got {channels}")
     if images < 0 or frames - images < 1:
         raise ValueError(f"Latte: use_image_num must leave at least one of the {frames} frames, got {images}")
-    stored = model.temp_embed.shape[1]
+    s = model.config.patch_frames
+    if (frames - images) % s:
+        raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")
+    rotary = model.config.time_pos == "rope"
+    stored = frames - images if rotary else s * model.temp_embed.shape[1]
     if frames - images != stored and model.extend_time == "error":
         raise ValueError(
             f"Latte: x must have F = {stored} video frames as the model's table "
@@ -69,7 +75,7 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
 
 
 def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...]) -> None:
-    """Labels in [0, rows of the table); looked at where they lie on the CPU and nothing compiles, else the lookup asserts."""
+    """Labels in [0, rows of the table): looked at on the CPU where nothing compiles; elsewhere the lookup asserts."""
     classes = model.y_embedder.embedding_table.weight.shape[0]
     if labels is None:
         raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")
@@ -83,5 +89,5 @@ def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...])
     if torch.compiler.is_compiling():
         return
     for row in rows:
-        if row.device.type == "cpu" and row.numel() and not (0 <= int(row.min()) and int(row.max()) < classes):
+        if row.device.type == "cpu" and row.numel() and not (int(row.min()) >= 0 and int(row.max()) < classes):
             raise ValueError(f"Latte: {name} must be in [0, {classes}), got {row.tolist()}")

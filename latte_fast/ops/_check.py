@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latte_fast.ops._register import autocast_dtype
+from latte_fast.backends import autocast_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
@@ -55,7 +55,7 @@ def check_groups(op: str, x: Tensor, **partners: Tensor) -> None:
 
 
 def partners(op: str, x: Tensor, **tensors: Tensor) -> list[Tensor]:
-    """The 16-bit partners of a residual x, in one dtype: x's, or a 16-bit one beside an fp32 x; autocast settles a mix."""
+    """The partners of a residual x in one dtype: x's, or a 16-bit one beside an fp32 x; autocast settles a mix."""
     auto = autocast_dtype(x.device.type)
     if auto is not None and any(t.dtype in HALVES for t in (x, *tensors.values())):
         return [t.to(auto) for t in tensors.values()]

@@ -31,7 +31,7 @@ def why_not_cpu(x: Tensor) -> str | None:
 
 
 def kernel_probes(launchers: Callable[[str], ModuleType]) -> dict[str, Callable[..., str | None]]:
-    """The probes of an op whose kernels are launchers("cpu") and launchers("triton"): the platform, then the arguments."""
+    """Probes of an op whose kernels are launchers("cpu") and launchers("triton"): the platform, then the arguments."""
     cpu_module = None
     with contextlib.suppress(ImportError):
         cpu_module = launchers("cpu")

@@ -21,7 +21,7 @@ MAX_BATCH = 65535
 
 
 def to_batch(x: Tensor, axis: str) -> Tensor:
-    """(B, F, N, H, K) as (batch, length, H, K), a view: batch is B*F in space and B*N in time. Raises where it would copy."""
+    """(B, F, N, H, K) as (batch, length, H, K), batch B*F in space, B*N in time; raises where it would copy."""
     if axis == "time":
         x = x.transpose(1, 2)
     return x.view(x.shape[0] * x.shape[1], *x.shape[2:])

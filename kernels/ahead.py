@@ -1,0 +1,106 @@
+"""Compiles what a launcher launches without a GPU and reads the cubin's registers, stack and memory."""
+
+import contextlib
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# capability -> (shared memory of a multiprocessor, of a program), bytes
+SHARED = {80: (164 * 1024, 163 * 1024), 90: (228 * 1024, 227 * 1024), 100: (228 * 1024, 227 * 1024)}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses."""
+
+    kernel: str
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    local: int
+    wide: float
+    occupancy: float
+
+
+class AheadDriver:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+@contextlib.contextmanager
+def compiling_for(capability: int) -> Iterator[list[Any]]:
+    """Inside, launches compile for the capability and run nothing; the compiled kernels gather in the list.
+
+    Launchers are called on meta tensors, whose address 0 is as aligned as a fresh allocation's, so that the hints
+    (divisible by 16, equal to 1), warps and stages are a launch's own.
+    """
+    compiled: list[Any] = []
+    original, before = triton.JITFunction.run, driver._active
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled.append(original(self, *args, grid=grid, warmup=True, **kwargs))
+        return compiled[-1]
+
+    driver.set_active(AheadDriver(capability))
+    triton.JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        triton.JITFunction.run = original
+        driver._active = before
+
+
+def _cuobjdump(flag: str, cubin: str) -> str:
+    return subprocess.run([str(CUOBJDUMP), flag, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def usage(kernel: Any) -> Usage:
+    """Registers, stack and memory of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        table, code = _cuobjdump("--dump-resource-usage", file.name), _cuobjdump("-sass", file.name)
+    registers, stack = (int(re.search(rf"{name}:(\d+)", table)[1]) for name in ("REG", "STACK"))
+    accesses = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E\S*", code)
+    wide = sum(".128" in a for a in accesses) / max(len(accesses), 1)
+    warps, capability = kernel.metadata.num_warps, kernel.metadata.target.arch
+    return Usage(
+        kernel=kernel.name,
+        warps=warps,
+        registers=registers,
+        stack=stack,
+        shared=kernel.metadata.shared,
+        local=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        wide=wide,
+        occupancy=occupancy(capability, warps, registers, kernel.metadata.shared),
+    )
+
+
+def occupancy(capability: int, warps: int, registers: int, shared: int) -> float:
+    """Resident warps over the 64 a multiprocessor can hold: bounded by registers, shared memory and 32 programs."""
+    # registers come in units of 256 a warp, shared memory in units of 128 bytes with 1 KiB of the system's
+    by_registers = 65536 // (math.ceil(registers * 32 / 256) * 256) // warps
+    by_shared = SHARED[capability][0] // (math.ceil(shared / 128) * 128 + 1024)
+    return min(by_registers, by_shared, 32, 64 // warps) * warps / 64

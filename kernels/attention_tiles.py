@@ -1,0 +1,138 @@
+"""What the attention kernels share: heads loaded in two pieces, dots over them, rotary turns, and how sequences lie."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from latte_fast.kernels import rows
+
+Rope = tuple[Tensor, Tensor]
+
+
+@triton.jit
+def load_heads(p, m, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr, UPCAST: tl.constexpr):
+    """Heads of width K at addresses p (..., 1) as pieces (..., K_MAIN) and (..., K_TAIL), zero where m is not.
+
+    72 is 64 + 16 of which 8 count: a dot wants at least 16, and one piece would be 128. No tail: the main piece twice.
+    """
+    o_k = tl.arange(0, K_MAIN)
+    b_main = tl.load(p + o_k, mask=m & (o_k < K) if K < K_MAIN else m, other=0.0)
+    b_tail = b_main
+    if K_TAIL > 0:
+        o_k = K_MAIN + tl.arange(0, K_TAIL)
+        b_tail = tl.load(p + o_k, mask=m & (o_k < K), other=0.0)
+    if UPCAST:
+        b_main, b_tail = b_main.to(tl.float32), b_tail.to(tl.float32)
+    return b_main, b_tail
+
+
+@triton.jit
+def store_heads(p, b_main, b_tail, m, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr):
+    o_k = tl.arange(0, K_MAIN)
+    tl.store(p + o_k, b_main.to(p.dtype.element_ty), mask=m & (o_k < K) if K < K_MAIN else m)
+    if K_TAIL > 0:
+        o_k = K_MAIN + tl.arange(0, K_TAIL)
+        tl.store(p + o_k, b_tail.to(p.dtype.element_ty), mask=m & (o_k < K))
+
+
+@triton.jit
+def transposed(b):
+    return tl.permute(b, (0, 2, 1)) if len(b.shape) == 3 else tl.trans(b)
+
+
+@triton.jit
+def dot_heads(a_main, a_tail, b_main, b_tail, K_TAIL: tl.constexpr, PRECISION: tl.constexpr):
+    """a b^T over the head's width."""
+    b_out = tl.dot(a_main, transposed(b_main), input_precision=PRECISION)
+    if K_TAIL > 0:
+        b_out = tl.dot(a_tail, transposed(b_tail), b_out, input_precision=PRECISION)
+    return b_out
+
+
+@triton.jit
+def rotate_piece(b, b_cos, b_sin):
+    """Turns the pairs (2i, 2i+1) of the last dim, in fp32."""
+    if len(b.shape) == 3:
+        b_even, b_odd = tl.split(tl.reshape(b.to(tl.float32), [b.shape[0], b.shape[1], b.shape[2] // 2, 2]))
+    else:
+        b_even, b_odd = tl.split(tl.reshape(b.to(tl.float32), [b.shape[0], b.shape[1] // 2, 2]))
+    b_turned = tl.join(b_even * b_cos - b_odd * b_sin, b_even * b_sin + b_odd * b_cos)
+    return tl.reshape(b_turned, b.shape).to(b.dtype)
+
+
+@triton.jit
+def rotate_heads(
+    b_main, b_tail, cos_ptr, sin_ptr, o_t, T, SIGN: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr,
+    K_TAIL: tl.constexpr,
+):  # fmt: skip
+    """Turns heads (..., T, K) by the angles of their tokens o_t (T, 1); SIGN = -1 turns back."""
+    o_k = tl.arange(0, K_MAIN // 2)
+    m = (o_t < T) & (o_k < K // 2)
+    p = o_t * (K // 2) + o_k
+    b_cos = tl.load(cos_ptr + p, mask=m, other=0.0).to(tl.float32)
+    b_sin = tl.load(sin_ptr + p, mask=m, other=0.0).to(tl.float32) * SIGN
+    b_main = rotate_piece(b_main, b_cos, b_sin)
+    if K_TAIL > 0:
+        o_k = K_MAIN // 2 + tl.arange(0, K_TAIL // 2)
+        m = (o_t < T) & (o_k < K // 2)
+        p = o_t * (K // 2) + o_k
+        b_cos = tl.load(cos_ptr + p, mask=m, other=0.0).to(tl.float32)
+        b_sin = tl.load(sin_ptr + p, mask=m, other=0.0).to(tl.float32) * SIGN
+        b_tail = rotate_piece(b_tail, b_cos, b_sin)
+    else:
+        b_tail = b_main
+    return b_main, b_tail
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sequences of tokens along one axis: B * outer * H of them, T_q queries and T_k keys each."""
+
+    outer: int
+    T_q: int
+    T_k: int
+    sequences: int
+    constants: dict[str, Any]
+
+
+def strides(x: Tensor, axis: str) -> tuple[int, int, int, int]:
+    """(batch, outer, token, head) strides of x (B, F, N, H, K)."""
+    b, f, n, h, _ = x.stride()
+    return (b, f, n, h) if axis == "space" else (b, n, f, h)
+
+
+def problem(q: Tensor, k: Tensor, axis: str, rope: Rope | None, key_mask: Tensor | None, *others: Tensor) -> Problem:
+    B, F, N, H, K = q.shape
+    main = min(128, max(16, 1 << (K.bit_length() - 1)))
+    aligned = all(s % 8 == 0 for x in (q, k, *others) for s in x.stride()[:-1])
+    constants = {
+        "H": H,
+        "K": K,
+        "K_MAIN": main,
+        "K_TAIL": max(16, triton.next_power_of_2(K - main)) if main < K else 0,
+        "HAS_ROPE": rope is not None,
+        "HAS_MASK": key_mask is not None,
+        # 8 elements are 16 bytes at 16 bits; a stride such as 72 is no multiple of the 16 that Triton looks for
+        "ALIGN": 8 if aligned else 1,
+        # on bf16 the interpreter's dot returns garbage
+        "UPCAST": rows.interpreted() and q.dtype == torch.bfloat16,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 and not rows.interpreted() else "ieee",
+    }
+    outer, T_q, T_k = (F, N, k.shape[2]) if axis == "space" else (N, F, k.shape[1])
+    return Problem(outer, T_q, T_k, B * outer * H, constants)
+
+
+def by_heads(x: Tensor, like: Tensor) -> Tensor:
+    """(B, F, N, H*K) as (B, F, N, H, K)."""
+    return x.unflatten(-1, like.shape[-2:])
+
+
+def tables(rope: Rope | None, key_mask: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(cos, sin, mask, the mask's batch stride) as the kernels take them; q stands in for what is absent."""
+    cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
+    mask = q if key_mask is None else key_mask.contiguous().view(torch.uint8)
+    return cos, sin, mask, 0 if key_mask is None else mask.stride(0)

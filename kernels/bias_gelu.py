@@ -1,0 +1,138 @@
+"""bias_gelu on Triton: tanh-GELU(u + b), the pass a training step makes over fc1's result, and du, db in one pass."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from latte_fast.kernels import rows, tuning
+from latte_fast.kernels.rows import row_offset
+
+
+@triton.jit
+def gelu_parts(b_v):
+    """g = sigmoid(2z), 1 - g and d(2z)/dv with z = sqrt(2/pi) (v + 0.044715 v^3); gelu(v) = v g.
+
+    The exponential of -|2z| neither overflows nor loses 1 - g to cancellation.
+    """
+    b_square = b_v * b_v
+    b_z2 = 1.5957691216057308 * b_v * (1 + 0.044715 * b_square)
+    b_exp = tl.exp(-tl.abs(b_z2))
+    b_large = 1 / (1 + b_exp)
+    b_small = b_exp * b_large
+    b_gate = tl.where(b_z2 >= 0, b_large, b_small)
+    return b_gate, tl.where(b_z2 >= 0, b_small, b_large), 1.5957691216057308 * (1 + 0.134145 * b_square)
+
+
+@triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
+def bias_gelu_fwd_kernel(
+    u_ptr, b_ptr, a_ptr, n_1, n_2, s_u0, s_u1, s_u2, rows_, programs,
+    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    i_d = tl.program_id(0) % tl.cdiv(D, BLOCK_D)
+    i_first = (tl.program_id(0) // tl.cdiv(D, BLOCK_D)) * BLOCK_R
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_b = tl.load(b_ptr + o_d, mask=m_d, other=0.0).to(tl.float32)
+    for i_row in tl.range(i_first, rows_, programs * BLOCK_R, num_stages=STAGES):
+        o_row = (i_row + tl.arange(0, BLOCK_R)).to(tl.int64)
+        m_tile = (o_row < rows_)[:, None] & m_d[None, :]
+        p_u = u_ptr + row_offset(o_row, n_1, n_2, s_u0, s_u1, s_u2, LEADS)[:, None] + o_d[None, :]
+        b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
+        b_gate, _, _ = gelu_parts(b_v)
+        p_a = a_ptr + o_row[:, None] * D + o_d[None, :]
+        tl.store(p_a, (b_v * b_gate).to(a_ptr.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
+def bias_gelu_bwd_kernel(
+    da_ptr, u_ptr, b_ptr, du_ptr, partial_ptr, n_1, n_2, s_da0, s_da1, s_da2, s_u0, s_u1, s_u2, rows_, programs,
+    LEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """partial (1, P, 1, D): this program's share of db."""
+    i_d = tl.program_id(0) % tl.cdiv(D, BLOCK_D)
+    i_slot = tl.program_id(0) // tl.cdiv(D, BLOCK_D)
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_b = tl.load(b_ptr + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_db = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+    for i_row in tl.range(i_slot * BLOCK_R, rows_, programs * BLOCK_R, num_stages=STAGES):
+        o_row = (i_row + tl.arange(0, BLOCK_R)).to(tl.int64)
+        m_tile = (o_row < rows_)[:, None] & m_d[None, :]
+        p_u = u_ptr + row_offset(o_row, n_1, n_2, s_u0, s_u1, s_u2, LEADS)[:, None] + o_d[None, :]
+        p_da = da_ptr + row_offset(o_row, n_1, n_2, s_da0, s_da1, s_da2, LEADS)[:, None] + o_d[None, :]
+        b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
+        b_da = tl.load(p_da, mask=m_tile, other=0.0).to(tl.float32)
+        b_gate, b_rest, b_slope = gelu_parts(b_v)
+        b_du = b_da * b_gate * (1 + b_v * b_rest * b_slope)
+        b_db += b_du
+        p_du = du_ptr + o_row[:, None] * D + o_d[None, :]
+        tl.store(p_du, b_du.to(du_ptr.dtype.element_ty), mask=m_tile)
+    tl.store(partial_ptr + i_slot.to(tl.int64) * D + o_d, tl.sum(b_db, 0), mask=m_d)
+
+
+def block_d(D: int) -> int:
+    """1024, or 512 where that divides D better: 4608 is 9 x 512."""
+    return min(triton.next_power_of_2(D), 512 if D % 1024 else 1024)
+
+
+def config(kernel: str, u: Tensor) -> tuning.TileConfig:
+    D = u.shape[-1]
+    per_sm = 64 if kernel.endswith("fwd") else 8
+    default = tuning.TileConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
+    return tuning.choose(kernel, f"D{D}-{rows.NAMES[u.dtype]}", default, u.device)
+
+
+def split(count: int, D: int, c: tuning.TileConfig, device: torch.device) -> tuple[int, int]:
+    """(programs over rows, programs over columns)."""
+    columns = math.ceil(D / block_d(D))
+    budget = c.programs_per_sm * tuning.gpu_of(device)[1] // columns
+    return max(1, min(math.ceil(count / c.block_r), budget)), columns
+
+
+def bias_gelu_fwd(u: Tensor, b: Tensor) -> Tensor:
+    """tanh-GELU(u + b) in u's dtype; u (..., M), b (M,)."""
+    a = rows.empty(u.shape, u.dtype, u.device)
+    if u.numel() == 0:
+        return rows.rounded(a, u.dtype)
+    c = config("bias_gelu_fwd", u)
+    D = u.shape[-1]
+    (us,), sizes, strides = rows.merge_rows(u)
+    n, (s_u,) = rows.leads(sizes, strides)
+    programs, columns = split(u.numel() // D, D, c, u.device)
+    with rows.guard(u):
+        bias_gelu_fwd_kernel[(programs * columns,)](
+            us, b, a, *n, *s_u, u.numel() // D, programs,
+            LEADS=len(sizes), D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return rows.rounded(a, u.dtype)
+
+
+def bias_gelu_bwd(da: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(du, db) in the dtypes of u and b."""
+    du = rows.empty(u.shape, u.dtype, u.device)
+    if u.numel() == 0:
+        return rows.rounded(du, u.dtype), torch.zeros_like(b)
+    c = config("bias_gelu_bwd", u)
+    D = u.shape[-1]
+    (das, us), sizes, strides = rows.merge_rows(da, u)
+    n, (s_da, s_u) = rows.leads(sizes, strides)
+    programs, columns = split(u.numel() // D, D, c, u.device)
+    partials = torch.empty((1, programs, 1, D), dtype=torch.float32, device=u.device)
+    with rows.guard(u):
+        bias_gelu_bwd_kernel[(programs * columns,)](
+            das, us, b, du, partials, *n, *s_da, *s_u, u.numel() // D, programs,
+            LEADS=len(sizes), D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return rows.rounded(du, u.dtype), rows.sum_partials(partials, b.dtype)[0].reshape(b.shape)
+
+
+def why_not(u: Tensor, b: Tensor) -> str | None:
+    for t in (u, b):
+        if t.dtype not in rows.NAMES:
+            return f"the Triton kernels take fp32, bf16 and fp16, got {t.dtype}"
+    return None

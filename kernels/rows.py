@@ -1,0 +1,186 @@
+"""Rows of D values: leading strides, groups of consecutive rows, a row in two pieces, and the sums over a group."""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from latte_fast.kernels import tuning
+
+MAX_WIDTH = 16384
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@triton.jit
+def row_offset(i_row, n_1, n_2, s_0, s_1, s_2, LEADS: tl.constexpr):
+    """Where row i_row of a tensor with leading sizes (any, n_1, n_2) and strides (s_0, s_1, s_2) begins."""
+    if LEADS == 1:
+        offset = i_row * s_2
+    elif LEADS == 2:
+        offset = (i_row // n_2) * s_1 + (i_row % n_2) * s_2
+    else:
+        i_outer = i_row // n_2
+        offset = (i_outer // n_1) * s_0 + (i_outer % n_1) * s_1 + (i_row % n_2) * s_2
+    return offset
+
+
+@triton.jit
+def load_row(p, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """D values as fp32 in two pieces: 1152 is 1024 + 128, where one block would be 2048.
+
+    One row at a time and no (R, 1) column of means: that would force one layout on both pieces, and the larger would
+    travel through shared memory to get there.
+    """
+    o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
+    b_0 = tl.load(p + tl.arange(0, BLOCK_0)).to(tl.float32)
+    b_1 = tl.load(p + o_1, mask=o_1 < D, other=0.0).to(tl.float32)
+    return b_0, b_1
+
+
+@triton.jit
+def store_row(p, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
+    tl.store(p + tl.arange(0, BLOCK_0), b_0.to(p.dtype.element_ty))
+    tl.store(p + o_1, b_1.to(p.dtype.element_ty), mask=o_1 < D)
+
+
+@triton.jit
+def zero_row(BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    return tl.zeros([BLOCK_0], dtype=tl.float32), tl.zeros([BLOCK_1], dtype=tl.float32)
+
+
+@triton.jit
+def row_sum(b_0, b_1):
+    return tl.sum(b_0, 0) + tl.sum(b_1, 0)
+
+
+@triton.jit
+def centre_row(b_0, b_1, eps, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """A row less its mean, zero past D, and 1 / std; two passes over registers, for E[x^2] - E[x]^2 cancels."""
+    mean = row_sum(b_0, b_1) / D
+    b_0 = b_0 - mean
+    b_1 = tl.where(BLOCK_0 + tl.arange(0, BLOCK_1) < D, b_1 - mean, 0.0)
+    return b_0, b_1, tl.rsqrt(row_sum(b_0 * b_0, b_1 * b_1) / D + eps)
+
+
+@triton.jit(do_not_specialize=["groups", "programs"])
+def sum_partials_kernel(
+    partial_ptr, out_0_ptr, out_1_ptr, out_2_ptr, shared_ptr, groups, programs,
+    SLOTS: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """partials (G, P, S, D) -> a (G, D) for each of three slots, (D,) for the fourth; summed in a fixed order."""
+    i_d = tl.program_id(0) % tl.cdiv(D, BLOCK_D)
+    i_out = tl.program_id(0) // tl.cdiv(D, BLOCK_D)
+    i_slot = tl.minimum(i_out // groups, SLOTS - 1)
+    i_g = (i_out - i_slot * groups).to(tl.int64)
+    count = tl.where(i_slot == 3, groups * programs, programs)
+    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_sum = tl.zeros([BLOCK_P, BLOCK_D], dtype=tl.float32)
+    for i_p in range(0, count, BLOCK_P):
+        o_p = i_p + tl.arange(0, BLOCK_P)
+        p_partial = partial_ptr + ((i_g * programs + o_p) * SLOTS + i_slot)[:, None] * D + o_d[None, :]
+        b_sum += tl.load(p_partial, mask=(o_p < count)[:, None] & m_d[None, :], other=0.0)
+    b_out = tl.sum(b_sum, 0)
+    o_out = i_g * D + o_d
+    if i_slot == 0:
+        tl.store(out_0_ptr + o_out, b_out.to(out_0_ptr.dtype.element_ty), mask=m_d)
+    elif i_slot == 1:
+        tl.store(out_1_ptr + o_out, b_out.to(out_1_ptr.dtype.element_ty), mask=m_d)
+    elif i_slot == 2:
+        tl.store(out_2_ptr + o_out, b_out.to(out_2_ptr.dtype.element_ty), mask=m_d)
+    else:
+        tl.store(shared_ptr + o_out, b_out.to(shared_ptr.dtype.element_ty), mask=m_d)
+
+
+def interpreted() -> bool:
+    return not isinstance(sum_partials_kernel, triton.JITFunction)
+
+
+def empty(shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An output. The interpreter truncates to bf16, so there it writes fp32 and `rounded` lets torch round."""
+    wide = interpreted() and dtype == torch.bfloat16
+    return torch.empty(shape, dtype=torch.float32 if wide else dtype, device=device)
+
+
+def rounded(out: Tensor, dtype: torch.dtype) -> Tensor:
+    return out if out.dtype == dtype else out.to(dtype)
+
+
+def guard(x: Tensor):
+    """Launches go to the tensor's own device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def pieces(D: int) -> dict[str, int]:
+    """D as two powers of two, the second masked where D is not their sum."""
+    first = 1 << max((D - 1).bit_length() - 1, 0)
+    return {"D": D, "BLOCK_0": first, "BLOCK_1": triton.next_power_of_2(max(D - first, 1))}
+
+
+def merge_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], list[list[int]]]:
+    """Leading dims shared by tensors of one shape, merged to at most three: (tensors, sizes, strides of each).
+
+    Dims merge where they do in every tensor. More than three that do not merge cost a copy.
+    """
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in tensors]
+    for dim in range(tensors[0].dim() - 1):
+        size, inner = tensors[0].shape[dim], [t.stride(dim) for t in tensors]
+        if size == 1:
+            continue
+        if sizes and all(s[-1] == i * size for s, i in zip(strides, inner, strict=True)):
+            sizes[-1] *= size
+            for s, i in zip(strides, inner, strict=True):
+                s[-1] = i
+            continue
+        sizes.append(size)
+        for s, i in zip(strides, inner, strict=True):
+            s.append(i)
+    if len(sizes) > 3:
+        return merge_rows(*(t.contiguous() for t in tensors))
+    if not sizes:
+        return list(tensors), [1], [[0] for _ in tensors]
+    return list(tensors), sizes, strides
+
+
+def leads(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """(n_1, n_2) and each tensor's (s_0, s_1, s_2) as `row_offset` takes them."""
+    missing = 3 - len(sizes)
+    return ([1] * missing + sizes)[1:], [[0] * missing + s for s in strides]
+
+
+def split_rows(rows: int, groups: int, config: tuning.RowsConfig, device: torch.device) -> tuple[int, int]:
+    """(rows a group, programs a group); a program walks every `programs`-th row."""
+    per_group = rows // groups
+    budget = config.programs_per_sm * tuning.gpu_of(device)[1]
+    return per_group, max(1, min(per_group, budget // groups))
+
+
+def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """partials (G, P, S, D) fp32 -> a (G, D) in dtype for each of the first three slots, and (D,) for a fourth."""
+    groups, programs, slots, D = partials.shape
+    outs = [empty((groups, D) if slot < 3 else (D,), dtype, partials.device) for slot in range(slots)]
+    block_d = min(128, triton.next_power_of_2(D))
+    grid = ((groups * min(slots, 3) + (slots == 4)) * triton.cdiv(D, block_d),)
+    with guard(partials):
+        sum_partials_kernel[grid](
+            partials, *outs, *[outs[0]] * (4 - slots), groups, programs,
+            SLOTS=slots, D=D, BLOCK_P=min(32, triton.next_power_of_2(programs)), BLOCK_D=block_d, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip
+    return [rounded(out, dtype) for out in outs]
+
+
+def why_not_rows(*tensors: Tensor | None) -> str | None:
+    """What rows no kernel here serves."""
+    for t in tensors:
+        if t is None:
+            continue
+        if t.dtype not in NAMES:
+            return f"the Triton kernels take fp32, bf16 and fp16, got {t.dtype}"
+        if t.shape[-1] > MAX_WIDTH:
+            return f"the Triton kernels hold a row in registers, up to {MAX_WIDTH} wide, got {t.shape[-1]}"
+    return None

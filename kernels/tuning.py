@@ -1,0 +1,96 @@
+"""How big a tile each kernel takes: an analytic default by shape, overridden by kernels/configs/<gpu>.json."""
+
+import functools
+import json
+import logging
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+CONFIGS = Path(__file__).parent / "configs"
+log = logging.getLogger("latte_fast")
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """A program walks rows one by one; programs_per_sm bounds how many programs share them."""
+
+    warps: int
+    stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """As RowsConfig, but a program walks tiles of block_r rows of one block of columns."""
+
+    block_r: int
+    warps: int
+    stages: int
+    programs_per_sm: int
+
+
+@dataclass(frozen=True)
+class PackedConfig:
+    """A program attends over `pack` (position, head) sequences, each one tile."""
+
+    pack: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class FlashConfig:
+    """A program owns block_m rows of the side it writes and loops over block_n of the other."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+Config = RowsConfig | TileConfig | PackedConfig | FlashConfig
+
+
+@functools.cache
+def file_stem(gpu: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
+
+
+@functools.cache
+def measured(gpu: str) -> dict[str, dict[str, int]]:
+    """What the tuner stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where it stored nothing."""
+    path = CONFIGS / f"{file_stem(gpu)}.json"
+    if not path.exists():
+        log.warning("latte_fast: no tuned tiles for %s, so analytic ones; `latte-fast tune` measures them", gpu)
+        return {}
+    return json.loads(path.read_text())["configs"]
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> tuple[str, int]:
+    """(name, multiprocessors); the interpreter on the CPU counts as a small one."""
+    if device.type != "cuda":
+        return "interpreter", 2
+    facts = torch.cuda.get_device_properties(device)
+    return facts.name, facts.multi_processor_count
+
+
+@functools.cache
+def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Config:
+    """The config of a kernel at a shape (`D1152-bf16`): the measured one of this GPU, else `default`."""
+    if device.type != "cuda":
+        return default
+    known = {f.name for f in fields(default)}
+    stored = measured(gpu_of(device)[0]).get(f"{kernel}/{shape}", {})
+    return replace(default, **{name: value for name, value in stored.items() if name in known})
+
+
+def rows_default(D: int, warps_per_sm: int) -> RowsConfig:
+    """8 to 16 values a thread; as many programs as the kernel's registers let reside, so that all start at once.
+
+    Three stages: the next two rows are under way to shared memory while a row's means are agreed on.
+    """
+    warps = min(16, max(1, 1 << (D // 256).bit_length() >> 1))
+    return RowsConfig(warps=warps, stages=3, programs_per_sm=warps_per_sm // warps)

@@ -1,0 +1,109 @@
+"""What `latte-fast doctor` prints: versions, GPU, the extension and how it was built, and op x backend with reasons."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latte_fast import _ext, backends
+
+PACKAGES = ("latte_fast", "torch", "triton", "numpy", "einops", "safetensors", "flash-attn", "xformers", "diffusers")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def gpu() -> str:
+    if not torch.cuda.is_available():
+        return f"none seen by torch (torch built for CUDA {torch.version.cuda or 'no'})"
+    name = torch.cuda.get_device_name()
+    major, minor = torch.cuda.get_device_capability()
+    return f"{name}, sm_{major}{minor}, torch built for CUDA {torch.version.cuda}"
+
+
+def openmp_runtimes() -> list[str]:
+    """The OpenMP libraries mapped into this process; two of them fight over the cores."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    return sorted(set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)\S*", maps.read_text())))
+
+
+def extension() -> list[str]:
+    reason = _ext.why_not_built()
+    if reason:
+        return [reason]
+    build = _ext.build_info()
+    lines = [f"built with {build.get('compiler')}; levels {', '.join(build.get('levels', []))}"]
+    module: Any = _ext.load()
+    if hasattr(module, "isa"):
+        lines[0] += f"; running {module.isa()}"
+    lines += [f"level {level} refused: {why}" for level, why in build.get("refused", {}).items()]
+    if build.get("cuda"):
+        runtime, driver, devices = module.cuda_runtime()
+        lines.append(
+            f"CUDA {runtime}, for {', '.join(build['cuda']['archs'])}; driver {driver or 'none'}, {devices} devices"
+        )
+    else:
+        lines.append(f"no CUDA: {build.get('cuda_reason')}")
+    return lines
+
+
+def example(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
+    """Arguments as a Latte-S/2 would pass them to a backend's probe."""
+
+    def rows(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+    x, group = rows(1, 16, 256, 384), rows(1, 384)
+    if op == "norm_modulate":
+        return (x, group, group, 1e-6, dtype)
+    if op == "gate_residual":
+        return (x, x, group)
+    if op == "gate_residual_norm_modulate":
+        return (x, x, group, group, group, 1e-6, None, None, dtype)
+    if op == "bias_gelu":
+        return (x, group[0])
+    if op == "axis_attention":
+        q = rows(1, 16, 256, 6, 64)
+        return (q, q, q, "space", None, 0.125, None)
+    raise AssertionError(f"no example for {op}")
+
+
+def table(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, str, str]]:
+    """(op, backend, "yes" or the reason) for every op and backend."""
+    rows = []
+    for op in backends.ops():
+        args = example(op, device, dtype)
+        for backend in backends.candidates(op):
+            rows.append((op, backend, backends.why_not(op, backend, *args) or "yes"))
+    return rows
+
+
+def report() -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines = ["versions   " + ", ".join(f"{k} {v}" for k, v in versions().items())]
+    lines.append(f"GPU        {gpu()}")
+    lines.append(
+        f"CPU        {platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    lines += [f"extension  {line}" for line in extension()]
+    pools = openmp_runtimes()
+    if len(pools) > 1:
+        lines.append(
+            f"WARNING    {len(pools)} OpenMP runtimes fight over the cores: {', '.join(pools)}; import torch first"
+        )
+    lines.append(f"\nop x backend, bf16 on {device}; the first yes serves")
+    lines += [f"  {op:28} {backend:11} {answer}" for op, backend, answer in table(device)]
+    return "\n".join(lines)

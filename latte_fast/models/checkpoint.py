@@ -1,0 +1,156 @@
+"""Checkpoints: upstream's .pt, DiT's as initialisation, safetensors; checked as a whole before the model changes."""
+
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latte_fast.modules.embed import stretch_space
+
+PREFIXES = ("_orig_mod.", "module.")
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be loaded as asked; the model is as it was before."""
+
+
+@dataclass
+class InitReport:
+    """What an initialisation took, and why it left the rest."""
+
+    taken: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.taken)} tensors taken"]
+        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.left.items()])
+
+
+def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, Tensor]:
+    """The state dict of a file: safetensors, or a .pt that is flat or holds "ema" and / or "model".
+
+    Only tensors are ever unpickled; `_orig_mod.` and `module.` prefixes are stripped.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is damaged, and was not unpickled: {reason}"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must hold a dict of tensors, got {type(content).__name__}")
+    holders = [name for name in (prefer, "ema", "model") if isinstance(content.get(name), dict)]
+    flat: dict = content[holders[0]] if holders else content
+    state = {_stripped(str(key)): value for key, value in flat.items()}
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd or not state:
+        raise CheckpointError(
+            f"{path}: must hold tensors under {prefer!r}, 'model' or flat, got other values at {odd[:3]}"
+        )
+    return state
+
+
+def _stripped(key: str) -> str:
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike, prefer: str = "ema") -> None:
+    """Loads a file strictly into the model, or raises CheckpointError with the model untouched."""
+    load_state(model, read_checkpoint(path, prefer), str(path))
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """load_state_dict(strict=True) after every key and shape has been checked; `source` names the file in errors."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected]
+    wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    if wrong:
+        key = wrong[0]
+        hint = ""
+        if key in ("pos_embed", "temp_embed"):
+            hint = "; build the model at the file's size and give it extend_space / extend_time for others"
+        raise CheckpointError(
+            f"{source}: {key} must have shape {tuple(expected[key].shape)}, found {tuple(state[key].shape)}"
+            f" ({len(wrong)} such keys{hint})"
+        )
+    if missing or unknown:
+        first = f"{missing[0]} must have shape {tuple(expected[missing[0]].shape)}, found none" if missing else ""
+        extra = f"{unknown[0]} {tuple(state[unknown[0]].shape)} is unknown" if unknown else ""
+        raise CheckpointError(
+            f"{source}: not this model: {'; '.join(filter(None, (first, extra)))} "
+            f"({len(missing)} keys missing, {len(unknown)} unknown)"
+        )
+    model.load_state_dict(state)
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
+    """Writes the state dict as safetensors; the file appears whole or not at all."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name}")
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(state, partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def init_from_dit(model: nn.Module, path: str | os.PathLike) -> InitReport:
+    """Initialises a Latte from an ImageNet DiT as the paper says, and reports what was taken.
+
+    DiT's block i becomes Latte's block i. Its positions serve every frame (they broadcast over F), resized where
+    the grid differs. Its label table is dropped and Latte's own is set to zero; temp_embed stays.
+    """
+    state = read_checkpoint(path)
+    own = model.state_dict()
+    report = InitReport()
+    update: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("y_embedder."):
+            report.left[key] = "label table of another data set; the model's own is set to zero"
+        elif key not in own:
+            report.left[key] = "no such parameter here"
+        elif key == "pos_embed" and value.shape != own[key].shape and value.shape[2] == own[key].shape[2]:
+            side = int(own[key].shape[1] ** 0.5)
+            update[key] = stretch_space(value, side, side)
+            report.left[key] = f"resized from {tuple(value.shape)} to {tuple(own[key].shape)}"
+        elif value.shape != own[key].shape:
+            want, found = tuple(own[key].shape), tuple(value.shape)
+            raise CheckpointError(f"{path}: {key} must have shape {want}, found {found}: not a DiT of this size")
+        else:
+            update[key] = value
+    blocks = [key for key in own if key.startswith("blocks.")]
+    absent = [key for key in blocks if key not in update]
+    if absent:
+        shape = tuple(own[absent[0]].shape)
+        raise CheckpointError(f"{path}: {absent[0]} must have shape {shape}, found none: not a DiT of this depth")
+    for key in own:
+        if key.startswith("y_embedder."):
+            update[key] = torch.zeros_like(own[key])
+        elif key not in update:
+            report.left[key] = "not in the DiT; kept as initialised"
+    report.taken = [key for key in update if not key.startswith("y_embedder.")]
+    model.load_state_dict(update, strict=False)
+    return report

@@ -1,0 +1,207 @@
+"""norm_modulate, gate_residual, gate_residual_norm_modulate and bias_gelu on whatever backend serves this machine."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from latte_fast import ops, testing, use_backend
+from latte_fast.reference import functional as R
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, grad: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype).requires_grad_(grad)
+
+
+def layouts(dtype: torch.dtype) -> dict[str, Tensor]:
+    """x (2, 3, 5, 24) as it comes: contiguous, non-mergeable, transposed, expanded."""
+    return {
+        "contiguous": rows(2, 3, 5, 24, dtype=dtype),
+        "sliced": rows(2, 4, 5, 24, dtype=dtype).detach()[:, :3].requires_grad_(),
+        "transposed": rows(2, 5, 3, 24, dtype=dtype).detach().transpose(1, 2).requires_grad_(),
+        "expanded": rows(2, 1, 5, 24, dtype=dtype).detach().expand(2, 3, 5, 24).requires_grad_(),
+    }
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "transposed", "expanded"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("groups", [2, 6])
+def test_norm_modulate_layouts(layout: str, dtype: torch.dtype, groups: int) -> None:
+    x = layouts(dtype)[layout]
+    shift, scale = rows(groups, 24, dtype=dtype, seed=1), rows(groups, 24, dtype=dtype, seed=2)
+    testing.require_backend("norm_modulate", x, shift, scale, 1e-6, dtype)
+    testing.compare(ops.norm_modulate, R.norm_modulate_ref, (x, shift, scale), ["h", "dx", "dshift", "dscale"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("residual", ["same", "fp32"])
+@pytest.mark.parametrize("extras", [(False, False), (True, True), (True, False), (False, True)], ids=str)
+def test_gate_residual_norm_modulate_extras(dtype: torch.dtype, residual: str, extras: tuple[bool, bool]) -> None:
+    x = rows(2, 3, 5, 24, dtype=dtype if residual == "same" else torch.float32)
+    y = rows(2, 3, 5, 24, dtype=dtype, seed=1)
+    six = rows(2, 6 * 24, dtype=dtype, seed=2, grad=False)
+    gate, shift, scale = (v.requires_grad_() for v in six.chunk(6, dim=-1)[:3])
+    testing.require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 1e-6, None, None, dtype)
+    bias = rows(24, dtype=dtype, seed=3) if extras[0] else None
+    pos = rows(3, 1, 24, dtype=x.dtype, seed=4) if extras[1] else None
+    names = ["x_out", "h", "dx", "dy", "dgate", "dshift", "dscale"]
+    names += ["dy_bias"] * extras[0] + ["dpos"] * extras[1]
+
+    def call(op: Callable, x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, pos: Tensor):
+        return op(x, y, gate, shift, scale, y_bias=bias, pos=pos)
+
+    ref = R.gate_residual_norm_modulate_ref
+    args = (x, y, gate, shift, scale, bias, pos)
+    testing.compare(partial(call, ops.gate_residual_norm_modulate), partial(call, ref), args, names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_gate_residual(dtype: torch.dtype) -> None:
+    x, y, gate = rows(2, 3, 7, 24), rows(2, 3, 7, 24, dtype=dtype, seed=1), rows(6, 24, dtype=dtype, seed=2)
+    testing.require_backend("gate_residual", x, y, gate)
+    testing.compare(ops.gate_residual, R.gate_residual_ref, (x, y, gate), ["out", "dx", "dy", "dgate"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_bias_gelu(dtype: torch.dtype) -> None:
+    u, b = rows(3, 7, 24, dtype=dtype), rows(24, dtype=dtype, seed=1)
+    testing.require_backend("bias_gelu", u, b)
+    testing.compare(ops.bias_gelu, R.bias_gelu_ref, (u, b), ["a", "du", "db"])
+
+
+def calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Callable, tuple]]:
+    x, y = rows(2, 3, 4, 16, dtype=dtype), rows(2, 3, 4, 16, dtype=dtype, seed=1)
+    gate, shift, scale = (rows(2, 16, dtype=dtype, seed=s) for s in (2, 3, 4))
+    return {
+        "norm_modulate": (ops.norm_modulate, (x, shift, scale)),
+        "gate_residual": (ops.gate_residual, (x, y, gate)),
+        "gate_residual_norm_modulate": (ops.gate_residual_norm_modulate, (x, y, gate, shift, scale)),
+        "bias_gelu": (ops.bias_gelu, (x, gate[0])),
+    }
+
+
+PROBE_TAIL = {"norm_modulate": (1e-6, torch.float32), "gate_residual_norm_modulate": (1e-6, None, None, torch.float32)}
+
+
+@pytest.mark.parametrize("op", list(calls()))
+def test_compile_fullgraph(op: str) -> None:
+    fn, args = calls()[op]
+    testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *a: fn(*a), fullgraph=True, backend="aot_eager")
+    plain, same = fn(*args), compiled(*args)
+    plain, same = ([out] if isinstance(out, Tensor) else out for out in (plain, same))
+    dout = [torch.randn_like(p) for p in plain]
+    for a, b in zip(plain, same, strict=True):
+        assert torch.equal(a, b)
+    leaves = [a for a in args if a.is_leaf]
+    for a, b in zip(torch.autograd.grad(plain, leaves, dout), torch.autograd.grad(same, leaves, dout), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op", list(calls()))
+def test_opcheck(op: str) -> None:
+    _, args = calls()[op]
+    backend = testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    full = (*args, *PROBE_TAIL.get(op, ()), backend)
+    torch.library.opcheck(getattr(torch.ops.latte_fast, op).default, full)
+
+
+@pytest.mark.parametrize("op", list(calls()))
+def test_gradcheck(op: str) -> None:
+    fn, args = calls(torch.float64)[op]
+    tail = tuple(torch.float64 if t is torch.float32 else t for t in PROBE_TAIL.get(op, ()))
+    testing.require_backend(op, *args, *tail)
+    assert torch.autograd.gradcheck(fn, [a.detach().requires_grad_() for a in args])
+
+
+@pytest.mark.parametrize("op", list(calls()))
+def test_second_derivative_is_refused(op: str) -> None:
+    fn, args = calls()[op]
+    testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    out = fn(*args)
+    out = out if isinstance(out, Tensor) else out[1]
+    last = next(a for a in reversed(args) if a.is_leaf)
+    (dx,) = torch.autograd.grad(out.square().sum(), last, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("op", list(calls()))
+def test_backward_uses_the_forwards_backend(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fn, args = calls()[op]
+    backend = testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    seen = []
+    import importlib
+
+    stem = "linear_gelu" if op == "bias_gelu" else op
+    module = importlib.import_module(f"latte_fast.ops.{stem}")
+    original = module._launchers
+    monkeypatch.setattr(module, "_launchers", lambda name: seen.append(name) or original(name))
+    with use_backend(**{op: backend}):
+        out = fn(*args)
+    out = out if isinstance(out, Tensor) else out[1]
+    out.backward(torch.randn_like(out))  # outside the `with`
+    assert seen == [backend, backend]
+
+
+def test_empty_batch() -> None:
+    x, g = rows(0, 3, 5, 16), rows(0, 16)
+    assert ops.norm_modulate(x, g, g).shape == x.shape
+    assert ops.gate_residual(x, x, g).shape == x.shape
+    assert ops.gate_residual_norm_modulate(x, x, g, g, g)[1].shape == x.shape
+    assert ops.bias_gelu(x, rows(16)).shape == x.shape
+
+
+BAD: dict[str, tuple[Callable, type[Exception], str]] = {
+    "groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(4, 8), rows(4, 8)), ValueError, "dividing the 6 rows"),
+    "width": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 9), rows(2, 8)), ValueError, "shift must be .*D = 8"),
+    "mixed groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 8), rows(1, 8)), ValueError, "scale must have G"),
+    "empty axis": (lambda: ops.norm_modulate(rows(2, 0, 8), rows(2, 8), rows(2, 8)), ValueError, "empty"),
+    "last dim": (lambda: ops.norm_modulate(rows(2, 8, 3).mT, rows(2, 8), rows(2, 8)), ValueError, "last dim"),
+    "integers": (
+        lambda: ops.norm_modulate(torch.ones(2, 8).int(), rows(2, 8), rows(2, 8)),
+        TypeError,
+        "x must be fp32",
+    ),
+    "dtype mix": (
+        lambda: ops.gate_residual(rows(2, 8, dtype=torch.bfloat16), rows(2, 8), rows(2, 8)),
+        TypeError,
+        "x's dtype",
+    ),
+    "partner mix": (
+        lambda: ops.gate_residual(rows(2, 8), rows(2, 8, dtype=torch.bfloat16), rows(2, 8)),
+        TypeError,
+        "gate's dtype",
+    ),
+    "y shape": (lambda: ops.gate_residual(rows(2, 8), rows(3, 8), rows(2, 8)), ValueError, "y must have x's shape"),
+    "pos": (
+        lambda: ops.gate_residual_norm_modulate(*(rows(2, 3, 8),) * 2, *(rows(2, 8),) * 3, pos=rows(4, 8)),
+        ValueError,
+        "pos must broadcast",
+    ),
+    "device": (
+        lambda: ops.gate_residual(rows(2, 8), torch.empty(2, 8, device="meta"), rows(2, 8)),
+        ValueError,
+        "y must be on cpu",
+    ),
+    "out_dtype": (
+        lambda: ops.norm_modulate(rows(2, 8), rows(2, 8), rows(2, 8), out_dtype=torch.float16),
+        TypeError,
+        "out_dtype must",
+    ),
+    "bias": (lambda: ops.bias_gelu(rows(2, 8), rows(9)), ValueError, "b must be"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input(case: str) -> None:
+    call, kind, message = BAD[case]
+    with pytest.raises(kind, match=message):
+        call()
