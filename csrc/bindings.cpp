@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "device_info.h"
+#include "bindings_cpu.h"
 
 namespace py = pybind11;
 
@@ -12,4 +13,5 @@ PYBIND11_MODULE(_C, m) {
 #ifdef LATTE_HAS_CUDA
   m.def("cuda_runtime", &latte::cuda_runtime, "(runtime version, driver version, device count); driver 0 where there is none");
 #endif
+  latte::bind_cpu(m);
 }

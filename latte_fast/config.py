@@ -1,6 +1,7 @@
 """LatteConfig and the presets: the only home of widths, heads and depths. Plain numbers, importable by every layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 # name: (depth, width, heads); depth counts spatial and temporal blocks together
 SIZES = {
@@ -14,11 +15,24 @@ TEXT_WIDTH = 77 * 768  # extras=78: one CLIP sequence, flattened
 TEXT_WIDTH_JOINT = 1024  # the same in the joint image-video model
 # every name upstream accepts; here all compute the same, right thing
 ATTENTION_MODES = ("math", "flash", "xformers")
+CONDITIONING = ("adaln", "tokens")
+TIME_POSITIONS = ("absolute", "rope")
 
 
 @dataclass(frozen=True)
 class LatteConfig:
-    """Upstream's constructor keywords. `input_size` is the latent side, pixels / 8."""
+    """Upstream's constructor keywords, then the rest of the paper's design space.
+
+    Args:
+        input_size: the latent side, pixels / 8.
+        variant: 1, space and time blocks in turn; 2, all space blocks, then all time blocks; 3, both attentions one
+            after the other in each block; 4, both in parallel with half the heads each, their outputs added.
+        patch_frames: 1, uniform frames; s > 1, compression frames: patches of s frames, and a transposed convolution
+            after the decoder that restores F.
+        conditioning: "adaln" (S-AdaLN) or "tokens" (time step and class as tokens before plain blocks).
+        time_pos: "absolute" (sin-cos, added once before the first time attention) or "rope" (rotary, in every one).
+        full_attention: variant 4 with all heads in both attentions, as the model of the paper's table 3 counts.
+    """
 
     input_size: int = 32
     patch_size: int = 2
@@ -33,6 +47,11 @@ class LatteConfig:
     learn_sigma: bool = True
     extras: int = 1
     attention_mode: str = "math"
+    variant: int = 1
+    patch_frames: int = 1
+    conditioning: str = "adaln"
+    time_pos: str = "absolute"
+    full_attention: bool = False
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, rule: str) -> None:
@@ -49,9 +68,17 @@ class LatteConfig:
             "num_classes",
         ):
             require(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, "a positive integer")
-        require(
-            self.depth > 0 and self.depth % 2 == 0, "depth", "even and positive: spatial and temporal blocks alternate"
-        )
+        require(self.variant in (1, 2, 3, 4), "variant", "1, 2, 3 or 4")
+        require(self.depth > 0, "depth", "positive")
+        even = "even for variants 1 and 2: half the blocks attend over space, half over time"
+        require(self.variant > 2 or self.depth % 2 == 0, "depth", even)
+        require(self.variant != 4 or self.full_attention or self.num_heads % 2 == 0, "num_heads", "even for variant 4")
+        require(self.variant == 4 or not self.full_attention, "full_attention", "False but for variant 4")
+        require(isinstance(self.patch_frames, int) and self.patch_frames > 0, "patch_frames", "a positive integer")
+        divides = f"a divisor of num_frames {self.num_frames}"
+        require(self.num_frames % self.patch_frames == 0, "patch_frames", divides)
+        require(self.conditioning in CONDITIONING, "conditioning", f"one of {', '.join(CONDITIONING)}")
+        require(self.time_pos in TIME_POSITIONS, "time_pos", f"one of {', '.join(TIME_POSITIONS)}")
         require(self.input_size % self.patch_size == 0, "input_size", f"a multiple of patch_size {self.patch_size}")
         require(self.hidden_size % self.num_heads == 0, "hidden_size", f"a multiple of num_heads {self.num_heads}")
         require(self.hidden_size % 4 == 0, "hidden_size", "a multiple of 4: the position tables halve it twice")
@@ -64,6 +91,32 @@ class LatteConfig:
     @property
     def head_width(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def heads_each(self) -> int:
+        """Heads of one attention: half of them in variant 4, which has two in parallel."""
+        return self.num_heads // 2 if self.variant == 4 and not self.full_attention else self.num_heads
+
+    @property
+    def token_frames(self) -> int:
+        return self.num_frames // self.patch_frames
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that carry the condition: the time step's, and the class's or text's."""
+        return 0 if self.conditioning == "adaln" else 1 + (self.extras != 1)
+
+    def axis(self, block: int) -> str:
+        """What block i attends over: "space", "time" or "both"."""
+        if self.variant > 2:
+            return "both"
+        time = block % 2 == 1 if self.variant == 1 else block >= self.depth // 2
+        return "time" if time else "space"
+
+    @property
+    def first_time_block(self) -> int:
+        """The block before whose time attention the absolute temporal embedding enters, once."""
+        return next(i for i in range(self.depth) if self.axis(i) != "space")
 
     @property
     def grid(self) -> int:
@@ -80,4 +133,10 @@ def preset(size: str, patch: int) -> dict[str, int]:
     return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": patch}
 
 
-PRESETS = {f"Latte-{size}/{patch}": preset(size, patch) for size in SIZES for patch in PATCHES}
+PRESETS: dict[str, dict[str, Any]] = {f"Latte-{s}/{p}": preset(s, p) for s in SIZES for p in PATCHES}
+# the exact models that the paper's table 3 counts: 23 blocks, two attentions of 16 heads x 72 each, no learned variance
+TABLE_3 = {"depth": 23, "hidden_size": 1152, "num_heads": 16, "learn_sigma": False}
+TABLE_3_PRESETS: dict[str, dict[str, Any]] = {
+    "Latte-XL/2-table3-v3": TABLE_3 | {"patch_size": 2, "variant": 3},
+    "Latte-XL/4-table3-v4": TABLE_3 | {"patch_size": 4, "variant": 4, "full_attention": True},
+}

@@ -20,10 +20,10 @@ def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
 def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
     _check_clip(model, x, images)
     weight = model.x_embedder.proj.weight
-    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
-        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
+    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
     if t.shape != (batch,):
         raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")
@@ -51,7 +51,11 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
         raise ValueError(f"Latte: x must have C = {model.in_channels} channels, got {channels}")
     if images < 0 or frames - images < 1:
         raise ValueError(f"Latte: use_image_num must leave at least one of the {frames} frames, got {images}")
-    stored = model.temp_embed.shape[1]
+    s = model.config.patch_frames
+    if (frames - images) % s:
+        raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")
+    rotary = model.config.time_pos == "rope"
+    stored = frames - images if rotary else s * model.temp_embed.shape[1]
     if frames - images != stored and model.extend_time == "error":
         raise ValueError(
             f"Latte: x must have F = {stored} video frames as the model's table "

@@ -1,4 +1,7 @@
-"""Latte and LatteIMG, fast: upstream's constructor, call, keys and numbers; tokens stay (B, F, N, D) throughout."""
+"""Latte and LatteIMG, fast: upstream's constructor, call, keys and numbers, and the rest of the paper's design space.
+
+Tokens stay (B, F, N, D) from patches to output, whatever the variant.
+"""
 
 from functools import partial
 from typing import Any
@@ -6,14 +9,18 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import pad, silu
 
-from latte_fast.config import PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
+from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
 from latte_fast.models.checks import check_inputs, check_keyword, check_labels
-from latte_fast.modules.block import Block, FinalLayer, Pending, resolve
+from latte_fast.models.initialize import initialize
+from latte_fast.modules.block import Block, FinalLayer, Pending, Step, resolve
+from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.modules.embed import (
     LabelEmbedder,
     PatchEmbed,
     TimestepEmbedder,
+    rope_tables,
     space_table,
     stretch_space,
     stretch_time,
@@ -22,6 +29,7 @@ from latte_fast.modules.embed import (
 from latte_fast.modules.recompute import POLICIES, run_block
 
 EXTEND = ("error", "sincos", "interpolate")
+ORDERS = {1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
 class Latte(nn.Module):
@@ -31,9 +39,9 @@ class Latte(nn.Module):
         recompute: what is made again in the backward instead of kept: "none"; "elementwise", norms and GELU (x, qkv,
             attention, both sublayer results and the pre-activation are kept); "mlp", fc1 too; "block", all but x.
         extend_time: what to do where F is not num_frames: "error" as upstream, "sincos" (the table continued) or
-            "interpolate" (the stored table stretched).
+            "interpolate" (the stored table stretched). Rotary positions take any F.
         extend_space: the same where H, W are not input_size; any multiple of the patch, square or not.
-        **kwargs: upstream's constructor keywords, the fields of LatteConfig.
+        **kwargs: the fields of LatteConfig: upstream's constructor keywords and the paper's design space.
     """
 
     text_width = TEXT_WIDTH
@@ -41,6 +49,7 @@ class Latte(nn.Module):
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
+    config: LatteConfig
 
     def __init__(
         self, *, recompute: str = "none", extend_time: str = "error", extend_space: str = "error", **kwargs: Any
@@ -53,34 +62,23 @@ class Latte(nn.Module):
         self.config = config = LatteConfig(**kwargs)
         self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
         self.learn_sigma, self.patch_size, self.num_heads = config.learn_sigma, config.patch_size, config.num_heads
-        width = config.hidden_size
-        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width)
+        width, plain = config.hidden_size, config.conditioning == "tokens"
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width, config.patch_frames)
         self.t_embedder = TimestepEmbedder(width)
         if config.extras == 2:
             self.y_embedder = LabelEmbedder(config.num_classes, width, config.class_dropout_prob)
         if config.extras == 78:
             self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(self.text_width, width))
         self.pos_embed = nn.Parameter(space_table(width, config.grid, config.grid), requires_grad=False)
-        self.temp_embed = nn.Parameter(time_table(width, config.num_frames), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
-        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
-        self.initialize_weights()
-
-    def initialize_weights(self) -> None:
-        """DiT's: xavier linear layers, N(0, 0.02) embedders, zero modulation and output, so a fresh model returns 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        if self.extras == 2:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for i in (0, 2):
-            nn.init.normal_(self.t_embedder.mlp[i].weight, std=0.02)
-        for zero in [*(b.adaLN_modulation[1] for b in self.blocks), self.final_layer.adaLN_modulation[1]]:
-            nn.init.zeros_(zero.weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        if config.time_pos == "absolute":
+            self.temp_embed = nn.Parameter(time_table(width, config.token_frames), requires_grad=False)
+        block = partial(Block, width, config.num_heads, config.mlp_ratio, ORDERS[config.variant], plain)
+        self.blocks = nn.ModuleList(block(config.heads_each) for _ in range(config.depth))
+        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, plain)
+        if config.patch_frames > 1:
+            window = (config.patch_frames, 1, 1)
+            self.upsample = ConvTranspose3d(config.out_channels, config.out_channels, window, stride=window)
+        initialize(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,74 +95,113 @@ class Latte(nn.Module):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding)
-        c = self.t_embedder(t)  # (B, D)
-        final = c
+        return self.run(x, self.t_embedder(t), self.embed_condition(y, text_embedding))
+
+    def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
+        """(B, D) of the class or the text, None where there is neither."""
         if self.extras == 2:
-            final = c = c + self.y_embedder(y, self.training)
-        elif self.extras == 78:
-            # upstream's final layer sees t alone
-            c = c + self.embed_text(text_embedding)
-        return self.run(x, c, c, final)
+            return self.y_embedder(y, self.training)
+        if self.extras == 78:
+            assert text is not None
+            return self.text_embedding_projection(text.flatten(1))
+        return None
 
-    def embed_text(self, text: Tensor | None) -> Tensor:
-        assert text is not None
-        return self.text_embedding_projection(text.flatten(1))
-
-    def run(self, x: Tensor, c_space: Tensor, c_time: Tensor, final: Tensor, images: int = 0) -> Tensor:
-        """Patches, blocks, head. A condition is (B, D), or (B*F, D) with one row a frame; n images skip time."""
-        _, frames, _, height, width = x.shape
-        rows, columns = height // self.patch_size, width // self.patch_size
-        space_pos, time_pos = self.positions(frames - images, rows, columns)
-        x = self.x_embedder(x) + space_pos.to(self.dtype)  # (B, F, N, D)
-        silu_space = nn.functional.silu(c_space)
-        silu_time = silu_space if c_time is c_space else nn.functional.silu(c_time)
-        silu_final = silu_space if final is c_space else nn.functional.silu(final)
+    def run(self, x: Tensor, t: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0) -> Tensor:
+        """Patches, blocks, head; t and label (B, D), stills (B, n, D) the labels of n images that skip time."""
+        config = self.config
+        rows, columns = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
+        x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
+        frames = x.shape[1] - images
+        extra = config.extra_tokens
+        if extra:
+            x = torch.cat([self.tokens(t, label, stills, frames, images).to(x.dtype), x], dim=2)
+            silu_space = silu_time = silu_final = None
+        else:
+            silu_space, silu_time, silu_final = self.conditions(t, label, stills, frames)
+        pos, rope = self.time_positions(frames, x.device)
+        if pos is not None and images and config.variant > 2:
+            pos = pad(pos, (0, 0, 0, 0, 0, images))  # nothing for the images
         pending: Pending | None = None
         for i, block in enumerate(self.blocks):
-            if i % 2 == 0:
-                x, pending = run_block(self.recompute, block, x, pending, silu_space, "space")
+            axis = config.axis(i)
+            step = Step(axis, pos if i == config.first_time_block else None, rope, images)
+            if axis == "time" and images:
+                x, pending = self.beside_images(block, x, pending, silu_time, step), None
             else:
-                pos = time_pos if i == 1 else None
-                step = partial(run_block, self.recompute, block, silu_c=silu_time, axis="time", pos=pos)
-                x, pending = self.step_beside_images(step, x, pending, images) if images else step(x, pending)
-        out = self.final_layer(x, pending, silu_final)
-        return self.unpatchify(out, rows, columns)
+                silu_c = silu_time if axis == "time" else silu_space
+                x, pending = run_block(self.recompute, block, x, pending, silu_c, step)
+        if extra and pending is not None:
+            x, pending = x[:, :, extra:], pending._replace(y=pending.y[:, :, extra:])
+        elif extra:
+            x = x[:, :, extra:]
+        return self.unpatchify(self.final_layer(x, pending, silu_final), rows, columns)
 
-    def step_beside_images(
-        self, step: partial, x: Tensor, pending: Pending | None, images: int
-    ) -> tuple[Tensor, Pending | None]:
+    def conditions(
+        self, t: Tensor, label: Tensor | None, stills: Tensor | None, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """SiLU of what conditions space, time and the head: (B, D), or one row a frame where images have labels."""
+        clip = silu(t if label is None else t + label)
+        if stills is not None:
+            assert label is not None
+            labels = torch.cat([label[:, None].expand(-1, frames, -1), stills], dim=1)  # (B, F+n, D)
+            per_frame = silu(t[:, None] + labels).flatten(0, 1)
+            return per_frame, clip, per_frame
+        # upstream's head sees the class, but of a text only t
+        return clip, clip, silu(t) if self.extras == 78 else clip
+
+    def tokens(self, t: Tensor, label: Tensor | None, stills: Tensor | None, frames: int, images: int) -> Tensor:
+        """The condition as (B, F+n, tokens, D): the time step's token, then the class's or text's."""
+        out = [t[:, None].expand(-1, frames + images, -1)]
+        if label is not None:
+            labels = label[:, None].expand(-1, frames if stills is not None else frames + images, -1)
+            out.append(labels if stills is None else torch.cat([labels, stills], dim=1))
+        return torch.stack(out, dim=2)
+
+    def beside_images(
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, step: Step
+    ) -> Tensor:
         """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
-        batch, frames = x.shape[0], x.shape[1] - images
-        if pending is None:
-            video, still = resolve(*step(x[:, :frames], None)), x[:, frames:]
-        else:
+        batch, frames = x.shape[0], x.shape[1] - step.images
+        video, still = pending, pending
+        if pending is not None:
             y, gate, bias = pending
-            per_frame = gate.unflatten(0, (batch, -1)).expand(batch, x.shape[1], -1)  # (B, F+n, D)
-            gates = (per_frame[:, :frames].flatten(0, 1), per_frame[:, frames:].flatten(0, 1))
-            video = resolve(*step(x[:, :frames], Pending(y[:, :frames], gates[0], bias)))
-            still = resolve(x[:, frames:], Pending(y[:, frames:], gates[1], bias))
-        return torch.cat([video, still], dim=1), None
+            if gate.shape[0] > 1:
+                per_frame = gate.unflatten(0, (batch, -1)).expand(batch, x.shape[1], -1)  # (B, F+n, D)
+                gates = (per_frame[:, :frames].flatten(0, 1), per_frame[:, frames:].flatten(0, 1))
+            else:
+                gates = (gate, gate)
+            video, still = Pending(y[:, :frames], gates[0], bias), Pending(y[:, frames:], gates[1], bias)
+        moved = resolve(*run_block(self.recompute, block, x[:, :frames], video, silu_c, step._replace(images=0)))
+        return torch.cat([moved, resolve(x[:, frames:], still)], dim=1)
 
-    def positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """(1, N, D) and (F, 1, D): the stored tables, or extended by the model's rule."""
-        space: Tensor = self.pos_embed
-        time: Tensor = self.temp_embed
-        side = int(space.shape[1] ** 0.5)
-        if (rows, columns) != (side, side):
-            if self.extend_space == "sincos":
-                space = space_table(space.shape[2], rows, columns, space.device).to(space.dtype)
-            else:
-                space = stretch_space(space, rows, columns)
-        if frames != time.shape[1]:
+    def space_positions(self, rows: int, columns: int) -> Tensor:
+        """(1, N, D): the stored table, or extended by the model's rule."""
+        table: Tensor = self.pos_embed
+        side = int(table.shape[1] ** 0.5)
+        if (rows, columns) == (side, side):
+            return table
+        if self.extend_space == "sincos":
+            return space_table(table.shape[2], rows, columns, table.device).to(table.dtype)
+        return stretch_space(table, rows, columns)
+
+    def time_positions(self, frames: int, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """(F, 1, D) added once, or rotary tables: the stored table, or extended by the model's rule."""
+        if self.config.time_pos == "rope":
+            return None, rope_tables(frames, self.config.head_width, device)
+        table: Tensor = self.temp_embed
+        if frames != table.shape[1]:
             if self.extend_time == "sincos":
-                time = time_table(time.shape[2], frames, time.device).to(time.dtype)
+                table = time_table(table.shape[2], frames, table.device).to(table.dtype)
             else:
-                time = stretch_time(time, frames)
-        return space, time.transpose(0, 1)
+                table = stretch_time(table, frames)
+        return table.transpose(0, 1), None
 
     def unpatchify(self, x: Tensor, rows: int, columns: int) -> Tensor:
         p = self.patch_size
-        return rearrange(x, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        if self.config.patch_frames == 1:
+            return rearrange(x, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        latent = rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        return self.upsample(latent).transpose(1, 2)  # (B, F, C, H, W)
 
     def forward_with_cfg(
         self,
@@ -187,11 +224,15 @@ class Latte(nn.Module):
 
 
 class LatteIMG(Latte):
-    """The joint image-video Latte: n images follow the video frames, share t, and skip the temporal blocks."""
+    """The joint image-video Latte: n images follow the video frames, share t, and skip all attention over time."""
 
     text_width = TEXT_WIDTH_JOINT
 
     def __init__(self, *, extras: int = 2, **kwargs: Any):
+        if kwargs.get("patch_frames", 1) > 1:
+            raise ValueError(
+                f"LatteIMG: patch_frames must be 1, got {kwargs['patch_frames']}: an image fills no patch of frames"
+            )
         super().__init__(extras=extras, **kwargs)
 
     def forward(  # type: ignore[override]
@@ -208,21 +249,14 @@ class LatteIMG(Latte):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding, images=use_image_num)
-        c = self.t_embedder(t)  # (B, D)
-        if self.extras == 2:
-            labels = self.y_embedder(y, self.training)
-            if use_image_num:
-                check_labels(self, "y_image", y_image, (x.shape[0], use_image_num))
-                assert y_image is not None
-                stills = torch.stack([self.y_embedder(row, self.training) for row in y_image])  # (B, n, D)
-                frames = labels[:, None].expand(-1, x.shape[1] - use_image_num, -1)
-                c_frames = (c[:, None] + torch.cat([frames, stills], dim=1)).flatten(0, 1)  # (B*(F+n), D)
-                return self.run(x, c_frames, c + labels, c_frames, use_image_num)
-            c = c + labels
-            return self.run(x, c, c, c)
-        with_text = c + self.embed_text(text_embedding) if self.extras == 78 else c
-        return self.run(x, with_text, with_text, c, use_image_num)
+        stills = None
+        label = self.embed_condition(y, text_embedding)
+        if self.extras == 2 and use_image_num:
+            check_labels(self, "y_image", y_image, (x.shape[0], use_image_num))
+            assert y_image is not None
+            stills = torch.stack([self.y_embedder(row, self.training) for row in y_image])  # (B, n, D)
+        return self.run(x, self.t_embedder(t), label, stills, use_image_num)
 
 
-Latte_models = {name: partial(Latte, **keywords) for name, keywords in PRESETS.items()}
+Latte_models = {name: partial(Latte, **kw) for name, kw in (PRESETS | TABLE_3_PRESETS).items()}
 LatteIMG_models = {name.replace("Latte", "LatteIMG"): partial(LatteIMG, **kw) for name, kw in PRESETS.items()}

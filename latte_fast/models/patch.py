@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from latte_fast.config import LatteConfig
 from latte_fast.models.latte import Latte, LatteIMG
 from latte_fast.modules.block import Attention, Block, FinalLayer, Mlp
 from latte_fast.modules.embed import PatchEmbed, TimestepEmbedder
 
 _MARK = "_latte_fast_class_before"
+_CONFIG = "config"
 
 
 @dataclass
@@ -45,6 +47,9 @@ def patch(model: nn.Module) -> PatchReport:
         if reason:
             report.kept[name] = reason
             continue
+        if _CONFIG not in latte.__dict__:
+            latte.__dict__[_CONFIG] = config_of(latte)
+            latte.__dict__[_MARK + _CONFIG] = True
         for path, module, cls in _swaps(latte):
             _swap(module, cls)
             report.swapped.append(f"{name}.{path}".strip("."))
@@ -57,6 +62,25 @@ def unpatch(model: nn.Module) -> None:
         before = module.__dict__.pop(_MARK, None)
         if before is not None:
             module.__class__ = before
+        if module.__dict__.pop(_MARK + _CONFIG, False):
+            del module.__dict__[_CONFIG]
+
+
+def config_of(latte: nn.Module) -> LatteConfig:
+    """The config that an upstream instance was built with, read off its parameters."""
+    block = latte.blocks[0]
+    return LatteConfig(
+        input_size=int(latte.pos_embed.shape[1] ** 0.5) * latte.patch_size,
+        patch_size=latte.patch_size,
+        in_channels=latte.in_channels,
+        hidden_size=latte.pos_embed.shape[2],
+        depth=len(latte.blocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.fc1.out_features / block.mlp.fc1.in_features,
+        num_frames=latte.temp_embed.shape[1],
+        learn_sigma=latte.out_channels != latte.in_channels,
+        extras=latte.extras,
+    )
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -1,11 +1,18 @@
-"""A Latte block on (B, F, N, D): two elementwise passes, four GEMMs, one attention, the last residual left pending."""
+"""Latte's blocks on (B, F, N, D): elementwise passes, GEMMs and attention, with the last residual left pending.
+
+One class holds the paper's blocks: attention over one axis (variants 1 and 2), over space then time (3), or over both
+in parallel with the outputs added (4); modulated by the condition (S-AdaLN) or plain (all-tokens).
+"""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.modules.linear import split_bias
+
+Rope = tuple[Tensor, Tensor]
 
 
 class Pending(NamedTuple):
@@ -14,6 +21,15 @@ class Pending(NamedTuple):
     y: Tensor  # (B, F, N, D)
     gate: Tensor  # (G, D)
     y_bias: Tensor | None  # (D,)
+
+
+class Step(NamedTuple):
+    """What a block is told beside its tokens: its axis, what enters before time attention, the images that skip it."""
+
+    axis: str  # "space", "time" or "both"
+    pos: Tensor | None = None  # (F, 1, D)
+    rope: Rope | None = None  # (F, K/2) each
+    images: int = 0
 
 
 def resolve(x: Tensor, pending: Pending | None) -> Tensor:
@@ -28,29 +44,34 @@ def add_and_norm(
     x: Tensor, pending: Pending | None, shift: Tensor, scale: Tensor, pos: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(x', h): x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
-    if pending is not None:
-        if pending.gate.shape[0] != shift.shape[0]:
-            # conditions a frame beside conditions a clip, as the joint model has them
-            shift, scale = (v.repeat_interleave(pending.gate.shape[0] // v.shape[0], 0) for v in (shift, scale))
-        return ops.gate_residual_norm_modulate(x, pending.y, pending.gate, shift, scale, y_bias=pending.y_bias, pos=pos)
-    if pos is not None:
-        x = x + pos.to(x.dtype)
-    return x, ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
+    if pending is None:
+        x = x if pos is None else x + pos.to(x.dtype)
+        return x, ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
+    gate = pending.gate
+    if gate.shape[0] != shift.shape[0]:
+        # conditions a frame beside conditions a clip, or beside none, as joint models and plain norms have them
+        groups = max(gate.shape[0], shift.shape[0])
+        gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
+    return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, y_bias=pending.y_bias, pos=pos)
 
 
 class Attention(nn.Module):
     """Multi-head attention over one axis, q, k, v read where the packed linear layer left them."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, inner: int | None = None):
         super().__init__()
+        inner = inner or width
         self.num_heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.proj = nn.Linear(inner, width)
 
-    def forward(self, h: Tensor, axis: str) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None]:
         """The result without the projection's bias, and that bias."""
+        return split_bias(self.proj, self.attend(h, axis, rope))
+
+    def attend(self, h: Tensor, axis: str, rope: Rope | None = None) -> Tensor:
         qkv = self.qkv(h).unflatten(-1, (3, self.num_heads, -1))  # (B, F, N, 3, H, K)
-        return split_bias(self.proj, ops.axis_attention_qkv(qkv, axis))
+        return ops.axis_attention_qkv(qkv, axis, rope if axis == "time" else None)
 
 
 class Mlp(nn.Module):
@@ -67,34 +88,98 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over one axis, then the MLP, each modulated and gated by the condition."""
+    """Attention, then the MLP; see the module's first lines for its forms."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
+    # on the class, so that a patched upstream instance has them too
+    order = "one"
+    plain = False
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        order: str = "one",
+        plain: bool = False,
+        heads_each: int | None = None,
+    ):
         super().__init__()
-        self.attn = Attention(width, heads)
+        self.order, self.plain = order, plain
+        heads_each = heads_each or heads
+        inner = heads_each * (width // heads)
+        if plain:
+            self.norm1 = nn.LayerNorm(width, eps=1e-6)
+            self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads_each, inner)
+        if order != "one":
+            self.attn_time = Attention(width, heads_each, inner)
         self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        if not plain:
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(
-        self, x: Tensor, pending: Pending | None, silu_c: Tensor, axis: str, pos: Tensor | None = None
-    ) -> tuple[Tensor, Pending]:
+    def modulation(self, silu_c: Tensor | None) -> tuple[Tensor, ...]:
+        """shift, scale, gate of attention and of the MLP, each (G, D); a plain block is one group that gates with 1."""
+        if not self.plain:
+            return self.adaLN_modulation[1](silu_c).chunk(6, dim=-1)
+        return (*affine(self.norm1), *affine(self.norm2))
+
+    def forward(self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, step: Step) -> tuple[Tensor, Pending]:
         """x (B, F, N, D), silu_c (G, D) the condition after its SiLU -> x' and this block's own last residual."""
-        modulation = self.adaLN_modulation[1](silu_c)  # (G, 6D)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        x, h = add_and_norm(x, pending, shift_a, scale_a, pos)
-        y, bias = self.attn(h, axis)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(silu_c)
+        before_time = self.order == "sequential"
+        x, h = add_and_norm(x, pending, shift_a, scale_a, None if before_time else step.pos)
+        if self.order == "one":
+            y, bias = self.attn(h, step.axis, step.rope)
+        elif self.order == "sequential":
+            y, bias = self.attn(h, "space")
+            x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_a, scale_a, step.pos)
+            y, bias = self.over_time(h, step)
+        else:
+            y, bias = self.in_parallel(h, step)
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
         y, bias = self.mlp(h)
         # a copy, so that no parameter of this block is read by the next
         return x, Pending(y, gate_m, None if bias is None else bias.clone())
 
+    def over_time(self, h: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The time attention of variant 3; images get nothing from it, not even a bias."""
+        if not step.images:
+            return self.attn_time(h, "time", step.rope)
+        y = self.attn_time.proj(self.attn_time.attend(h[:, : -step.images], "time", step.rope))
+        return torch.cat([y, y.new_zeros(y.shape[0], step.images, *y.shape[2:])], dim=1), None
+
+    def in_parallel(self, h: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Variant 4: both attentions read h, their projections add up."""
+        y, bias = self.attn(h, "space")
+        if step.images:
+            return y + self.over_time(h, step)[0], bias
+        time, time_bias = split_bias(self.attn_time.proj, self.attn_time.attend(h, "time", step.rope))
+        return y + time, bias if time_bias is None else time_bias if bias is None else bias + time_bias
+
+
+def affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """A LayerNorm's parameters as a modulation of one group: (shift, scale, gate), each (1, D)."""
+    weight, bias = norm.weight[None], norm.bias[None]
+    return bias, weight - 1, torch.ones_like(bias)
+
 
 class FinalLayer(nn.Module):
-    def __init__(self, width: int, out: int):
-        super().__init__()
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+    """The head: modulated norm (or a plain one), then a linear layer to patches."""
 
-    def forward(self, x: Tensor, pending: Pending | None, silu_c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation[1](silu_c).chunk(2, dim=-1)
+    plain = False
+
+    def __init__(self, width: int, out: int, plain: bool = False):
+        super().__init__()
+        self.plain = plain
+        if plain:
+            self.norm_final = nn.LayerNorm(width, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        if not plain:
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, pending: Pending | None, silu_c: Tensor | None) -> Tensor:
+        if self.plain:
+            shift, scale = affine(self.norm_final)[:2]
+        else:
+            shift, scale = self.adaLN_modulation[1](silu_c).chunk(2, dim=-1)
         return self.linear(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*C)

@@ -27,6 +27,13 @@ def space_table(width: int, rows: int, columns: int, device: torch.device | None
     return torch.cat([column, row], dim=-1).reshape(1, rows * columns, width)
 
 
+def rope_tables(frames: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (F, K/2) fp32: the angle of pair i at frame f is f * 10000^(-2i / K)."""
+    rates = 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64, device=device) / -width)
+    angles = torch.arange(frames, dtype=torch.float64, device=device)[:, None] * rates
+    return angles.cos().float(), angles.sin().float()
+
+
 def stretch_time(table: Tensor, frames: int) -> Tensor:
     """A (1, F, D) table linearly interpolated to another number of frames, its ends kept."""
     wide = F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=True)
@@ -42,16 +49,23 @@ def stretch_space(table: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """The strided convolution as one GEMM over unfolded patches; `proj` keeps the convolution's parameters."""
+    """The strided convolution as one GEMM over unfolded patches; `proj` keeps the convolution's parameters.
 
-    def __init__(self, patch: int, channels: int, width: int):
+    Patches are P x P of one frame, or s x P x P tubelets of s frames with a 3-D convolution's weight.
+    """
+
+    def __init__(self, patch: int, channels: int, width: int, frames: int = 1):
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        if frames == 1:
+            self.proj: nn.Module = nn.Conv2d(channels, width, patch, stride=patch)
+        else:
+            self.proj = nn.Conv3d(channels, width, (frames, patch, patch), stride=(frames, patch, patch))
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.proj.weight.shape[-1]
-        rows = rearrange(x, "b f c (h p) (w q) -> b f (h w) (c p q)", p=p, q=p)
-        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)  # (B, F, N, D)
+        weight = self.proj.weight
+        p, s = weight.shape[-1], weight.shape[2] if weight.dim() == 5 else 1
+        rows = rearrange(x, "b (f s) c (h p) (w q) -> b f (h w) (c s p q)", s=s, p=p, q=p)
+        return F.linear(rows, weight.flatten(1), self.proj.bias)  # (B, F/s, N, D)
 
 
 class TimestepEmbedder(nn.Module):

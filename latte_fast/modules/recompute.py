@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from latte_fast.modules.block import Block, Pending, resolve
+from latte_fast.modules.block import Block, Pending, Step, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
 _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
@@ -30,7 +30,7 @@ def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs
 
 
 def run_block(
-    policy: str, block: Block, x: Tensor, pending: Pending | None, silu_c: Tensor, axis: str, pos: Tensor | None = None
+    policy: str, block: Block, x: Tensor, pending: Pending | None, silu_c: Tensor | None, step: Step
 ) -> tuple[Tensor, Pending | None]:
     """The block under a policy of POLICIES.
 
@@ -38,12 +38,12 @@ def run_block(
     residual resolved at the block's end so that only one tensor crosses it.
     """
     if policy == "none" or not torch.is_grad_enabled():
-        return block(x, pending, silu_c, axis, pos)
+        return block(x, pending, silu_c, step)
     if policy == "block":
-        return checkpoint(_resolved, block, x, pending, silu_c, axis, pos, use_reentrant=False), None
+        return checkpoint(_resolved, block, x, pending, silu_c, step, use_reentrant=False), None
     chooser = functools.partial(_policy, policy == "elementwise", block.mlp.fc1.out_features)
     context = functools.partial(create_selective_checkpoint_contexts, chooser)
-    return checkpoint(block, x, pending, silu_c, axis, pos, use_reentrant=False, context_fn=context)
+    return checkpoint(block, x, pending, silu_c, step, use_reentrant=False, context_fn=context)
 
 
 def _resolved(block: Block, *args: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from latte_fast.ops.axis_attention import axis_attention
 from latte_fast.ops.axis_attention_qkv import axis_attention_qkv
+from latte_fast.ops.conv_transpose3d import conv_transpose3d
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
 from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
@@ -13,6 +14,7 @@ __all__ = [
     "axis_attention",
     "axis_attention_qkv",
     "bias_gelu",
+    "conv_transpose3d",
     "gate_residual",
     "gate_residual_norm_modulate",
     "linear_gelu",

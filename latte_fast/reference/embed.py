@@ -27,13 +27,25 @@ def time_table(width: int, frames: int) -> Tensor:
     return torch.from_numpy(sincos(width, np.arange(frames))).float().unsqueeze(0)
 
 
+def rope_tables(frames: int, width: int) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (frames, width / 2): the angle of pair i at frame f is f * 10000^(-2i / width)."""
+    angles = np.outer(np.arange(frames, dtype=np.float64), 10000.0 ** (-np.arange(0, width, 2) / width))
+    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
+
+
 class PatchEmbed(nn.Module):
-    def __init__(self, patch: int, channels: int, width: int):
+    """(B, F, C, H, W) to ((B F/s), N, D) by a strided convolution: 2-D, or 3-D over s frames."""
+
+    def __init__(self, patch: int, channels: int, width: int, frames: int = 1):
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        window = (frames, patch, patch)
+        conv = nn.Conv2d(channels, width, patch, stride=patch)
+        self.proj = conv if frames == 1 else nn.Conv3d(channels, width, window, stride=window)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B*F, N, D)
+        if isinstance(self.proj, nn.Conv2d):
+            return self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2)
+        return self.proj(x.transpose(1, 2)).transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)
 
 
 class TimestepEmbedder(nn.Module):

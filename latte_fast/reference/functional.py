@@ -106,3 +106,17 @@ def bias_gelu_ref(u: Tensor, b: Tensor | None) -> Tensor:
 def linear_gelu_ref(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """tanh-GELU(x w^T + b), w (M, D)."""
     return F.gelu(F.linear(x, w, b), approximate="tanh")
+
+
+def conv_transpose3d_ref(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+) -> Tensor:
+    """F.conv_transpose3d; x (B, C, T, H, W) or (C, T, H, W), w (C, C_out / groups, kT, kH, kW)."""
+    return F.conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]

@@ -1,65 +1,26 @@
 """The oracle: upstream's Latte to the letter, layout copies and repeated conditioning included; same keys, same call.
 
-This is also the eager contender of every benchmark, so nothing here is made faster.
+This is also the eager contender of every benchmark, so nothing here is made faster. The rest of the design space
+is in the same style.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from latte_fast.config import PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
-from latte_fast.reference.embed import LabelEmbedder, PatchEmbed, TimestepEmbedder, space_table, time_table
-from latte_fast.reference.functional import attention_ref, gate_residual_ref, norm_modulate_ref
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.num_heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.num_heads)
-        return self.proj(rearrange(attention_ref(q, k, v, q.shape[-1] ** -0.5), "b h n k -> b n (h k)"))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
-        super().__init__()
-        self.attn = Attention(width, heads)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (rows, L, D), c (rows, D)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = gate_residual_ref(x, self.attn(norm_modulate_ref(x, shift_a, scale_a)), gate_a)
-        return gate_residual_ref(x, self.mlp(norm_modulate_ref(x, shift_m, scale_m)), gate_m)
-
-
-class FinalLayer(nn.Module):
-    def __init__(self, width: int, out: int):
-        super().__init__()
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(norm_modulate_ref(x, shift, scale))
+from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
+from latte_fast.reference.blocks import Block, FinalLayer
+from latte_fast.reference.embed import (
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    rope_tables,
+    space_table,
+    time_table,
+)
 
 
 class Latte(nn.Module):
@@ -72,16 +33,21 @@ class Latte(nn.Module):
         self.config = config = LatteConfig(**kwargs)
         width = config.hidden_size
         self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
-        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width)
+        self.patch_size, self.num_heads = config.patch_size, config.num_heads
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width, config.patch_frames)
         self.t_embedder = TimestepEmbedder(width)
         if config.extras == 2:
             self.y_embedder = LabelEmbedder(config.num_classes, width, config.class_dropout_prob)
         if config.extras == 78:
             self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(self.text_width, width))
         self.pos_embed = nn.Parameter(space_table(width, config.grid, config.grid), requires_grad=False)
-        self.temp_embed = nn.Parameter(time_table(width, config.num_frames), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
-        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
+        if config.time_pos == "absolute":
+            self.temp_embed = nn.Parameter(time_table(width, config.token_frames), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        if config.patch_frames > 1:
+            window = (config.patch_frames, 1, 1)
+            self.upsample = nn.ConvTranspose3d(config.out_channels, config.out_channels, window, stride=window)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -95,18 +61,10 @@ class Latte(nn.Module):
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for i in (0, 2):
             nn.init.normal_(self.t_embedder.mlp[i].weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        for module in [*self.blocks, self.final_layer]:
+            if not module.plain:
+                nn.init.zeros_(module.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
-
-    def unpatchify(self, x: Tensor) -> Tensor:
-        side = int(x.shape[1] ** 0.5)
-        p = self.config.patch_size
-        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=p, q=p)
-
-    def embed_text(self, text: Tensor) -> Tensor:
-        return self.text_embedding_projection(text.reshape(text.shape[0], -1))
 
     def forward(
         self,
@@ -116,33 +74,57 @@ class Latte(nn.Module):
         text_embedding: Tensor | None = None,
         use_fp16: bool = False,
     ) -> Tensor:
-        c = self.t_embedder(t, use_fp16=use_fp16)
-        frames = self.temp_embed.shape[1]
-        # with text the final layer sees t alone, as upstream has it
-        final = c
-        if self.extras == 2:
-            final = c = c + self.y_embedder(y, self.training)
-        elif self.extras == 78:
-            c = c + self.embed_text(text_embedding)
-        c_frames, final = (repeat(v, "b d -> (b f) d", f=frames) for v in (c, final))
-        return self.run(x.half() if use_fp16 else x, c_frames, c, final)
+        label = self.embed_condition(y, text_embedding)
+        return self.run(x.half() if use_fp16 else x, self.t_embedder(t, use_fp16=use_fp16), label)
 
-    def run(self, x: Tensor, c_frames: Tensor, c_clip: Tensor, final: Tensor, images: int = 0) -> Tensor:
-        """The blocks: c_frames (B*(F+n), D) conditions space, c_clip (B, D) time; the last n frames skip time."""
-        batch = x.shape[0]
-        video = x.shape[1] - images
-        x = self.x_embedder(rearrange(x, "b f c h w -> (b f) c h w")) + self.pos_embed
-        c_time = repeat(c_clip, "b d -> (b n) d", n=self.pos_embed.shape[1])
-        for i in range(0, len(self.blocks), 2):
-            x = self.blocks[i](x, c_frames)
-            x = rearrange(x, "(b f) n d -> (b n) f d", b=batch)
-            v, still = x[:, :video], x[:, video:]
-            if i == 0:
-                v = v + self.temp_embed
-            v = self.blocks[i + 1](v, c_time)
-            x = rearrange(torch.cat([v, still], dim=1) if images else v, "(b n) f d -> (b f) n d", b=batch)
-        x = self.unpatchify(self.final_layer(x, final))
-        return rearrange(x, "(b f) c h w -> b f c h w", b=batch)
+    def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
+        if self.extras == 2:
+            return self.y_embedder(y, self.training)
+        if self.extras == 78:
+            assert text is not None
+            return self.text_embedding_projection(text.reshape(text.shape[0], -1))
+        return None
+
+    def run(self, x: Tensor, t: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0) -> Tensor:
+        """t and label (B, D); stills (B, n, D) the labels of n images, which follow the frames and skip time."""
+        config, batch = self.config, x.shape[0]
+        x = self.x_embedder(x) + self.pos_embed  # ((b f), n, d)
+        frames = x.shape[0] // batch
+        # a row a frame: the time step's, and the label's
+        steps = repeat(t, "b d -> b f d", f=frames)
+        labels = None if label is None else repeat(label, "b d -> b f d", f=frames - (0 if stills is None else images))
+        if stills is not None and labels is not None:
+            labels = torch.cat([labels, stills], dim=1)
+        c_frames = c_time = final = None
+        extra = config.extra_tokens
+        if extra:
+            rows = torch.stack([steps] if labels is None else [steps, labels], dim=2).flatten(0, 1)
+            x = torch.cat([rows.to(x.dtype), x], dim=1)
+        else:
+            c_frames = (steps if labels is None else steps + labels).flatten(0, 1)
+            c_time = repeat(t if label is None else t + label, "b d -> (b n) d", n=self.pos_embed.shape[1])
+            # with text the final layer sees t alone, as upstream has it
+            final = steps.flatten(0, 1) if self.extras == 78 else c_frames
+        rope = None
+        if config.time_pos == "rope":
+            rope = tuple(table.to(x.device) for table in rope_tables(frames - images, config.head_width))
+        for i, block in enumerate(self.blocks):
+            temp = self.temp_embed if config.time_pos == "absolute" and i == config.first_time_block else None
+            if config.axis(i) == "space":
+                x = block(x, c_frames)
+            elif config.axis(i) == "time":
+                video, still = block.to_time(x, batch, images, temp)
+                x = block.to_frames(block(video, c_time, rope), still)
+            else:
+                x = block.over_both(x, c_frames, c_time, batch, images, temp, rope)
+        return self.unpatchify(self.final_layer(x[:, extra:], final), batch)
+
+    def unpatchify(self, x: Tensor, batch: int) -> Tensor:
+        side, p = int(x.shape[1] ** 0.5), self.patch_size
+        x = rearrange(x, "(b f) (h w) (p q c) -> b f c (h p) (w q)", b=batch, h=side, p=p, q=p)
+        if self.config.patch_frames > 1:
+            x = self.upsample(x.transpose(1, 2)).transpose(1, 2)
+        return x
 
     def forward_with_cfg(
         self,
@@ -181,27 +163,14 @@ class LatteIMG(Latte):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """x (B, F+n, C, H, W); y_image: B tensors of n labels. Upstream raises in eval with n > 0, here as in train."""
-        c = self.t_embedder(t, use_fp16=use_fp16)
-        frames = x.shape[1] - use_image_num
-        c_frames = final = repeat(c, "b d -> b f d", f=frames + use_image_num)
-        if self.extras == 2:
-            y = self.y_embedder(y, self.training)
-            c = c + y
-            y_frames = repeat(y, "b d -> b f d", f=frames)
-            if use_image_num:
-                labels = torch.stack([self.y_embedder(row, self.training) for row in y_image])
-                y_frames = torch.cat([y_frames, labels], dim=1)
-            c_frames = final = c_frames + y_frames
-        elif self.extras == 78:
-            text = self.embed_text(text_embedding)
-            c, c_frames = c + text, c_frames + text[:, None]
-        c_frames, final = c_frames.flatten(0, 1), final.flatten(0, 1)
-        return self.run(x.half() if use_fp16 else x, c_frames, c, final, use_image_num)
+        label = self.embed_condition(y, text_embedding)
+        stills = None
+        if self.extras == 2 and use_image_num:
+            assert y_image is not None
+            stills = torch.stack([self.y_embedder(row, self.training) for row in y_image])
+        step = self.t_embedder(t, use_fp16=use_fp16)
+        return self.run(x.half() if use_fp16 else x, step, label, stills, use_image_num)
 
 
-def _build(cls: type[Latte], name: str) -> Any:
-    return lambda **kwargs: cls(**PRESETS[name], **kwargs)
-
-
-Latte_models = {name: _build(Latte, name) for name in PRESETS}
-LatteIMG_models = {name.replace("Latte", "LatteIMG"): _build(LatteIMG, name) for name in PRESETS}
+Latte_models = {name: partial(Latte, **kw) for name, kw in (PRESETS | TABLE_3_PRESETS).items()}
+LatteIMG_models = {name.replace("Latte", "LatteIMG"): partial(LatteIMG, **kw) for name, kw in PRESETS.items()}

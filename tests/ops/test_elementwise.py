@@ -118,11 +118,7 @@ def test_gradcheck(op: str) -> None:
     fn, args = calls(torch.float64)[op]
     tail = tuple(torch.float64 if t is torch.float32 else t for t in PROBE_TAIL.get(op, ()))
     testing.require_backend(op, *args, *tail)
-    assert (
-        torch.autograd.gradcheck(fn, [a.detach()[:1].requires_grad_() if a.dim() == 1 else a for a in args])
-        if (op != "bias_gelu")
-        else torch.autograd.gradcheck(fn, [a.detach().requires_grad_() for a in args])
-    )
+    assert torch.autograd.gradcheck(fn, [a.detach().requires_grad_() for a in args])
 
 
 @pytest.mark.parametrize("op", list(calls()))
@@ -163,31 +159,44 @@ def test_empty_batch() -> None:
 
 
 BAD: dict[str, tuple[Callable, type[Exception], str]] = {
-    "groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(4, 8), rows(4, 8)), ValueError, "G dividing the 6 rows"),
+    "groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(4, 8), rows(4, 8)), ValueError, "dividing the 6 rows"),
     "width": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 9), rows(2, 8)), ValueError, "shift must be .*D = 8"),
-    "mixed groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 8), rows(1, 8)), ValueError, "scale must have G = 2"),
-    "empty axis": (lambda: ops.norm_modulate(rows(2, 0, 8), rows(2, 8), rows(2, 8)), ValueError, "no empty axis"),
-    "last dim": (lambda: ops.norm_modulate(rows(2, 8, 3).mT, rows(2, 8), rows(2, 8)), ValueError, "contiguous last dim"),
-    "integers": (lambda: ops.norm_modulate(torch.ones(2, 8).int(), rows(2, 8), rows(2, 8)), TypeError, "x must be fp32"),
+    "mixed groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 8), rows(1, 8)), ValueError, "scale must have G"),
+    "empty axis": (lambda: ops.norm_modulate(rows(2, 0, 8), rows(2, 8), rows(2, 8)), ValueError, "empty"),
+    "last dim": (lambda: ops.norm_modulate(rows(2, 8, 3).mT, rows(2, 8), rows(2, 8)), ValueError, "last dim"),
+    "integers": (
+        lambda: ops.norm_modulate(torch.ones(2, 8).int(), rows(2, 8), rows(2, 8)),
+        TypeError,
+        "x must be fp32",
+    ),
     "dtype mix": (
-        lambda: ops.gate_residual(rows(2, 8, dtype=torch.bfloat16), rows(2, 8), rows(2, 8)), TypeError, "x's dtype",
+        lambda: ops.gate_residual(rows(2, 8, dtype=torch.bfloat16), rows(2, 8), rows(2, 8)),
+        TypeError,
+        "x's dtype",
     ),
     "partner mix": (
-        lambda: ops.gate_residual(rows(2, 8), rows(2, 8, dtype=torch.bfloat16), rows(2, 8)), TypeError, "gate's dtype",
+        lambda: ops.gate_residual(rows(2, 8), rows(2, 8, dtype=torch.bfloat16), rows(2, 8)),
+        TypeError,
+        "gate's dtype",
     ),
     "y shape": (lambda: ops.gate_residual(rows(2, 8), rows(3, 8), rows(2, 8)), ValueError, "y must have x's shape"),
     "pos": (
         lambda: ops.gate_residual_norm_modulate(*(rows(2, 3, 8),) * 2, *(rows(2, 8),) * 3, pos=rows(4, 8)),
-        ValueError, "pos must broadcast",
+        ValueError,
+        "pos must broadcast",
     ),
     "device": (
-        lambda: ops.gate_residual(rows(2, 8), torch.empty(2, 8, device="meta"), rows(2, 8)), ValueError, "y must be on cpu",
+        lambda: ops.gate_residual(rows(2, 8), torch.empty(2, 8, device="meta"), rows(2, 8)),
+        ValueError,
+        "y must be on cpu",
     ),
     "out_dtype": (
-        lambda: ops.norm_modulate(rows(2, 8), rows(2, 8), rows(2, 8), out_dtype=torch.float16), TypeError, "out_dtype must",
+        lambda: ops.norm_modulate(rows(2, 8), rows(2, 8), rows(2, 8), out_dtype=torch.float16),
+        TypeError,
+        "out_dtype must",
     ),
     "bias": (lambda: ops.bias_gelu(rows(2, 8), rows(9)), ValueError, "b must be"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", list(BAD))

@@ -1,0 +1,86 @@
+// a = gelu_tanh(u + b) as z / (1 + exp(-2 w)), w = c (z + k z^3): one exponential and no cancellation in either tail.
+#include "parallel.h"
+
+namespace latte {
+namespace LATTE_ISA {
+
+constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.4426950408889634;
+
+template <class A> struct Sigmoid { Vec<A> s, rest; };
+
+// The sigmoid of 2 w, 0 where it would be below 1e-38, and 1 - sigmoid without the cancellation.
+template <class A, int kDegree> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z, Vec<A> z2) {
+  constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
+  const Vec<A> t = z * fma(z2, splat(c3), splat(c1));
+  const Vec<A> limit = splat(static_cast<A>(sizeof(A) == 8 ? 1000 : 126));
+  // max of the negatives hands a NaN on
+  const Vec<A> e = exp2<kDegree>(-max(-limit, -t)), s = reciprocal(e + A(1));
+  return {t > limit ? Vec<A>{} : s, e * s};
+}
+
+template <class A, class T> constexpr int kDegreeOf = sizeof(T) == 2 ? 4 : 6;
+
+template <class A, class T> void forward(const BiasGelu& a) {
+  const int64_t d = a.d;
+  split(a.rows, a.threads, [&](int64_t begin, int64_t end) {
+    Scratch<A> bias(d);
+    widen<A>(a.b, 0, 0, bias, d);
+    for (int64_t r = begin; r < end; ++r) {
+      const T* u = row<T>(a.u, r);
+      T* out = row<T>(a.a, r);
+      each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
+        const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n);
+        store<A>(out + i, z * sigmoid<A, kDegreeOf<A, T>>(z, z * z).s, n);
+      });
+    }
+  });
+}
+
+template <class A, class T> void backward(const BiasGelu& a) {
+  constexpr int64_t kChunk = 32;  // independent of the threads: db is the same on any number of them
+  const int64_t d = a.d, chunks = (a.rows + kChunk - 1) / kChunk;
+  Scratch<A> partial(chunks * d);
+  split(chunks, a.threads, [&](int64_t begin, int64_t end) {
+    Scratch<A> bias(d);
+    widen<A>(a.b, 0, 0, bias, d);
+    for (int64_t c = begin; c < end; ++c) {
+      A* db = partial + c * d;
+      std::memset(db, 0, d * sizeof(A));
+      for (int64_t r = c * kChunk; r < min(a.rows, (c + 1) * kChunk); ++r) {
+        const T *u = row<T>(a.u, r), *da = row<T>(a.da, r);
+        T* du = row<T>(a.du, r);
+        each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
+          const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n), z2 = z * z;
+          const auto [s, rest] = sigmoid<A, kDegreeOf<A, T>>(z, z2);
+          const Vec<A> dw = fma(z2, splat(static_cast<A>(6 * kC * kK)), splat(static_cast<A>(2 * kC)));
+          const Vec<A> slope = fma(z * s * rest, dw, s), g = load<A>(da + i, n) * slope;
+          store<A>(du + i, g, n);
+          store<A>(db + i, load<A>(db + i, n) + g, n);
+        });
+      }
+    }
+  });
+  Scratch<double> total(d);
+  std::memset(total, 0, d * sizeof(double));
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t i = 0; i < d; ++i) total[i] += partial[c * d + i];
+  for (int64_t i = 0; i < d; ++i) partial[i] = static_cast<A>(total[i]);
+  narrow<A>(partial, a.db, 0, d);
+}
+
+void bias_gelu_fwd(const BiasGelu& a) {
+#if defined(LATTE_ISA_PORTABLE)
+  if (a.u.dtype == kF64) return forward<double, double>(a);
+#endif
+  with_dtype(a.u.dtype, [&](auto u) { forward<float, typename decltype(u)::type>(a); });
+}
+
+void bias_gelu_bwd(const BiasGelu& a) {
+#if defined(LATTE_ISA_PORTABLE)
+  if (a.u.dtype == kF64) return backward<double, double>(a);
+#endif
+  with_dtype(a.u.dtype, [&](auto u) { backward<float, typename decltype(u)::type>(a); });
+}
+
+}  // namespace LATTE_ISA
+}  // namespace latte

@@ -1,0 +1,75 @@
+// The CPU kernels as Python sees them: tensors as arrays of integers, absent ones as zeros.
+#pragma once
+#include "launch_cpu.h"
+
+namespace latte {
+
+using Shape = std::array<int64_t, 3>;  // rows, d, groups
+
+inline auto row_forward(const Kernel<RowForward> (&levels)[4]) {
+  return [&levels](const RowsArg& x, const RowsArg& y, const RowsArg& pos, const RowsArg& x_out, const RowsArg& h,
+                   const GroupsArg& gate, const GroupsArg& shift, const GroupsArg& scale, const GroupsArg& y_bias,
+                   const Shape& shape, double eps, int64_t threads) {
+    RowForward a{rows_of(x), rows_of(y), rows_of(pos), rows_of(x_out), rows_of(h), groups_of(gate), groups_of(shift),
+                 groups_of(scale), groups_of(y_bias), shape[0], shape[1], shape[2], threads, eps};
+    launch(levels, a, a.x.dtype, a.rows * a.d);
+  };
+}
+
+inline auto row_backward(const Kernel<RowBackward> (&levels)[4]) {
+  return [&levels](const RowsArg& dx_out, const RowsArg& dh, const RowsArg& x_out, const RowsArg& y, const RowsArg& dx,
+                   const RowsArg& dy, const GroupsArg& gate, const GroupsArg& scale, const GroupsArg& y_bias,
+                   const GroupsArg& dgate, const GroupsArg& dshift, const GroupsArg& dscale, const GroupsArg& dy_bias,
+                   const Shape& shape, double eps, int64_t threads) {
+    RowBackward a{rows_of(dx_out), rows_of(dh), rows_of(x_out), rows_of(y), rows_of(dx), rows_of(dy), groups_of(gate),
+                  groups_of(scale), groups_of(y_bias), groups_of(dgate), groups_of(dshift), groups_of(dscale),
+                  groups_of(dy_bias), shape[0], shape[1], shape[2], threads, eps};
+    launch(levels, a, a.x_out.p ? a.x_out.dtype : a.dx_out.dtype, a.rows * a.d);
+  };
+}
+
+inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
+  return [&levels](const RowsArg& u, const RowsArg& a_out, const RowsArg& da, const RowsArg& du, const GroupsArg& b,
+                   const GroupsArg& db, const Shape& shape, int64_t threads) {
+    BiasGelu a{rows_of(u), rows_of(a_out), rows_of(da), rows_of(du), groups_of(b), groups_of(db), shape[0], shape[1],
+               threads};
+    launch(levels, a, a.u.dtype, a.rows * a.d);
+  };
+}
+
+inline auto attention(const Kernel<Attention> (&levels)[4]) {
+  return [&levels](const std::array<HeadsArg, 8>& t, int64_t lse, int64_t cos, int64_t sin, int64_t key_mask,
+                   int64_t mask_stride, const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
+    Attention a{heads_of(t[0]), heads_of(t[1]), heads_of(t[2]), heads_of(t[3]), heads_of(t[4]), heads_of(t[5]),
+                heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse), reinterpret_cast<void*>(cos),
+                reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask), shape[0], shape[1], shape[2],
+                shape[3], shape[4], shape[5], mask_stride, threads, scale};
+    launch(levels, a, a.q.dtype, a.b * a.f * a.nq * a.h * a.dim);
+  };
+}
+
+inline void bind_cpu(pybind11::module_& m) {
+  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd), gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd),
+                                  both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
+  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd), gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd),
+                                   both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
+  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd), gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
+  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd), space_bwd[4] = LATTE_LEVELS(space_attention_bwd),
+                                 time_fwd[4] = LATTE_LEVELS(time_attention_fwd), time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
+  forked();  // from here on a fork is noticed
+  m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
+  m.def("norm_modulate_fwd", row_forward(norm_fwd));
+  m.def("gate_residual_fwd", row_forward(gate_fwd));
+  m.def("gate_residual_norm_modulate_fwd", row_forward(both_fwd));
+  m.def("norm_modulate_bwd", row_backward(norm_bwd));
+  m.def("gate_residual_bwd", row_backward(gate_bwd));
+  m.def("gate_residual_norm_modulate_bwd", row_backward(both_bwd));
+  m.def("bias_gelu_fwd", bias_gelu(gelu_fwd));
+  m.def("bias_gelu_bwd", bias_gelu(gelu_bwd));
+  m.def("space_attention_fwd", attention(space_fwd));
+  m.def("space_attention_bwd", attention(space_bwd));
+  m.def("time_attention_fwd", attention(time_fwd));
+  m.def("time_attention_bwd", attention(time_bwd));
+}
+
+}  // namespace latte

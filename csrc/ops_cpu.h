@@ -1,0 +1,80 @@
+// Arguments of the CPU kernels: raw pointers, sizes and strides (in elements), no torch. Plain data only: anything with
+// code belongs in the namespace of an instruction level, or the linker would keep one level's copy for all of them.
+#pragma once
+#include <cstdint>
+
+namespace latte {
+
+enum Dtype : int64_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
+
+// Row r of a tensor of at most three leading axes starts at (r / (n1 n2)) s0 + (r / n2 % n1) s1 + (r % n2) s2.
+struct Rows {
+  void* p;
+  int64_t dtype, n1, n2, s0, s1, s2;
+};
+
+// Group g of a (G, D) tensor starts at g * stride.
+struct Groups {
+  void* p;
+  int64_t dtype, stride;
+};
+
+// x_out = x + gate * (y + y_bias) + pos; h = LN(x_out) * (1 + scale) + shift. A null pointer leaves its term out.
+struct RowForward {
+  Rows x, y, pos, x_out, h;
+  Groups gate, shift, scale, y_bias;
+  int64_t rows, d, groups, threads;
+  double eps;
+};
+
+// The gradients of the same; dgate, dshift, dscale are (G, D), dy_bias is (D), each contiguous.
+struct RowBackward {
+  Rows dx_out, dh, x_out, y, dx, dy;
+  Groups gate, scale, y_bias, dgate, dshift, dscale, dy_bias;
+  int64_t rows, d, groups, threads;
+  double eps;
+};
+
+struct BiasGelu {
+  Rows u, a, da, du;
+  Groups b, db;
+  int64_t rows, d, threads;
+};
+
+// A (B, F, N, H, K) tensor whose last axis is contiguous.
+struct Heads {
+  void* p;
+  int64_t dtype, sb, sf, sn, sh;
+};
+
+struct Attention {
+  Heads q, k, v, out, dout, dq, dk, dv;
+  float* lse;  // (B, F, Nq, H) or null
+  const void *cos, *sin;  // (F, K/2) contiguous or null; double where q is, else float
+  const uint8_t* key_mask;  // (B, keys) or null, row stride mask_stride
+  int64_t b, f, nq, nk, h, dim, mask_stride, threads;
+  double scale;
+};
+
+#define LATTE_OPS(ns)                                          \
+  namespace ns {                                               \
+  void norm_modulate_fwd(const RowForward&);                   \
+  void norm_modulate_bwd(const RowBackward&);                  \
+  void gate_residual_fwd(const RowForward&);                   \
+  void gate_residual_bwd(const RowBackward&);                  \
+  void gate_residual_norm_modulate_fwd(const RowForward&);     \
+  void gate_residual_norm_modulate_bwd(const RowBackward&);    \
+  void bias_gelu_fwd(const BiasGelu&);                         \
+  void bias_gelu_bwd(const BiasGelu&);                         \
+  void space_attention_fwd(const Attention&);                  \
+  void space_attention_bwd(const Attention&);                  \
+  void time_attention_fwd(const Attention&);                   \
+  void time_attention_bwd(const Attention&);                   \
+  }
+LATTE_OPS(portable)
+LATTE_OPS(avx2)
+LATTE_OPS(avx512)
+LATTE_OPS(amx)
+#undef LATTE_OPS
+
+}  // namespace latte

@@ -1,0 +1,77 @@
+// Rows, element types and threads shared by the CPU kernels.
+#pragma once
+#include <omp.h>
+
+#include <cstdlib>
+
+#include "ops_cpu.h"
+#include "simd.h"
+
+namespace latte {
+namespace LATTE_ISA {
+
+template <class T> struct Type { using type = T; };
+
+// std::min would be one shared symbol, compiled for whichever level the linker met first
+LATTE_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// f(Type<element>) for a dtype code; float64 exists on the portable level alone
+template <class F> LATTE_INLINE void with_dtype(int64_t dtype, F f) {
+  if (dtype == kF32) f(Type<float>{});
+  if (dtype == kBF16) f(Type<bf16>{});
+  if (dtype == kF16) f(Type<f16>{});
+}
+
+template <class T> LATTE_INLINE T* row(const Rows& t, int64_t r) {
+  const int64_t i2 = r % t.n2, outer = r / t.n2;
+  return static_cast<T*>(t.p) + (outer / t.n1) * t.s0 + (outer % t.n1) * t.s1 + i2 * t.s2;
+}
+
+// Aligned memory of one thread for one call.
+template <class T> struct Scratch {
+  T* p;
+  explicit Scratch(int64_t n) : p(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 127) / 64 * 64))) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(p); }
+  operator T*() const { return p; }
+};
+
+// Row g of a (G, D) tensor, widened and added to `plus`.
+template <class A> void widen(const Groups& t, int64_t g, A plus, A* to, int64_t d) {
+  auto copy = [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T* p = static_cast<const T*>(t.p) + g * t.stride;
+    each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(to + i, load<A>(p + i, n) + plus, n); });
+  };
+  if constexpr (sizeof(A) == 8) copy(Type<double>{});
+  else with_dtype(t.dtype, copy);
+}
+
+// The reverse: `from` to row g of a (G, D) tensor.
+template <class A> void narrow(const A* from, const Groups& t, int64_t g, int64_t d) {
+  auto copy = [&](auto type) {
+    using T = typename decltype(type)::type;
+    T* p = static_cast<T*>(t.p) + g * t.stride;
+    each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(p + i, load<A>(from + i, n), n); });
+  };
+  if constexpr (sizeof(A) == 8) copy(Type<double>{});
+  else with_dtype(t.dtype, copy);
+}
+
+// f(begin, end) over 0..n on `threads` threads, the same ranges every time
+template <class F> void split(int64_t n, int64_t threads, F f) {
+  if (threads > n) threads = n;
+  if (threads <= 1) {
+    if (n > 0) f(int64_t(0), n);
+    return;
+  }
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  {
+    const int64_t i = omp_get_thread_num(), t = omp_get_num_threads();
+    if (n * i / t < n * (i + 1) / t) f(n * i / t, n * (i + 1) / t);
+  }
+}
+
+}  // namespace LATTE_ISA
+}  // namespace latte

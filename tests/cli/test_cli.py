@@ -1,0 +1,38 @@
+"""The `latte-fast` command as a person runs it."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*args: str, ok: bool = True) -> str:
+    code = "import sys; from latte_fast.cli import main; sys.argv[0] = 'latte-fast'; main()"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_lists_the_commands() -> None:
+    out = run("--help")
+    assert "doctor" in out and "demo" in out
+
+
+def test_doctor_gives_a_reason_for_every_no() -> None:
+    out = run("doctor")
+    for word in ("versions", "GPU", "extension", "norm_modulate", "axis_attention", "reference", "triton"):
+        assert word in out
+    assert "WARNING" not in out  # one OpenMP runtime
+
+
+def test_demo_compares_both_models() -> None:
+    out = run("demo", "--model", "Latte-S/8", "--repeats", "1", "--dtype", "float32")
+    assert "oracle" in out and "fast" in out and "max error" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(("demo", "--model", "Latte-Q/2"), "Latte-S/2"), (("demo", "--repeats", "0"), "at least 1"), (("fly",), "fly")],
+)
+def test_bad_arguments(args: tuple[str, ...], message: str) -> None:
+    assert message in run(*args, ok=False)

@@ -1,0 +1,184 @@
+"""Loading what exists, refusing what is damaged, and leaving the model alone when refusing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from latte_fast import Latte, testing
+from latte_fast.models.checkpoint import (
+    CheckpointError,
+    init_from_dit,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+
+KEYWORDS = {"depth": 2, "hidden_size": 64, "num_heads": 2, "input_size": 8, "num_frames": 3}
+
+
+@pytest.fixture
+def model() -> Latte:
+    torch.manual_seed(0)
+    return testing.refill(Latte(**KEYWORDS))  # type: ignore[return-value]
+
+
+def fresh(**kwargs: Any) -> Latte:
+    torch.manual_seed(1)
+    return Latte(**KEYWORDS | kwargs)
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(v, other[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", ["ema", "model", "flat", "both", "ema without model"])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
+def test_upstream_layouts(wrap: str, prefix: str, model: Latte, tmp_path: Path) -> None:
+    state = {prefix + k: v for k, v in model.state_dict().items()}
+    other = {k: torch.zeros_like(v) for k, v in state.items()}
+    content = {
+        "ema": {"ema": state},
+        "model": {"model": state},
+        "flat": state,
+        "both": {"model": other, "ema": state},
+        "ema without model": {"ema": state, "step": 3},
+    }[wrap]
+    torch.save(content, tmp_path / "ffs.pt")
+    target = fresh()
+    load_checkpoint(target, tmp_path / "ffs.pt")
+    assert equal(target, model)
+
+
+def test_safetensors_round_trip(model: Latte, tmp_path: Path) -> None:
+    save_checkpoint(model, tmp_path / "out.safetensors")
+    target = fresh()
+    load_checkpoint(target, tmp_path / "out.safetensors")
+    assert equal(target, model)
+    assert os.listdir(tmp_path) == ["out.safetensors"]
+
+
+def test_failed_write_keeps_the_previous_file(model: Latte, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.safetensors"
+    save_checkpoint(model, path)
+    before = path.read_bytes()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("latte_fast.models.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(fresh(), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["out.safetensors"]
+
+
+class Hostile:
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch hostile-ran",))
+
+
+def damaged(kind: str, model: Latte, path: Path) -> str:
+    """Writes a damaged file; returns the pattern its error must show."""
+    state = model.state_dict()
+    if kind == "truncated pt":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+        return "truncated or not a checkpoint"
+    if kind == "truncated safetensors":
+        save_checkpoint(model, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+        return "truncated or not a checkpoint"
+    if kind == "garbage":
+        path.write_bytes(b"not a checkpoint at all")
+        return "holds more than tensors|truncated or not"
+    if kind == "hostile":
+        torch.save({"ema": Hostile()}, path)
+        return "was not unpickled"
+    if kind == "list":
+        torch.save([1, 2], path)
+        return "must hold a dict of tensors, got list"
+    if kind == "no tensors":
+        torch.save({"steps": 3}, path)
+        return "other values at"
+    if kind == "missing key":
+        torch.save({k: v for k, v in state.items() if k != "blocks.1.mlp.fc1.weight"}, path)
+        return r"blocks.1.mlp.fc1.weight must have shape \(256, 64\), found none"
+    if kind == "unknown key":
+        torch.save(state | {"extra.weight": torch.zeros(3)}, path)
+        return r"extra.weight \(3,\) is unknown"
+    if kind == "wrong shape":
+        torch.save(state | {"blocks.0.attn.qkv.bias": torch.zeros(7)}, path)
+        return r"blocks.0.attn.qkv.bias must have shape \(192,\), found \(7,\)"
+    if kind == "other size":
+        torch.save(state | {"pos_embed": torch.zeros(1, 64, 64)}, path)
+        return r"pos_embed must have shape \(1, 16, 64\), found \(1, 64, 64\).*extend_space"
+    return "no such file"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated pt", "truncated safetensors", "garbage", "hostile", "list", "no tensors", "missing key",
+        "unknown key", "wrong shape", "other size", "absent",
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused_and_the_model_untouched(
+    kind: str, model: Latte, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("f.safetensors" if kind == "truncated safetensors" else "f.pt")
+    pattern = damaged(kind, model, path)
+    target, before = fresh(), fresh()
+    with pytest.raises(CheckpointError, match=pattern) as error:
+        load_checkpoint(target, path)
+    assert str(path) in str(error.value)
+    assert equal(target, before)
+    assert not (tmp_path / "hostile-ran").exists()
+
+
+def test_dit_initialisation(model: Latte, tmp_path: Path) -> None:
+    dit = {k: v for k, v in model.state_dict().items() if k != "temp_embed"}
+    dit["y_embedder.embedding_table.weight"] = torch.randn(1001, 64)
+    torch.save(dit, tmp_path / "DiT.pt")
+    target = fresh(extras=2, num_classes=5)
+    temp = target.temp_embed.clone()
+    report = init_from_dit(target, tmp_path / "DiT.pt")
+    assert target.y_embedder.embedding_table.weight.abs().max() == 0
+    assert torch.equal(target.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
+    assert torch.equal(target.temp_embed, temp)
+    assert "label table" in report.left["y_embedder.embedding_table.weight"]
+    assert "kept" in report.left["temp_embed"]
+    assert len(report.taken) == len(dit) - 1
+    assert "tensors taken" in str(report)
+
+
+def test_dit_positions_are_resized(model: Latte, tmp_path: Path) -> None:
+    dit = {k: v for k, v in model.state_dict().items() if k != "temp_embed"} | {"pos_embed": torch.randn(1, 64, 64)}
+    torch.save(dit, tmp_path / "DiT.pt")
+    target = fresh()
+    report = init_from_dit(target, tmp_path / "DiT.pt")
+    assert "resized from (1, 64, 64) to (1, 16, 64)" in report.left["pos_embed"]
+
+
+@pytest.mark.parametrize("wrong", ["depth", "width"])
+def test_dit_of_another_size_is_refused(wrong: str, tmp_path: Path) -> None:
+    other = {"depth": 4} if wrong == "width" else {"depth": 2}
+    source = Latte(**KEYWORDS | other | ({"hidden_size": 128} if wrong == "width" else {}))
+    torch.save({k: v for k, v in source.state_dict().items() if k != "temp_embed"}, tmp_path / "DiT.pt")
+    target, before = fresh(depth=4), fresh(depth=4)
+    with pytest.raises(CheckpointError, match=f"not a DiT of this {'depth' if wrong == 'depth' else 'size'}"):
+        init_from_dit(target, tmp_path / "DiT.pt")
+    assert equal(target, before)
+
+
+def test_prefers_what_is_asked_for(model: Latte, tmp_path: Path) -> None:
+    torch.save({"model": model.state_dict(), "ema": fresh().state_dict()}, tmp_path / "x.pt")
+    assert torch.equal(read_checkpoint(tmp_path / "x.pt", "model")["temp_embed"], model.temp_embed)
+    assert torch.equal(
+        read_checkpoint(tmp_path / "x.pt", "model")["blocks.0.mlp.fc1.weight"], model.blocks[0].mlp.fc1.weight
+    )

@@ -1,0 +1,137 @@
+"""axis_attention and its packed form on whatever backend serves this machine, and on torch's SDPA."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from latte_fast import ops, testing, use_backend
+from latte_fast.reference import functional as R
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rope_tables(frames: int, width: int) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(frames)[:, None] * 10000.0 ** (-torch.arange(width // 2) / (width // 2))
+    return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("axis", ["space", "time"])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 2, 8), (1, 16, 5, 2, 64), (2, 5, 16, 1, 72)], ids=str)
+def test_packed(dtype: torch.dtype, axis: str, shape: tuple[int, ...]) -> None:
+    b, f, n, h, k = shape
+    qkv = random(b, f, n, 3, h, k, dtype=dtype).requires_grad_()
+    testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, k**-0.5, None)
+    testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis), ["out", "dqkv"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_rope(dtype: torch.dtype) -> None:
+    qkv = random(2, 5, 3, 3, 2, 16, dtype=dtype).requires_grad_()
+    rope = rope_tables(5, 16)
+    testing.require_backend("axis_attention", *qkv.unbind(3), "time", rope, 0.25, None)
+    testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, "time", rope), ["out", "dqkv"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("axis", ["space", "time"])
+def test_key_mask_with_an_empty_row(dtype: torch.dtype, axis: str) -> None:
+    keys = 9 if axis == "space" else 4
+    q = random(2, 4, 5 if axis == "space" else 9, 2, 8, dtype=dtype).requires_grad_()
+    k, v = (random(2, 4, 9, 2, 8, dtype=dtype, seed=s).requires_grad_() for s in (1, 2))
+    mask = torch.rand(2, keys, generator=torch.Generator().manual_seed(3)) > 0.4
+    mask[1] = False
+    args = (q, k, v, axis, None, None, mask)
+    testing.require_backend("axis_attention", *args[:4], None, 8**-0.5, mask)
+    testing.compare(ops.axis_attention, R.axis_attention_ref, args, ["out", "dq", "dk", "dv"])
+    assert ops.axis_attention(*args)[1].abs().max() == 0
+
+
+def test_video_slice_of_a_joint_batch_is_read_in_place() -> None:
+    whole = random(2, 5, 6, 3, 2, 8).requires_grad_()
+    qkv = whole[:, :3]
+    testing.require_backend("axis_attention", *qkv.unbind(3), "time", None, 8**-0.5, None)
+    testing.compare(
+        ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv.detach().requires_grad_(), "time"), ["out", "d"]
+    )
+
+
+@pytest.mark.parametrize("axis", ["space", "time"])
+def test_sdpa_backend(axis: str) -> None:
+    qkv = random(1, 4, 6, 3, 2, 8).requires_grad_()
+    with use_backend(axis_attention="sdpa"):
+        testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis), ["out", "dqkv"])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_opcheck(packed: bool) -> None:
+    qkv = random(1, 3, 5, 3, 2, 8).requires_grad_()
+    q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(3))
+    backend = testing.require_backend("axis_attention", q, k, v, "time", None, 8**-0.5, None)
+    if backend == "sdpa":
+        pytest.skip("served by torch's SDPA, which is no op of ours")
+    rope = rope_tables(3, 8)
+    name, args = "axis_attention", (q, k, v, "time", *rope, 8**-0.5, None, True, backend)
+    if packed:
+        name, args = "axis_attention_qkv", (qkv, "time", *rope, 8**-0.5, True, backend)
+    torch.library.opcheck(getattr(torch.ops.latte_fast, name).default, args)
+
+
+def test_gradcheck() -> None:
+    qkv = random(1, 3, 4, 3, 1, 8).double().requires_grad_()
+    for axis in ("space", "time"):
+        testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None)
+        assert torch.autograd.gradcheck(lambda x, axis=axis: ops.axis_attention_qkv(x, axis), qkv)
+
+
+def test_flops_are_the_same_with_and_without_gradients() -> None:
+    qkv = random(1, 4, 6, 3, 2, 8)
+    if testing.require_backend("axis_attention", *qkv.unbind(3), "space", None, 8**-0.5, None) == "sdpa":
+        pytest.skip("served by torch's SDPA, which has no formula on the CPU")
+    counts = []
+    for grad in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            ops.axis_attention_qkv(qkv.requires_grad_(grad), "space")
+        counts.append(counter.get_total_flops())
+    assert counts == [4 * 4 * 6 * 6 * 2 * 8] * 2
+
+
+def test_empty_batch() -> None:
+    assert ops.axis_attention_qkv(random(0, 3, 4, 3, 2, 8), "space").shape == (0, 3, 4, 16)
+
+
+def test_autocast_gives_its_dtype() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.axis_attention_qkv(random(1, 3, 4, 3, 2, 8), "space").dtype == torch.bfloat16
+
+
+BAD = {
+    "axis": (lambda q: ops.axis_attention(q, q, q, "both"), "axis must be"),
+    "K": (lambda q: ops.axis_attention(q[..., :6], q[..., :6], q[..., :6], "space"), "multiple of 8 up to 128"),
+    "rope in space": (lambda q: ops.axis_attention(q, q, q, "space", rope_tables(3, 8)), "rope must be None"),
+    "rope shape": (lambda q: ops.axis_attention(q, q, q, "time", rope_tables(4, 8)), "rope must be two"),
+    "keys in time": (lambda q: ops.axis_attention(q, q[:, :, :2], q[:, :, :2], "time"), "k must match q"),
+    "mask": (lambda q: ops.axis_attention(q, q, q, "space", key_mask=torch.ones(2, 3).bool()), "key_mask must be bool"),
+    "v": (lambda q: ops.axis_attention(q, q, q[:, :, :2], "space"), "v must have k's shape"),
+    "rank": (lambda q: ops.axis_attention(q[0], q[0], q[0], "space"), r"q must be \(B, F, N, H, K\)"),
+    "packed": (lambda q: ops.axis_attention_qkv(q, "space"), "qkv must be"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input(case: str) -> None:
+    call, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        call(random(2, 3, 4, 2, 8))
+
+
+def test_mixed_dtypes_are_refused() -> None:
+    q = random(2, 3, 4, 2, 8)
+    with pytest.raises(TypeError, match="k must be"):
+        ops.axis_attention(q, q.half(), q, "space")

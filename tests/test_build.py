@@ -1,0 +1,95 @@
+"""The build: a wheel from an isolated environment imports elsewhere, and nothing missing costs the install."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def checkout(target: Path) -> Path:
+    """The files of the repository that a build reads."""
+    target.mkdir()
+    for name in ("latte_fast", "csrc", "kernels"):
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def build_wheel(source: Path, **env: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(source / "dist"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next((source / "dist").glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_imports_in_another_environment(tmp_path: Path) -> None:
+    wheel = build_wheel(checkout(tmp_path / "source"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(n.startswith("latte_fast/_C") for n in names)
+    assert "latte_fast/kernels/__init__.py" in names
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    # the dependencies come from this environment, the package from the wheel
+    paths = [p for p in sys.path if p.endswith("site-packages")]
+    code = (
+        f"import sys; sys.path += {paths!r}\n"
+        "import latte_fast, latte_fast.kernels; from latte_fast import _ext\n"
+        "assert 'env/lib' in latte_fast.__file__, latte_fast.__file__\n"
+        "assert 'env/lib' in latte_fast.kernels.__file__; _ext.load()"
+    )
+    subprocess.run([python, "-c", code], check=True, cwd=tmp_path / "env")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["no compiler", "no nvcc", "refused flags"])
+def test_what_is_missing_costs_speed_not_the_install(case: str, tmp_path: Path) -> None:
+    source = checkout(tmp_path / "source")
+    env = {"LATTE_FAST_CUDA": "0"}
+    if case == "no compiler":
+        env |= {"CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}
+    if case == "refused flags":
+        fake = tmp_path / "picky-c++"
+        fake.write_text('#!/bin/sh\ncase "$*" in *amx*) echo no amx here >&2; exit 1;; esac\nexec g++ "$@"\n')
+        fake.chmod(0o755)
+        env["CXX"] = str(fake)
+    wheel = zipfile.ZipFile(build_wheel(source, **env))
+    info = json.loads(wheel.read("latte_fast/_build_info.json"))
+    built = any(n.startswith("latte_fast/_C") for n in wheel.namelist())
+    assert built == (case != "no compiler")
+    assert bool(info["error"]) == (case == "no compiler")
+    assert "LATTE_FAST_CUDA=0" in info["cuda_reason"] or case == "no compiler"
+    assert ("amx" in info["refused"]) == (case == "refused flags")
+
+
+def test_demanding_cuda_without_nvcc_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = (ROOT / "setup.py").read_text()
+    body = source[source.index("def find_nvcc") : source.index("\n\n\n", source.index("def find_nvcc"))]
+    namespace: dict = {"os": os, "shutil": shutil, "Path": lambda p: tmp_path / Path(p).name}
+    exec(body, namespace)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("LATTE_FAST_CUDA", "1")
+    with pytest.raises(SystemExit, match="LATTE_FAST_CUDA=1 but nvcc was not found"):
+        namespace["find_nvcc"]()
+    monkeypatch.setenv("LATTE_FAST_CUDA", "auto")
+    assert namespace["find_nvcc"]()[0] is None
+
+
+def test_extension_includes_no_torch_header() -> None:
+    for path in (ROOT / "csrc").iterdir():
+        text = path.read_text()
+        assert "torch/" not in text and "ATen" not in text and "c10/" not in text, path.name
