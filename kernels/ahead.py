@@ -14,9 +14,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from latte_fast.kernels import tuning
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # capability -> (shared memory of a multiprocessor, of a program), bytes
 SHARED = {80: (164 * 1024, 163 * 1024), 90: (228 * 1024, 227 * 1024), 100: (228 * 1024, 227 * 1024)}
+MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
     (divisible by 16, equal to 1), warps and stages are a launch's own.
     """
     compiled: list[Any] = []
-    original, before = triton.JITFunction.run, driver._active
+    original, before, gpu_of = triton.JITFunction.run, driver._active, tuning.gpu_of
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled.append(original(self, *args, grid=grid, warmup=True, **kwargs))
@@ -65,11 +68,12 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
 
     driver.set_active(AheadDriver(capability))
     triton.JITFunction.run = compile_only
+    tuning.gpu_of = lambda device: tuning.Gpu("ahead", MULTIPROCESSORS[capability], capability // 10)
     try:
         yield compiled
     finally:
         triton.JITFunction.run = original
-        driver._active = before
+        driver._active, tuning.gpu_of = before, gpu_of
 
 
 def _cuobjdump(flag: str, cubin: str) -> str:

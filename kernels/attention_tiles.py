@@ -45,11 +45,11 @@ def transposed(b):
 
 
 @triton.jit
-def dot_heads(a_main, a_tail, b_main, b_tail, K_TAIL: tl.constexpr, PRECISION: tl.constexpr):
+def dot_heads(a_main, a_tail, b_main, b_tail, K_TAIL: tl.constexpr):
     """a b^T over the head's width."""
-    b_out = tl.dot(a_main, transposed(b_main), input_precision=PRECISION)
+    b_out = tl.dot(a_main, transposed(b_main), input_precision="ieee")
     if K_TAIL > 0:
-        b_out = tl.dot(a_tail, transposed(b_tail), b_out, input_precision=PRECISION)
+        b_out = tl.dot(a_tail, transposed(b_tail), b_out, input_precision="ieee")
     return b_out
 
 
@@ -88,6 +88,20 @@ def rotate_heads(
     return b_main, b_tail
 
 
+@triton.jit
+def place(i_pid, blocks, outer, H: tl.constexpr):
+    """(block, batch, outer, head): blocks of one sequence are neighbours, for they share keys and values."""
+    i_s = (i_pid // blocks).to(tl.int64)
+    return i_pid % blocks, (i_s // H) // outer, (i_s // H) % outer, i_s % H
+
+
+@triton.jit
+def offset(i_b, i_o, i_h, o_t, s_b, s_o, s_t, s_h, ALIGN: tl.constexpr):
+    """(T, 1) offsets of a sequence's tokens."""
+    start = tl.multiple_of(i_b * s_b + i_o * s_o + i_h * s_h, ALIGN)
+    return start + tl.multiple_of(o_t.to(tl.int64) * s_t, [ALIGN])[:, None]
+
+
 @dataclass(frozen=True)
 class Problem:
     """Sequences of tokens along one axis: B * outer * H of them, T_q queries and T_k keys each."""
@@ -105,7 +119,7 @@ def strides(x: Tensor, axis: str) -> tuple[int, int, int, int]:
     return (b, f, n, h) if axis == "space" else (b, n, f, h)
 
 
-def problem(q: Tensor, k: Tensor, axis: str, rope: Rope | None, key_mask: Tensor | None, *others: Tensor) -> Problem:
+def problem(q: Tensor, k: Tensor, axis: str, key_mask: Tensor | None, *others: Tensor) -> Problem:
     B, F, N, H, K = q.shape
     main = min(128, max(16, 1 << (K.bit_length() - 1)))
     aligned = all(s % 8 == 0 for x in (q, k, *others) for s in x.stride()[:-1])
@@ -114,13 +128,11 @@ def problem(q: Tensor, k: Tensor, axis: str, rope: Rope | None, key_mask: Tensor
         "K": K,
         "K_MAIN": main,
         "K_TAIL": max(16, triton.next_power_of_2(K - main)) if main < K else 0,
-        "HAS_ROPE": rope is not None,
         "HAS_MASK": key_mask is not None,
         # 8 elements are 16 bytes at 16 bits; a stride such as 72 is no multiple of the 16 that Triton looks for
         "ALIGN": 8 if aligned else 1,
         # on bf16 the interpreter's dot returns garbage
         "UPCAST": rows.interpreted() and q.dtype == torch.bfloat16,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 and not rows.interpreted() else "ieee",
     }
     outer, T_q, T_k = (F, N, k.shape[2]) if axis == "space" else (N, F, k.shape[1])
     return Problem(outer, T_q, T_k, B * outer * H, constants)
@@ -131,8 +143,9 @@ def by_heads(x: Tensor, like: Tensor) -> Tensor:
     return x.unflatten(-1, like.shape[-2:])
 
 
-def tables(rope: Rope | None, key_mask: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """(cos, sin, mask, the mask's batch stride) as the kernels take them; q stands in for what is absent."""
-    cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
-    mask = q if key_mask is None else key_mask.contiguous().view(torch.uint8)
-    return cos, sin, mask, 0 if key_mask is None else mask.stride(0)
+def bytes_of(key_mask: Tensor | None, q: Tensor) -> tuple[Tensor, int]:
+    """(mask, its batch stride) as the kernels take them; q stands in for an absent one."""
+    if key_mask is None:
+        return q, 0
+    mask = key_mask.contiguous().view(torch.uint8)
+    return mask, mask.stride(0)

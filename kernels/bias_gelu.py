@@ -88,7 +88,7 @@ def config(kernel: str, u: Tensor) -> tuning.TileConfig:
 def split(count: int, D: int, c: tuning.TileConfig, device: torch.device) -> tuple[int, int]:
     """(programs over rows, programs over columns)."""
     columns = math.ceil(D / block_d(D))
-    budget = c.programs_per_sm * tuning.gpu_of(device)[1] // columns
+    budget = c.programs_per_sm * tuning.gpu_of(device).multiprocessors // columns
     return max(1, min(math.ceil(count / c.block_r), budget)), columns
 
 

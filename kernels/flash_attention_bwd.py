@@ -9,15 +9,17 @@ from latte_fast.kernels import rows
 from latte_fast.kernels.attention_tiles import (
     Rope,
     by_heads,
+    bytes_of,
     dot_heads,
     load_heads,
+    offset,
+    place,
     problem,
-    rotate_heads,
     store_heads,
     strides,
-    tables,
 )
-from latte_fast.kernels.flash_attention_fwd import config, offset, place, scores
+from latte_fast.kernels.flash_attention_fwd import config, scores
+from latte_fast.kernels.rotate import rotate, rotated
 
 
 @triton.jit
@@ -31,13 +33,13 @@ def finite(b_lse, HAS_MASK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dq_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, mask_ptr, dq_ptr, delta_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, delta_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
     s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
-    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = sum(dout out) for the kernel of dk and dv."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
@@ -55,8 +57,6 @@ def flash_attention_dq_kernel(
     o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
     tl.store(delta_ptr + o_lse, b_delta, mask=o_q < T_q)
     b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
-    if HAS_ROPE:
-        b_q0, b_q1 = rotate_heads(b_q0, b_q1, cos_ptr, sin_ptr, o_q[:, None], T_q, 1, K, K_MAIN, K_TAIL)
     b_dq0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dq1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
     for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
@@ -66,31 +66,27 @@ def flash_attention_dq_kernel(
         p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
         b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
         b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
-        if HAS_ROPE:
-            b_k0, b_k1 = rotate_heads(b_k0, b_k1, cos_ptr, sin_ptr, o_k[:, None], T_k, 1, K, K_MAIN, K_TAIL)
-        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL, PRECISION) * (scale * 1.4426950408889634)
+        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
         b_p = tl.exp2(b_s - b_lse[:, None])
-        b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL, PRECISION)
+        b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL)
         b_ds = (b_p * (b_dp - b_delta[:, None]) * scale).to(b_k0.dtype)
-        b_dq0 = tl.dot(b_ds, b_k0, b_dq0, input_precision=PRECISION)
+        b_dq0 = tl.dot(b_ds, b_k0, b_dq0, input_precision="ieee")
         if K_TAIL > 0:
-            b_dq1 = tl.dot(b_ds, b_k1, b_dq1, input_precision=PRECISION)
-    if HAS_ROPE:
-        b_dq0, b_dq1 = rotate_heads(b_dq0, b_dq1, cos_ptr, sin_ptr, o_q[:, None], T_q, -1, K, K_MAIN, K_TAIL)
+            b_dq1 = tl.dot(b_ds, b_k1, b_dq1, input_precision="ieee")
     p_dq = dq_ptr + offset(i_b, i_o, i_h, o_q, s_dqb, s_dqo, s_dqt, s_dqh, ALIGN)
     store_heads(p_dq, b_dq0, b_dq1, m_q, K, K_MAIN, K_TAIL)
 
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dkdv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, cos_ptr, sin_ptr, mask_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
     s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
-    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
@@ -100,8 +96,6 @@ def flash_attention_dkdv_kernel(
     p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
     b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_M, K_MAIN)
     b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
-    if HAS_ROPE:
-        b_k0, b_k1 = rotate_heads(b_k0, b_k1, cos_ptr, sin_ptr, o_k[:, None], T_k, 1, K, K_MAIN, K_TAIL)
     b_dk0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dv0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dk1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
@@ -116,22 +110,18 @@ def flash_attention_dkdv_kernel(
         o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
         b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
         b_delta = tl.load(delta_ptr + o_lse, mask=o_q < T_q, other=0.0)
-        if HAS_ROPE:
-            b_q0, b_q1 = rotate_heads(b_q0, b_q1, cos_ptr, sin_ptr, o_q[:, None], T_q, 1, K, K_MAIN, K_TAIL)
-        b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL, PRECISION) * (scale * 1.4426950408889634)
+        b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL) * (scale * 1.4426950408889634)
         # only the mask: keys past the end are not stored, and queries past the end bring dout = 0
         b_st = scores(b_st, mask_ptr + i_b * s_mask, o_k[:, None], T_k, True, HAS_MASK)
         b_pt = tl.exp2(b_st - b_lse[None, :])
-        b_dpt = dot_heads(b_v0, b_v1, b_dout0, b_dout1, K_TAIL, PRECISION)
+        b_dpt = dot_heads(b_v0, b_v1, b_dout0, b_dout1, K_TAIL)
         b_dst = (b_pt * (b_dpt - b_delta[None, :]) * scale).to(b_q0.dtype)
         b_pt = b_pt.to(b_q0.dtype)
-        b_dv0 = tl.dot(b_pt, b_dout0, b_dv0, input_precision=PRECISION)
-        b_dk0 = tl.dot(b_dst, b_q0, b_dk0, input_precision=PRECISION)
+        b_dv0 = tl.dot(b_pt, b_dout0, b_dv0, input_precision="ieee")
+        b_dk0 = tl.dot(b_dst, b_q0, b_dk0, input_precision="ieee")
         if K_TAIL > 0:
-            b_dv1 = tl.dot(b_pt, b_dout1, b_dv1, input_precision=PRECISION)
-            b_dk1 = tl.dot(b_dst, b_q1, b_dk1, input_precision=PRECISION)
-    if HAS_ROPE:
-        b_dk0, b_dk1 = rotate_heads(b_dk0, b_dk1, cos_ptr, sin_ptr, o_k[:, None], T_k, -1, K, K_MAIN, K_TAIL)
+            b_dv1 = tl.dot(b_pt, b_dout1, b_dv1, input_precision="ieee")
+            b_dk1 = tl.dot(b_dst, b_q1, b_dk1, input_precision="ieee")
     p_dk = dk_ptr + offset(i_b, i_o, i_h, o_k, s_dkb, s_dko, s_dkt, s_dkh, ALIGN)
     p_dv = dv_ptr + offset(i_b, i_o, i_h, o_k, s_dvb, s_dvo, s_dvt, s_dvh, ALIGN)
     store_heads(p_dk, b_dk0, b_dk1, m_k, K, K_MAIN, K_TAIL)
@@ -154,8 +144,9 @@ def flash_attention_bwd(
     dv: Tensor,
 ) -> None:
     dout, out = by_heads(dout, q), by_heads(out, q)
-    job = problem(q, k, axis, rope, key_mask, v, dout, out, dq, dk, dv)
-    cos, sin, mask, s_mask = tables(rope, key_mask, q)
+    q, k = rotated(q, axis, rope), rotated(k, axis, rope)
+    job = problem(q, k, axis, key_mask, v, dout, out, dq, dk, dv)
+    mask, s_mask = bytes_of(key_mask, q)
     delta = torch.empty_like(lse)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3]
     s = {name: strides(x, axis) for name, x in zip("oqkvODKV", (dout, q, k, v, out, dq, dk, dv), strict=True)}
@@ -163,7 +154,7 @@ def flash_attention_bwd(
     blocks = triton.cdiv(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_dq_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, out, lse, cos, sin, mask, dq, delta, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
+            dout, q, k, v, out, lse, mask, dq, delta, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
             *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale,
             EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
@@ -171,8 +162,11 @@ def flash_attention_bwd(
         c = config("flash_attention_dkdv", q, job.T_k, job.T_q)
         blocks = triton.cdiv(job.T_k, c.block_m)
         flash_attention_dkdv_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, lse, delta, cos, sin, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
+            dout, q, k, v, lse, delta, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
             *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale,
             EVEN=job.T_q % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
+    if rope is not None:
+        rotate(dq, axis, rope, -1, dq)
+        rotate(dk, axis, rope, -1, dk)

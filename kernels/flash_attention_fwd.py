@@ -8,28 +8,16 @@ from torch import Tensor
 from latte_fast.kernels import rows, tuning
 from latte_fast.kernels.attention_tiles import (
     Rope,
+    bytes_of,
     dot_heads,
     load_heads,
+    offset,
+    place,
     problem,
-    rotate_heads,
     store_heads,
     strides,
-    tables,
 )
-
-
-@triton.jit
-def place(i_pid, blocks, outer, H: tl.constexpr):
-    """(block, batch, outer, head): blocks of one sequence are neighbours, for they share keys and values."""
-    i_s = (i_pid // blocks).to(tl.int64)
-    return i_pid % blocks, (i_s // H) // outer, (i_s // H) % outer, i_s % H
-
-
-@triton.jit
-def offset(i_b, i_o, i_h, o_t, s_b, s_o, s_t, s_h, ALIGN: tl.constexpr):
-    """(T, 1) offsets of a sequence's tokens."""
-    start = tl.multiple_of(i_b * s_b + i_o * s_o + i_h * s_h, ALIGN)
-    return start + tl.multiple_of(o_t.to(tl.int64) * s_t, [ALIGN])[:, None]
+from latte_fast.kernels.rotate import rotated
 
 
 @triton.jit
@@ -44,20 +32,18 @@ def scores(b_s, mask_ptr, o_k, T_k, EVEN: tl.constexpr, HAS_MASK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, mask_ptr, out_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, lse_ptr,
     s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh, s_outb, s_outo, s_outt, s_outh,
     s_lseb, s_lseo, s_lset, s_mask, blocks, outer, T_q, T_k, scale,
-    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_LSE: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
     p_q = q_ptr + offset(i_b, i_o, i_h, o_q, s_qb, s_qo, s_qt, s_qh, ALIGN)
     b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_M, K_MAIN)
-    if HAS_ROPE:
-        b_q0, b_q1 = rotate_heads(b_q0, b_q1, cos_ptr, sin_ptr, o_q[:, None], T_q, 1, K, K_MAIN, K_TAIL)
     b_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     b_out0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
@@ -69,9 +55,7 @@ def flash_attention_fwd_kernel(
         p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
         b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
         b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
-        if HAS_ROPE:
-            b_k0, b_k1 = rotate_heads(b_k0, b_k1, cos_ptr, sin_ptr, o_k[:, None], T_k, 1, K, K_MAIN, K_TAIL)
-        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL, PRECISION) * (scale * 1.4426950408889634)
+        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         if HAS_MASK:
@@ -80,9 +64,9 @@ def flash_attention_fwd_kernel(
         b_p = tl.exp2(b_s - b_new[:, None])
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_p = b_p.to(b_v0.dtype)
-        b_out0 = tl.dot(b_p, b_v0, b_out0 * b_shrink[:, None], input_precision=PRECISION)
+        b_out0 = tl.dot(b_p, b_v0, b_out0 * b_shrink[:, None], input_precision="ieee")
         if K_TAIL > 0:
-            b_out1 = tl.dot(b_p, b_v1, b_out1 * b_shrink[:, None], input_precision=PRECISION)
+            b_out1 = tl.dot(b_p, b_v1, b_out1 * b_shrink[:, None], input_precision="ieee")
         b_max = b_new
     if HAS_MASK:
         b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
@@ -94,13 +78,16 @@ def flash_attention_fwd_kernel(
 
 
 def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConfig:
-    """Blocks no longer than the sequences; fp32 takes three products a dot, so smaller ones."""
+    """Blocks no longer than the sequences; in fp32 the dots are IEEE, without tensor cores, and small."""
+    forward = kernel.endswith("fwd")
     if q.dtype == torch.float32:
-        default = tuning.FlashConfig(block_m=64, block_n=32, warps=4, stages=1)
-    elif kernel.endswith("fwd"):
+        default = tuning.FlashConfig(block_m=32, block_n=16 if forward else 32, warps=8, stages=1)
+    elif forward:
         default = tuning.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
     else:
-        default = tuning.FlashConfig(block_m=64, block_n=64, warps=4, stages=2)
+        # below sm_90 accumulators and operands share the registers, and at K = 72 a block of 64 overflows them
+        block_n = 64 if tuning.gpu_of(q.device).major >= 9 else 32
+        default = tuning.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
     name = f"T{triton.next_power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
     c = tuning.choose(kernel, name, default, q.device)
     fit = {"block_m": min(c.block_m, longest(T_own)), "block_n": min(c.block_n, longest(T_other))}
@@ -123,14 +110,15 @@ def flash_attention_fwd(
     lse: Tensor,
 ) -> None:
     """Writes out (B, F, N, H, K) and, where it is not empty, lse (B, F, N, H)."""
-    job = problem(q, k, axis, rope, key_mask, v, out)
+    q, k = rotated(q, axis, rope), rotated(k, axis, rope)
+    job = problem(q, k, axis, key_mask, v, out)
     c = config("flash_attention_fwd", q, job.T_q, job.T_k)
-    cos, sin, mask, s_mask = tables(rope, key_mask, q)
+    mask, s_mask = bytes_of(key_mask, q)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3] if lse.numel() else (0, 0, 0)
     blocks = triton.cdiv(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_fwd_kernel[(job.sequences * blocks,)](
-            q, k, v, cos, sin, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),
+            q, k, v, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),
             *strides(out, axis), *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale,
             HAS_LSE=lse.numel() > 0, EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m,
             BLOCK_N=c.block_n, STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,

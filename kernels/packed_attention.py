@@ -4,6 +4,7 @@ Sixteen frames are one MMA tile, so this is a matter of bandwidth: neighbouring 
 the same tokens, and the backward needs neither the output nor the forward's sums.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,13 +13,13 @@ from latte_fast.kernels import rows, tuning
 from latte_fast.kernels.attention_tiles import (
     Rope,
     by_heads,
+    bytes_of,
     dot_heads,
     load_heads,
     problem,
     rotate_heads,
     store_heads,
     strides,
-    tables,
     transposed,
 )
 
@@ -71,7 +72,7 @@ def packed_attention_fwd_kernel(
     s_lseb, s_lseo, s_lset, s_mask, outer, sequences, scale,
     T_Q: tl.constexpr, T_K: tl.constexpr, H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr,
     K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_LSE: tl.constexpr,
-    ALIGN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr,
+    ALIGN: tl.constexpr, UPCAST: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     i_s = tl.program_id(0).to(tl.int64) * PACK + tl.arange(0, PACK)
@@ -90,14 +91,14 @@ def packed_attention_fwd_kernel(
     if HAS_ROPE:
         b_q0, b_q1 = rotate_heads(b_q0, b_q1, cos_ptr, sin_ptr, o_q[:, None], T_Q, 1, K, K_MAIN, K_TAIL)
         b_k0, b_k1 = rotate_heads(b_k0, b_k1, cos_ptr, sin_ptr, o_k[:, None], T_K, 1, K, K_MAIN, K_TAIL)
-    b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL, PRECISION) * (scale * 1.4426950408889634)
+    b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
     b_s = masked_scores(b_s, mask_ptr, s_mask, i_b, o_k, m_s, T_K, BLOCK_K, HAS_MASK)
     b_p, b_max, b_sum = exponentials(b_s, HAS_MASK)
     b_p16 = b_p.to(b_v0.dtype)
-    b_out0 = tl.dot(b_p16, b_v0, input_precision=PRECISION) / b_sum[:, :, None]
+    b_out0 = tl.dot(b_p16, b_v0, input_precision="ieee") / b_sum[:, :, None]
     b_out1 = b_out0
     if K_TAIL > 0:
-        b_out1 = tl.dot(b_p16, b_v1, input_precision=PRECISION) / b_sum[:, :, None]
+        b_out1 = tl.dot(b_p16, b_v1, input_precision="ieee") / b_sum[:, :, None]
     p_out = out_ptr + sequence_offset(i_b, i_o, i_h, s_outb, s_outo, s_outh, ALIGN) + token_offset(o_q, s_outt, ALIGN)
     store_heads(p_out, b_out0, b_out1, m_q, K, K_MAIN, K_TAIL)
     if HAS_LSE:
@@ -114,7 +115,7 @@ def packed_attention_bwd_kernel(
     scale,
     T_Q: tl.constexpr, T_K: tl.constexpr, H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr,
     K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     i_s = tl.program_id(0).to(tl.int64) * PACK + tl.arange(0, PACK)
     m_s = i_s < sequences
@@ -134,23 +135,23 @@ def packed_attention_bwd_kernel(
     if HAS_ROPE:
         b_q0, b_q1 = rotate_heads(b_q0, b_q1, cos_ptr, sin_ptr, o_q[:, None], T_Q, 1, K, K_MAIN, K_TAIL)
         b_k0, b_k1 = rotate_heads(b_k0, b_k1, cos_ptr, sin_ptr, o_k[:, None], T_K, 1, K, K_MAIN, K_TAIL)
-    b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL, PRECISION) * (scale * 1.4426950408889634)
+    b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
     b_s = masked_scores(b_s, mask_ptr, s_mask, i_b, o_k, m_s, T_K, BLOCK_K, HAS_MASK)
     b_p, _, b_sum = exponentials(b_s, HAS_MASK)
     b_p = b_p / b_sum[:, :, None]
-    b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL, PRECISION)
+    b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL)
     # the whole row is here, so sum(p dp) stands for sum(dout out) and the output is not read
     b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 2)[:, :, None]) * scale
     b_p, b_ds = b_p.to(b_q0.dtype), b_ds.to(b_q0.dtype)
     b_pt, b_dst = transposed(b_p), transposed(b_ds)
-    b_dq0 = tl.dot(b_ds, b_k0, input_precision=PRECISION)
-    b_dk0 = tl.dot(b_dst, b_q0, input_precision=PRECISION)
-    b_dv0 = tl.dot(b_pt, b_dout0, input_precision=PRECISION)
+    b_dq0 = tl.dot(b_ds, b_k0, input_precision="ieee")
+    b_dk0 = tl.dot(b_dst, b_q0, input_precision="ieee")
+    b_dv0 = tl.dot(b_pt, b_dout0, input_precision="ieee")
     b_dq1, b_dk1, b_dv1 = b_dq0, b_dk0, b_dv0
     if K_TAIL > 0:
-        b_dq1 = tl.dot(b_ds, b_k1, input_precision=PRECISION)
-        b_dk1 = tl.dot(b_dst, b_q1, input_precision=PRECISION)
-        b_dv1 = tl.dot(b_pt, b_dout1, input_precision=PRECISION)
+        b_dq1 = tl.dot(b_ds, b_k1, input_precision="ieee")
+        b_dk1 = tl.dot(b_dst, b_q1, input_precision="ieee")
+        b_dv1 = tl.dot(b_pt, b_dout1, input_precision="ieee")
     if HAS_ROPE:
         b_dq0, b_dq1 = rotate_heads(b_dq0, b_dq1, cos_ptr, sin_ptr, o_q[:, None], T_Q, -1, K, K_MAIN, K_TAIL)
         b_dk0, b_dk1 = rotate_heads(b_dk0, b_dk1, cos_ptr, sin_ptr, o_k[:, None], T_K, -1, K, K_MAIN, K_TAIL)
@@ -167,9 +168,9 @@ def blocks(T_q: int, T_k: int) -> dict[str, int]:
 
 
 def config(kernel: str, q: Tensor, T_q: int, T_k: int) -> tuning.PackedConfig:
-    """Four sequences of 16 a program; one of 32, which is as many scores."""
+    """A warp a sequence of 16; half of that where values are twice as wide, a quarter for sequences of 32."""
     longest = max(16, triton.next_power_of_2(max(T_q, T_k)))
-    default = tuning.PackedConfig(pack=4 if longest == 16 else 1, warps=4 if longest == 16 else 2)
+    default = tuning.PackedConfig(pack=1 if longest > 16 else 2 if q.dtype == torch.float32 else 4, warps=4)
     return tuning.choose(kernel, f"T{longest}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}", default, q.device)
 
 
@@ -185,15 +186,16 @@ def packed_attention_fwd(
     lse: Tensor,
 ) -> None:
     """Writes out (B, F, N, H, K) and, where it is not empty, lse (B, F, N, H)."""
-    job = problem(q, k, axis, rope, key_mask, v, out)
+    job = problem(q, k, axis, key_mask, v, out)
     c = config("packed_attention_fwd", q, job.T_q, job.T_k)
-    cos, sin, mask, s_mask = tables(rope, key_mask, q)
+    mask, s_mask = bytes_of(key_mask, q)
+    cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3] if lse.numel() else (0, 0, 0)
     with rows.guard(q):
         packed_attention_fwd_kernel[(triton.cdiv(job.sequences, c.pack),)](
             q, k, v, cos, sin, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),
             *strides(out, axis), *s_lse, s_mask, job.outer, job.sequences, scale,
-            T_Q=job.T_q, T_K=job.T_k, HAS_LSE=lse.numel() > 0, **job.constants, PACK=c.pack,
+            T_Q=job.T_q, T_K=job.T_k, HAS_LSE=lse.numel() > 0, HAS_ROPE=rope is not None, **job.constants, PACK=c.pack,
             **blocks(job.T_q, job.T_k), num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -212,13 +214,14 @@ def packed_attention_bwd(
     dv: Tensor,
 ) -> None:
     dout = by_heads(dout, q)
-    job = problem(q, k, axis, rope, key_mask, v, dout, dq, dk, dv)
+    job = problem(q, k, axis, key_mask, v, dout, dq, dk, dv)
     c = config("packed_attention_bwd", q, job.T_q, job.T_k)
-    cos, sin, mask, s_mask = tables(rope, key_mask, q)
+    mask, s_mask = bytes_of(key_mask, q)
+    cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
     s = [s for x in (dout, q, k, v, dq, dk, dv) for s in strides(x, axis)]
     with rows.guard(q):
         packed_attention_bwd_kernel[(triton.cdiv(job.sequences, c.pack),)](
             dout, q, k, v, cos, sin, mask, dq, dk, dv, *s, s_mask, job.outer, job.sequences, scale,
-            T_Q=job.T_q, T_K=job.T_k, **job.constants, PACK=c.pack, **blocks(job.T_q, job.T_k),
-            num_warps=c.warps, enable_fp_fusion=True,
+            T_Q=job.T_q, T_K=job.T_k, HAS_ROPE=rope is not None, **job.constants, PACK=c.pack,
+            **blocks(job.T_q, job.T_k), num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip

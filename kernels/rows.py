@@ -155,7 +155,7 @@ def leads(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[l
 def split_rows(rows: int, groups: int, config: tuning.RowsConfig, device: torch.device) -> tuple[int, int]:
     """(rows a group, programs a group); a program walks every `programs`-th row."""
     per_group = rows // groups
-    budget = config.programs_per_sm * tuning.gpu_of(device)[1]
+    budget = config.programs_per_sm * tuning.gpu_of(device).multiprocessors
     return per_group, max(1, min(per_group, budget // groups))
 
 

@@ -68,13 +68,20 @@ def measured(gpu: str) -> dict[str, dict[str, int]]:
     return json.loads(path.read_text())["configs"]
 
 
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    multiprocessors: int
+    major: int
+
+
 @functools.cache
-def gpu_of(device: torch.device) -> tuple[str, int]:
-    """(name, multiprocessors); the interpreter on the CPU counts as a small one."""
+def gpu_of(device: torch.device) -> Gpu:
+    """The device's facts; the interpreter on the CPU counts as a small one."""
     if device.type != "cuda":
-        return "interpreter", 2
+        return Gpu("interpreter", 2, 9)
     facts = torch.cuda.get_device_properties(device)
-    return facts.name, facts.multi_processor_count
+    return Gpu(facts.name, facts.multi_processor_count, facts.major)
 
 
 @functools.cache
@@ -83,7 +90,7 @@ def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Co
     if device.type != "cuda":
         return default
     known = {f.name for f in fields(default)}
-    stored = measured(gpu_of(device)[0]).get(f"{kernel}/{shape}", {})
+    stored = measured(gpu_of(device).name).get(f"{kernel}/{shape}", {})
     return replace(default, **{name: value for name, value in stored.items() if name in known})
 
 

@@ -128,3 +128,16 @@ def test_known_landmarks() -> None:
 def test_bad_input(args: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cost(*args)
+
+
+def test_figures_in_the_docs() -> None:
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "docs/design-space.md").read_text()
+    for name in ("Latte-XL/2", *TABLE_3_PRESETS):
+        one, three = cost(name), cost(name, batch=3)
+        line = next(row for row in text.splitlines() if row.startswith(f"| `{name}`"))
+        for value in (truncated(one.parameters / 1e6), truncated(three.macs_paper / 1e9)):
+            assert f"{value:.2f}" in line
+        for macs in (one.macs_needed, one.macs_upstream):
+            assert f"{macs / 1e9:.2f}" in line
