@@ -151,7 +151,5 @@ static void tiles_forward(const Axis& x) {
   });
 }
 
-static void tiles_backward(const Axis& x) { vector_backward<float, bf16>(x); }
-
 }  // namespace LATTE_ISA
 }  // namespace latte
