@@ -1,7 +1,37 @@
-#include "parallel.h"
-namespace latte { namespace LATTE_ISA {
-void space_attention_fwd(const Attention&) {}
-void space_attention_bwd(const Attention&) {}
-void time_attention_fwd(const Attention&) {}
-void time_attention_bwd(const Attention&) {}
-}}
+#include "attention_vector.h"
+#if defined(LATTE_ISA_AMX)
+#include "attention_tiles.h"
+#endif
+
+namespace latte {
+namespace LATTE_ISA {
+
+static void forward(const Attention& a, bool time) {
+  const Axis axis(a, time);
+#if defined(LATTE_ISA_AMX)
+  if (a.q.dtype == kBF16) return tiles_forward(axis);
+#endif
+#if defined(LATTE_ISA_PORTABLE)
+  if (a.q.dtype == kF64) return vector_forward<double, double>(axis);
+#endif
+  with_dtype(a.q.dtype, [&](auto t) { vector_forward<float, typename decltype(t)::type>(axis); });
+}
+
+static void backward(const Attention& a, bool time) {
+  const Axis axis(a, time);
+#if defined(LATTE_ISA_AMX)
+  if (a.q.dtype == kBF16) return tiles_backward(axis);
+#endif
+#if defined(LATTE_ISA_PORTABLE)
+  if (a.q.dtype == kF64) return vector_backward<double, double>(axis);
+#endif
+  with_dtype(a.q.dtype, [&](auto t) { vector_backward<float, typename decltype(t)::type>(axis); });
+}
+
+void space_attention_fwd(const Attention& a) { forward(a, false); }
+void space_attention_bwd(const Attention& a) { backward(a, false); }
+void time_attention_fwd(const Attention& a) { forward(a, true); }
+void time_attention_bwd(const Attention& a) { backward(a, true); }
+
+}  // namespace LATTE_ISA
+}  // namespace latte

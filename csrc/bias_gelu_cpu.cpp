@@ -1,4 +1,6 @@
 // a = gelu_tanh(u + b) as z / (1 + exp(-2 w)), w = c (z + k z^3): one exponential and no cancellation in either tail.
+#include <type_traits>
+
 #include "parallel.h"
 
 namespace latte {
@@ -6,19 +8,20 @@ namespace LATTE_ISA {
 
 constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.4426950408889634;
 
-template <class A> struct Sigmoid { Vec<A> s, rest; };
+// bf16 keeps 8 bits, fp16 11: what they cannot show is not computed
+template <class A, class T> constexpr int kDegreeOf = sizeof(T) != 2 ? 6 : std::is_same<T, bf16>::value ? 3 : 4;
 
-// The sigmoid of 2 w, 0 where it would be below 1e-38, and 1 - sigmoid without the cancellation.
-template <class A, int kDegree> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z, Vec<A> z2) {
+template <class A> struct Sigmoid { Vec<A> z, s, rest; };
+
+// z, the sigmoid of 2 w, and 1 - sigmoid without the cancellation. Below -9.95 the sigmoid is under 2^-126 and z stays
+// there, so that exp2 is in range and the result below 2e-37; the order of max's arguments hands a NaN on.
+template <class A, class T> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z) {
   constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
-  const Vec<A> t = z * fma(z2, splat(c3), splat(c1));
-  const Vec<A> limit = splat(static_cast<A>(sizeof(A) == 8 ? 1000 : 126));
-  // max of the negatives hands a NaN on
-  const Vec<A> e = exp2<kDegree>(-max(-limit, -t)), s = reciprocal(e + A(1));
-  return {t > limit ? Vec<A>{} : s, e * s};
+  z = max(splat(A(sizeof(A) == 4 ? -9.95 : -20)), z);
+  const Vec<A> e = exp2<kDegreeOf<A, T>>(z * fma(z * z, splat(c3), splat(c1)));
+  const Vec<A> s = reciprocal<sizeof(T) == 2>(e + A(1));
+  return {z, s, e * s};
 }
-
-template <class A, class T> constexpr int kDegreeOf = sizeof(T) == 2 ? 4 : 6;
 
 template <class A, class T> void forward(const BiasGelu& a) {
   const int64_t d = a.d;
@@ -30,7 +33,8 @@ template <class A, class T> void forward(const BiasGelu& a) {
       T* out = row<T>(a.a, r);
       each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
         const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n);
-        store<A>(out + i, z * sigmoid<A, kDegreeOf<A, T>>(z, z * z).s, n);
+        const Sigmoid<A> g = sigmoid<A, T>(z);
+        store<A>(out + i, g.z * g.s, n);
       });
     }
   });
@@ -50,9 +54,8 @@ template <class A, class T> void backward(const BiasGelu& a) {
         const T *u = row<T>(a.u, r), *da = row<T>(a.da, r);
         T* du = row<T>(a.du, r);
         each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
-          const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n), z2 = z * z;
-          const auto [s, rest] = sigmoid<A, kDegreeOf<A, T>>(z, z2);
-          const Vec<A> dw = fma(z2, splat(static_cast<A>(6 * kC * kK)), splat(static_cast<A>(2 * kC)));
+          const auto [z, s, rest] = sigmoid<A, T>(load<A>(u + i, n) + load<A>(bias + i, n));
+          const Vec<A> dw = fma(z * z, splat(static_cast<A>(6 * kC * kK)), splat(static_cast<A>(2 * kC)));
           const Vec<A> slope = fma(z * s * rest, dw, s), g = load<A>(da + i, n) * slope;
           store<A>(du + i, g, n);
           store<A>(db + i, load<A>(db + i, n) + g, n);

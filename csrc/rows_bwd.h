@@ -49,7 +49,7 @@ void rows_backward(const RowBackward& a) {
           const X* x = row<X>(a.x_out, r);
           if (norm) {
             const H* dh = row<H>(a.dh, r);
-            const Moments<A> m = moments<A>(x, d, static_cast<A>(a.eps));
+            const Moments<A> m = moments<A>(x, d, a.eps);
             Vec<A> s1 = {}, s2 = {};
             each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
               const Vec<A> g = load<A>(dh + i, n), normed = (load<A>(x + i, n) - m.mean) * m.rstd;
@@ -62,9 +62,9 @@ void rows_backward(const RowBackward& a) {
             const A m1 = hsum<A>(s1) / d, m2 = hsum<A>(s2) / d;
             each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
               const Vec<A> normed = (load<A>(x + i, n) - m.mean) * m.rstd;
-              Vec<A> v = (load<A>(dh + i, n) * load<A>(scale1 + i, n) - m1 - normed * m2) * m.rstd;
-              if (from) v += load<A>(from + i, n);
-              store<A>(dx + i, v, n);
+              const Vec<A> centred = fma(load<A>(dh + i, n), load<A>(scale1 + i, n), splat(-m1));
+              const Vec<A> v = fma(normed, splat(-m2), centred);
+              store<A>(dx + i, fma(v, splat(m.rstd), from ? load<A>(from + i, n) : Vec<A>{}), n);
             });
           }
         }

@@ -8,7 +8,7 @@ namespace LATTE_ISA {
 template <class A> struct Moments { A mean, rstd; };
 
 // Two passes over a row that is in L1; four accumulators hide the latency of the additions.
-template <class A, class X> LATTE_INLINE Moments<A> moments(const X* x, int64_t d, A eps) {
+template <class A, class X> LATTE_INLINE Moments<A> moments(const X* x, int64_t d, double eps) {
   constexpr int L = kLanes<A>;
   Vec<A> s[4] = {};
   int64_t i = 0;
@@ -26,8 +26,8 @@ template <class A, class X> LATTE_INLINE Moments<A> moments(const X* x, int64_t 
     const Vec<A> c = keep<A>(load<A>(x + i + j, n) - mean, n);
     q[0] = fma(c, c, q[0]);
   });
-  const A var = hsum<A>((q[0] + q[1]) + (q[2] + q[3])) / d;
-  return {mean, A(1) / std::sqrt(var + eps)};
+  const double var = double(hsum<A>((q[0] + q[1]) + (q[2] + q[3]))) / d;
+  return {mean, static_cast<A>(1 / std::sqrt(var + eps))};
 }
 
 template <class A, class X, class Y, class H, bool kResidual, bool kNorm>
@@ -68,7 +68,7 @@ void rows_forward(const RowForward& a) {
         x = out;
       }
       if constexpr (kNorm) {
-        const Moments<A> m = moments<A>(x, d, static_cast<A>(a.eps));
+        const Moments<A> m = moments<A>(x, d, a.eps);
         H* h = row<H>(a.h, r);
         each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
           const Vec<A> normed = (load<A>(x + i, n) - m.mean) * m.rstd;

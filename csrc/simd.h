@@ -191,22 +191,25 @@ template <class A> LATTE_INLINE A hmax(Vec<A> v) {
 #endif
 }
 
-// 1 / d for positive d, to the last bit or two of fp32
-LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
+// 1 / d for positive d: to the last bit or two of fp32, or to 14 bits where the result is rounded to 16-bit
+template <bool kRough> LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
 #if defined(LATTE_512)
   const Vec<float> r = _mm512_rcp14_ps(d);
-  return r * _mm512_fnmadd_ps(d, r, splat(2.0f));
+  return kRough ? r : r * _mm512_fnmadd_ps(d, r, splat(2.0f));
 #else
   return 1.0f / d;
 #endif
 }
-LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
+template <bool> LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
 
-// 2^x for x <= 127, exactly 0 below -126; relative error 3e-6 (kDegree 4, for 16-bit results) or 2e-7 (kDegree 6)
+// 2^x for x <= 127, exactly 0 below -126; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7 (6)
 template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
   Vec<float> p;
-  if constexpr (kDegree == 4) {
+  if constexpr (kDegree == 3) {
+    p = fma(r, splat(0.0550089292f), splat(0.242210969f));
+    p = fma(r, p, splat(0.693282902f));
+  } else if constexpr (kDegree == 4) {
     p = fma(r, splat(0.00958284456f), splat(0.0559064262f));
     p = fma(r, p, splat(0.240240991f));
     p = fma(r, p, splat(0.693124175f));

@@ -2,6 +2,7 @@
 
 from latte_fast import ops, reference
 from latte_fast.backends import use_backend
+from latte_fast.cost import cost
 from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
 from latte_fast.models.patch import patch, unpatch
 
@@ -12,6 +13,7 @@ __all__ = [
     "LatteIMG",
     "LatteIMG_models",
     "Latte_models",
+    "cost",
     "ops",
     "patch",
     "reference",

@@ -58,6 +58,13 @@ def choose(op: str, *args: Any, **kwargs: Any) -> str:
     raise AssertionError("the reference serves everything")
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on a device, or None where it is off."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def say_once(sentence: str, level: int = logging.DEBUG) -> None:
     if sentence not in _said:
         _said.add(sentence)

@@ -32,6 +32,17 @@ def gpu() -> str:
     return f"{name}, sm_{major}{minor}, torch built for CUDA {torch.version.cuda}"
 
 
+def cpu() -> str:
+    """The processor's name, its threads, and what torch uses of it."""
+    names = (
+        re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def openmp_runtimes() -> list[str]:
     """The OpenMP libraries mapped into this process; two of them fight over the cores."""
     maps = Path("/proc/self/maps")
@@ -95,9 +106,7 @@ def report() -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = ["versions   " + ", ".join(f"{k} {v}" for k, v in versions().items())]
     lines.append(f"GPU        {gpu()}")
-    lines.append(
-        f"CPU        {platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    lines.append(f"CPU        {cpu()}")
     lines += [f"extension  {line}" for line in extension()]
     pools = openmp_runtimes()
     if len(pools) > 1:

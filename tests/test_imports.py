@@ -12,6 +12,7 @@ EVERYTHING = {"*"}
 # layer: the layers it may import; a layer may always import itself
 ARROWS = {
     "config": set(),
+    "cost": {"config"},
     "reference": {"config"},
     "kernels": set(),
     "_ext": set(),

@@ -2,10 +2,11 @@
 
 import tyro
 
+from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
 
 
 def main() -> None:
-    commands = {"doctor": doctor, "demo": demo}
+    commands = {"doctor": doctor, "demo": demo, "cost": cost}
     tyro.extras.subcommand_cli_from_dict(commands, prog="latte-fast", description="Fast Latte: check, compare, run.")

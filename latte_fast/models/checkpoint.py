@@ -1,9 +1,8 @@
-"""Checkpoints: upstream's .pt, DiT's as initialisation, safetensors; checked as a whole before the model changes."""
+"""Checkpoints: upstream's .pt and safetensors in, safetensors out; checked as a whole before the model changes."""
 
 import os
 import pickle
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latte_fast.modules.embed import stretch_space
-
 PREFIXES = ("_orig_mod.", "module.")
 
 
 class CheckpointError(ValueError):
     """A file that cannot be loaded as asked; the model is as it was before."""
-
-
-@dataclass
-class InitReport:
-    """What an initialisation took, and why it left the rest."""
-
-    taken: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.taken)} tensors taken"]
-        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.left.items()])
 
 
 def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, Tensor]:
@@ -115,42 +100,3 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
         os.replace(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)
-
-
-def init_from_dit(model: nn.Module, path: str | os.PathLike) -> InitReport:
-    """Initialises a Latte from an ImageNet DiT as the paper says, and reports what was taken.
-
-    DiT's block i becomes Latte's block i. Its positions serve every frame (they broadcast over F), resized where
-    the grid differs. Its label table is dropped and Latte's own is set to zero; temp_embed stays.
-    """
-    state = read_checkpoint(path)
-    own = model.state_dict()
-    report = InitReport()
-    update: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith("y_embedder."):
-            report.left[key] = "label table of another data set; the model's own is set to zero"
-        elif key not in own:
-            report.left[key] = "no such parameter here"
-        elif key == "pos_embed" and value.shape != own[key].shape and value.shape[2] == own[key].shape[2]:
-            side = int(own[key].shape[1] ** 0.5)
-            update[key] = stretch_space(value, side, side)
-            report.left[key] = f"resized from {tuple(value.shape)} to {tuple(own[key].shape)}"
-        elif value.shape != own[key].shape:
-            want, found = tuple(own[key].shape), tuple(value.shape)
-            raise CheckpointError(f"{path}: {key} must have shape {want}, found {found}: not a DiT of this size")
-        else:
-            update[key] = value
-    blocks = [key for key in own if key.startswith("blocks.")]
-    absent = [key for key in blocks if key not in update]
-    if absent:
-        shape = tuple(own[absent[0]].shape)
-        raise CheckpointError(f"{path}: {absent[0]} must have shape {shape}, found none: not a DiT of this depth")
-    for key in own:
-        if key.startswith("y_embedder."):
-            update[key] = torch.zeros_like(own[key])
-        elif key not in update:
-            report.left[key] = "not in the DiT; kept as initialised"
-    report.taken = [key for key in update if not key.startswith("y_embedder.")]
-    model.load_state_dict(update, strict=False)
-    return report

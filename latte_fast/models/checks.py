@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from latte_fast import backends
+
 if TYPE_CHECKING:
     from latte_fast.models.latte import Latte
 
@@ -22,7 +24,7 @@ def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: T
     weight = model.x_embedder.proj.weight
     if x.device != weight.device:
         raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
-    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+    if x.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
         raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
     if t.shape != (batch,):

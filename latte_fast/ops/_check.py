@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latte_fast.ops._register import autocast_dtype
+from latte_fast.backends import autocast_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)

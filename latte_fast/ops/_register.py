@@ -41,7 +41,3 @@ def call_directly(*tensors: Tensor | None) -> bool:
         return False
     grad = torch.is_grad_enabled()
     return all(t is None or (type(t) in _PLAIN and not (grad and t.requires_grad)) for t in tensors)
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None

@@ -10,7 +10,7 @@ from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
 from latte_fast.ops._check import FLOATS, check_device
 from latte_fast.ops._platform import kernel_probes
-from latte_fast.ops._register import autocast_dtype, call_directly, register_gradient, register_op
+from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import Rope, axis_attention_ref
 
 _OP = "axis_attention"
@@ -36,7 +36,7 @@ def axis_attention(
         scale: by default K**-0.5.
         key_mask: bool, True where a key counts, (B, Nk) for space and (B, F) for time; a query with none gives 0.
     """
-    auto = autocast_dtype(q.device.type)
+    auto = backends.autocast_dtype(q.device.type)
     if auto is not None and q.dtype != torch.float64:
         q, k, v = q.to(auto), k.to(auto), v.to(auto)
     check_qkv(_OP, q, k, v, axis)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
-from latte_fast.ops._register import autocast_dtype, call_directly, register_gradient, register_op
+from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.ops.axis_attention import _rope, check_extras, check_qkv, launchers
 from latte_fast.reference.functional import Rope, axis_attention_qkv_ref
 
@@ -25,7 +25,7 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     """
     if qkv.dim() != 6 or qkv.shape[3] != 3:
         raise ValueError(f"{_OP}: qkv must be (B, F, N, 3, H, K), got {tuple(qkv.shape)}")
-    auto = autocast_dtype(qkv.device.type)
+    auto = backends.autocast_dtype(qkv.device.type)
     if auto is not None and qkv.dtype != torch.float64:
         qkv = qkv.to(auto)
     q, k, v = qkv.unbind(3)

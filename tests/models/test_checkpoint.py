@@ -11,7 +11,6 @@ from torch import nn
 from latte_fast import Latte, testing
 from latte_fast.models.checkpoint import (
     CheckpointError,
-    init_from_dit,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -139,41 +138,6 @@ def test_damaged_files_are_refused_and_the_model_untouched(
     assert str(path) in str(error.value)
     assert equal(target, before)
     assert not (tmp_path / "hostile-ran").exists()
-
-
-def test_dit_initialisation(model: Latte, tmp_path: Path) -> None:
-    dit = {k: v for k, v in model.state_dict().items() if k != "temp_embed"}
-    dit["y_embedder.embedding_table.weight"] = torch.randn(1001, 64)
-    torch.save(dit, tmp_path / "DiT.pt")
-    target = fresh(extras=2, num_classes=5)
-    temp = target.temp_embed.clone()
-    report = init_from_dit(target, tmp_path / "DiT.pt")
-    assert target.y_embedder.embedding_table.weight.abs().max() == 0
-    assert torch.equal(target.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
-    assert torch.equal(target.temp_embed, temp)
-    assert "label table" in report.left["y_embedder.embedding_table.weight"]
-    assert "kept" in report.left["temp_embed"]
-    assert len(report.taken) == len(dit) - 1
-    assert "tensors taken" in str(report)
-
-
-def test_dit_positions_are_resized(model: Latte, tmp_path: Path) -> None:
-    dit = {k: v for k, v in model.state_dict().items() if k != "temp_embed"} | {"pos_embed": torch.randn(1, 64, 64)}
-    torch.save(dit, tmp_path / "DiT.pt")
-    target = fresh()
-    report = init_from_dit(target, tmp_path / "DiT.pt")
-    assert "resized from (1, 64, 64) to (1, 16, 64)" in report.left["pos_embed"]
-
-
-@pytest.mark.parametrize("wrong", ["depth", "width"])
-def test_dit_of_another_size_is_refused(wrong: str, tmp_path: Path) -> None:
-    other = {"depth": 4} if wrong == "width" else {"depth": 2}
-    source = Latte(**KEYWORDS | other | ({"hidden_size": 128} if wrong == "width" else {}))
-    torch.save({k: v for k, v in source.state_dict().items() if k != "temp_embed"}, tmp_path / "DiT.pt")
-    target, before = fresh(depth=4), fresh(depth=4)
-    with pytest.raises(CheckpointError, match=f"not a DiT of this {'depth' if wrong == 'depth' else 'size'}"):
-        init_from_dit(target, tmp_path / "DiT.pt")
-    assert equal(target, before)
 
 
 def test_prefers_what_is_asked_for(model: Latte, tmp_path: Path) -> None:

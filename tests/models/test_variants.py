@@ -78,9 +78,11 @@ def test_trains_and_round_trips(cell: dict, inputs: Any) -> None:
     assert torch.equal(again.eval()(*args, **kwargs), model.eval()(*args, **kwargs))
 
 
-@pytest.mark.parametrize(
-    "cell", testing.pairwise({k: sorted({c[k] for c in CELLS}, key=str) for k in CELLS[0]}), ids=cell_id
-)
+PAIRS = testing.pairwise({k: sorted({c[k] for c in CELLS}, key=str) for k in CELLS[0]})
+REST = [pytest.param(c, marks=pytest.mark.slow, id=cell_id(c)) for c in CELLS if c not in PAIRS]
+
+
+@pytest.mark.parametrize("cell", [*(pytest.param(c, id=cell_id(c)) for c in PAIRS), *REST])
 def test_compiles_whole(cell: dict, pair: Any, inputs: Any) -> None:
     _, fast = pair(False, **keywords(cell, depth=2, hidden_size=32))
     fast.eval()

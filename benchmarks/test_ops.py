@@ -1,0 +1,126 @@
+"""Each op at the presets' shapes, one clip of 16 x 256 tokens, against eager torch, torch.compile and SDPA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import compiled, device, no_grad
+from latte_fast import backends, ops, testing, use_backend
+from latte_fast._ext import bias_gelu
+from latte_fast.config import SIZES
+from latte_fast.reference import functional as R
+
+FRAMES, PATCHES = 16, 256
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(shape, device=device()).bfloat16()
+
+
+def gate(fn: Callable, ref: Callable, args: tuple) -> Callable[[], None]:
+    """The criterion of the tests, on these very shapes."""
+
+    def check() -> None:
+        with torch.no_grad():
+            got, same = fn(*args), ref(*args)
+            oracle = ref(*(a.float() if isinstance(a, Tensor) else a for a in args))
+        for row in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, same, oracle)), strict=True):
+            testing.assert_no_worse_than_torch("output", *row)
+
+    return check
+
+
+def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
+    _, d, heads = SIZES[size]
+    x = rows(1, FRAMES, PATCHES, d)
+    six = rows(1, 6 * d).chunk(6, dim=-1)
+    if op == "norm_modulate":
+        return ops.norm_modulate, R.norm_modulate_ref, (x, six[0], six[1])
+    if op == "gate_residual":
+        return ops.gate_residual, R.gate_residual_ref, (x, rows(*x.shape), six[0])
+    if op == "gate_residual_norm_modulate":
+        fused, ref = ops.gate_residual_norm_modulate, R.gate_residual_norm_modulate_ref
+        return fused, ref, (x, rows(*x.shape), six[0], six[1], six[2])
+    if op == "bias_gelu":
+        return ops.bias_gelu, R.bias_gelu_ref, (rows(1, FRAMES, PATCHES, 4 * d), rows(4 * d))
+    axis = op.removeprefix("attention over ")
+    qkv = rows(1, FRAMES, PATCHES, 3, heads, d // heads)
+    return ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis)
+
+
+OPS = ("norm_modulate", "gate_residual", "gate_residual_norm_modulate", "bias_gelu", "attention over space",
+       "attention over time")  # fmt: skip
+
+
+def layout_copies(qkv: Tensor, axis: str) -> Tensor:
+    """The oracle's attention with the copies that upstream's layouts need: (b n) f d and back."""
+    if axis == "time":
+        qkv = qkv.transpose(1, 2).contiguous().transpose(1, 2)
+        return R.axis_attention_qkv_ref(qkv, axis).transpose(1, 2).contiguous()
+    return R.axis_attention_qkv_ref(qkv, axis).contiguous()
+
+
+def through_sdpa(qkv: Tensor, axis: str) -> Tensor:
+    with use_backend(axis_attention="sdpa"):
+        return ops.axis_attention_qkv(qkv, axis)
+
+
+def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
+    """GELU without the cost of mapping its result afresh, for both: torch's without the bias, ours with it."""
+    out = torch.empty_like(u)
+    found: dict[str, Callable] = {
+        "torch eager": no_grad(lambda: torch.ops.aten.gelu.out(u, approximate="tanh", out=out)),
+    }
+    if backends.choose("bias_gelu", u, b) == "cpu":
+        found["ours"] = no_grad(lambda: bias_gelu.bias_gelu_fwd(u, b, out))
+    return found
+
+
+@pytest.mark.parametrize("size", ["B", "XL"])
+@pytest.mark.parametrize("op", OPS)
+def test_forward(op: str, size: str, compare: Any) -> None:
+    torch.manual_seed(0)
+    fn, ref, args = forward_case(op, size)
+    contenders: dict[str, Any] = {"ours": no_grad(lambda: fn(*args)), "torch eager": no_grad(lambda: ref(*args))}
+    if op.startswith("attention"):
+        contenders["torch eager"] = no_grad(lambda: layout_copies(*args))
+        contenders["SDPA on strided views"] = no_grad(lambda: through_sdpa(*args))
+    if op == "bias_gelu":
+        contenders |= into_reused_buffers(*args)
+    jit = compiled(ref)
+    contenders["torch.compile"] = no_grad(lambda: jit(*args))
+    compare(f"{op}, {size}/2, bf16, forward", contenders, gate(fn, ref, args), seconds=2.0)
+
+
+@pytest.mark.parametrize("size", ["B", "XL"])
+@pytest.mark.parametrize("op", OPS)
+def test_forward_and_backward(op: str, size: str, compare: Any) -> None:
+    torch.manual_seed(0)
+    fn, ref, args = forward_case(op, size)
+    args = tuple(a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args)
+    leaves = [a for a in args if isinstance(a, Tensor)]
+    with torch.no_grad():
+        shapes = fn(*args)
+    shapes = shapes if isinstance(shapes, tuple) else (shapes,)
+    dout = [torch.randn_like(s) for s in shapes]
+
+    def step(call: Callable) -> Callable[[], Any]:
+        def run() -> Any:
+            out = call(*args)
+            return torch.autograd.grad(out if isinstance(out, tuple) else (out,), leaves, dout)
+
+        return run
+
+    def check() -> None:
+        wide = [a.detach().float().requires_grad_() if isinstance(a, Tensor) else a for a in args]
+        exact = ref(*wide)
+        exact = exact if isinstance(exact, tuple) else (exact,)
+        oracle = torch.autograd.grad(exact, [a for a in wide if isinstance(a, Tensor)], [d.float() for d in dout])
+        for row in zip(step(fn)(), step(ref)(), oracle, strict=True):
+            testing.assert_no_worse_than_torch("gradient", *row)
+
+    contenders = {"ours": step(fn), "torch eager": step(ref), "torch.compile": step(compiled(ref))}
+    compare(f"{op}, {size}/2, bf16, forward and backward", contenders, check, seconds=2.0)

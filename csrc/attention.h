@@ -1,0 +1,64 @@
+// One sequence of attention: a frame's patches (space) or a patch position's frames (time), of one head, found by strides.
+#pragma once
+#include "parallel.h"
+
+namespace latte {
+namespace LATTE_ISA {
+
+struct Axis {
+  const Attention& a;
+  bool time;
+  int64_t lq, lk, outer;
+  Axis(const Attention& args, bool is_time)
+      : a(args), time(is_time), lq(is_time ? a.f : a.nq), lk(is_time ? a.f : a.nk), outer(is_time ? a.nq : a.f) {}
+  int64_t units() const { return a.b * outer * a.h; }
+  int64_t row(const Heads& t) const { return time ? t.sf : t.sn; }
+  int64_t lse_row() const { return time ? a.nq * a.h : a.h; }
+};
+
+// Unit u of an axis; heads are neighbours, so that a thread walks along memory.
+struct Unit {
+  const Axis& axis;
+  int64_t h, o, b;
+  Unit(const Axis& x, int64_t u) : axis(x), h(u % x.a.h), o(u / x.a.h % x.outer), b(u / x.a.h / x.outer) {}
+  // the unit whose rows are needed after these, or this one at the end
+  Unit next() const {
+    const int64_t u = (b * axis.outer + o) * axis.a.h + h + 1;
+    return Unit(axis, u < axis.units() ? u : u - 1);
+  }
+  template <class T> T* at(const Heads& t) const {
+    return static_cast<T*>(t.p) + b * t.sb + o * (axis.time ? t.sn : t.sf) + h * t.sh;
+  }
+  float* lse() const {
+    const Attention& a = axis.a;
+    return a.lse + (axis.time ? (b * a.f * a.nq + o) * a.h + h : (b * a.f + o) * a.nq * a.h + h);
+  }
+  const uint8_t* mask() const { return axis.a.key_mask ? axis.a.key_mask + b * axis.a.mask_stride : nullptr; }
+};
+
+// Turns the pairs of one row by the angles of `position`, or back.
+template <class A> LATTE_INLINE void rotate(A* x, const Attention& a, int64_t position, bool back) {
+  const A *c = static_cast<const A*>(a.cos) + position * a.dim / 2, *s = static_cast<const A*>(a.sin) + position * a.dim / 2;
+  for (int64_t i = 0; i < a.dim / 2; ++i) {
+    const A even = x[2 * i], odd = x[2 * i + 1], sin = back ? -s[i] : s[i];
+    x[2 * i] = even * c[i] - odd * sin;
+    x[2 * i + 1] = even * sin + odd * c[i];
+  }
+}
+
+// One item is a run of query rows of one unit: whole units, or parts of them where units are fewer than threads.
+struct Items {
+  int64_t parts, rows;
+  Items(const Axis& x, int64_t step) {
+    const int64_t units = x.units(), threads = x.a.threads;
+    parts = units >= 4 * threads ? 1 : min((x.lq + step - 1) / step, (4 * threads + units - 1) / units);
+    rows = ((x.lq + parts - 1) / parts + step - 1) / step * step;
+    parts = (x.lq + rows - 1) / rows;
+  }
+};
+
+template <class A> LATTE_INLINE A log2e() { return static_cast<A>(1.4426950408889634); }
+template <class A> LATTE_INLINE A infinity() { return static_cast<A>(__builtin_huge_val()); }
+
+}  // namespace LATTE_ISA
+}  // namespace latte

@@ -1,0 +1,139 @@
+// AMX tiles: a bf16 product of packed operands, and the packings. A rows are padded to 32 columns (64 bytes); B is stored as
+// ready tiles of 16 pairs of reduction rows by 16 columns, 1 KiB each, the steps of one column tile side by side.
+#pragma once
+#include "attention.h"
+
+namespace latte {
+namespace LATTE_ISA {
+
+constexpr int64_t kTile = 512;  // bf16 values a tile
+
+// Every tile is 16 rows of 64 bytes; one object a thread, for as long as it multiplies.
+struct Tiles {
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t width[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t height[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+  }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+  ~Tiles() { _tile_release(); }
+};
+
+template <int kM, int kN>
+LATTE_INLINE void tile_product(const bf16* a, int64_t lda, const bf16* b, int64_t steps, float* c, int64_t ldc, bool add) {
+  const int64_t c_row = ldc * 4, a_row = lda * 2;
+  __asm__ volatile("" ::: "memory");  // the intrinsics do not tell the compiler that tile loads read memory
+  if (add) {
+    _tile_loadd(0, c, c_row);
+    if (kN == 2) _tile_loadd(1, c + 16, c_row);
+    if (kM == 2) _tile_loadd(2, c + 16 * ldc, c_row);
+    if (kM == 2 && kN == 2) _tile_loadd(3, c + 16 * ldc + 16, c_row);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(4, a + s * 32, a_row);
+    _tile_loadd(6, b + s * kTile, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kN == 2) {
+      _tile_loadd(7, b + (steps + s) * kTile, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (kM == 2) {
+      _tile_loadd(5, a + 16 * lda + s * 32, a_row);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if (kM == 2 && kN == 2) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, c_row);
+  if (kN == 2) _tile_stored(1, c + 16, c_row);
+  if (kM == 2) _tile_stored(2, c + 16 * ldc, c_row);
+  if (kM == 2 && kN == 2) _tile_stored(3, c + 16 * ldc + 16, c_row);
+}
+
+// C (rows x cols tiles of 16) (+)= A B over `steps` of 32
+static void tile_gemm(int64_t rows, int64_t cols, int64_t steps, const bf16* a, int64_t lda, const bf16* b, float* c,
+                      int64_t ldc, bool add) {
+  for (int64_t j = 0; j < cols; j += 2)
+    for (int64_t i = 0; i < rows; i += 2) {
+      const bf16 *pa = a + i * 16 * lda, *pb = b + j * steps * kTile;
+      float* pc = c + i * 16 * ldc + j * 16;
+      const bool m2 = i + 1 < rows, n2 = j + 1 < cols;
+      if (m2 && n2) tile_product<2, 2>(pa, lda, pb, steps, pc, ldc, add);
+      else if (m2) tile_product<2, 1>(pa, lda, pb, steps, pc, ldc, add);
+      else if (n2) tile_product<1, 2>(pa, lda, pb, steps, pc, ldc, add);
+      else tile_product<1, 1>(pa, lda, pb, steps, pc, ldc, add);
+    }
+}
+
+// 16 x 16 values of 32 bits, rows of `from_row` and `to_row` bytes
+LATTE_INLINE void transpose16(const void* from, int64_t from_row, void* to, int64_t to_row) {
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * from_row);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  char* out = static_cast<char*>(to);
+  for (int c = 0; c < 4; ++c) {
+    const __m512i x = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), y = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+    const __m512i z = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd), w = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+    _mm512_storeu_si512(out + c * to_row, _mm512_shuffle_i32x4(x, y, 0x88));
+    _mm512_storeu_si512(out + (4 + c) * to_row, _mm512_shuffle_i32x4(z, w, 0x88));
+    _mm512_storeu_si512(out + (8 + c) * to_row, _mm512_shuffle_i32x4(x, y, 0xdd));
+    _mm512_storeu_si512(out + (12 + c) * to_row, _mm512_shuffle_i32x4(z, w, 0xdd));
+  }
+}
+
+// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`. A row is a
+// few lines of its own page, which no hardware prefetcher follows: the rows `ahead`, needed soon, are asked for here.
+LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to, int64_t pitch,
+                           const bf16* ahead) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < pitch; k += 32) {
+      const int64_t left = dim - k;
+      const __mmask32 lanes = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+      _mm512_storeu_si512(to + i * pitch + k, _mm512_maskz_loadu_epi16(lanes, from + i * stride + k));
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + i * stride + k), _MM_HINT_T0);
+    }
+  if (padded > n) std::memset(static_cast<void*>(to + n * pitch), 0, (padded - n) * pitch * sizeof(bf16));
+}
+
+// B whose reduction runs along the rows' own columns: column tile j holds rows 16 j .., steps over pitch / 32
+LATTE_INLINE void pack_columns(const bf16* rows, int64_t n, int64_t pitch, bf16* b) {
+  const int64_t steps = pitch / 32;
+  for (int64_t j = 0; j < n / 16; ++j)
+    for (int64_t s = 0; s < steps; ++s)
+      transpose16(rows + j * 16 * pitch + s * 32, pitch * 2, b + (j * steps + s) * kTile, 64);
+}
+
+// One column tile of a B whose reduction runs over the n rows
+LATTE_INLINE void pack_pairs(const bf16* rows, int64_t n, int64_t pitch, bf16* b) {
+  for (int64_t i = 0; i < n; i += 2) {
+    const bf16* p = rows + i * pitch;
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p + pitch)));
+    _mm512_storeu_si512(b + i * 16, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+  }
+}
+
+// All column tiles of it; n is a multiple of 32, cols of 16
+LATTE_INLINE void pack_rows(const bf16* rows, int64_t n, int64_t pitch, int64_t cols, bf16* b) {
+  for (int64_t j = 0; j < cols; j += 16) pack_pairs(rows + j, n, pitch, b + j * n);
+}
+
+}  // namespace LATTE_ISA
+}  // namespace latte

@@ -1,0 +1,88 @@
+"""Launches the C++ kernels of axis_attention."""
+
+import torch
+from torch import Tensor
+
+from latte_fast import _ext
+from latte_fast._ext._arguments import NO_HEADS, heads
+
+Rope = tuple[Tensor, Tensor]
+
+
+def why_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None = None,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> str | None:
+    return None
+
+
+def _launch(
+    name: str,
+    axis: str,
+    tensors: list[tuple[int, ...]],
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    rope: Rope | None,
+    scale: float,
+    key_mask: Tensor | None,
+) -> None:
+    b, f, nq, h, width = q.shape
+    tables = () if rope is None else tuple(r.to(torch.promote_types(q.dtype, torch.float32)).contiguous() for r in rope)
+    mask = None if key_mask is None else key_mask if key_mask.stride(1) == 1 else key_mask.contiguous()
+    getattr(_ext.load(), f"{axis}_attention_{name}")(
+        tensors,
+        0 if lse is None else lse.data_ptr(),
+        *((r.data_ptr() for r in tables) if tables else (0, 0)),
+        0 if mask is None else mask.data_ptr(),
+        0 if mask is None else mask.stride(0),
+        (b, f, nq, k.shape[2], h, width),
+        scale,
+        torch.get_num_threads(),
+    )
+
+
+def axis_attention_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None,
+    scale: float,
+    key_mask: Tensor | None,
+    need_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    b, f, n, h, width = q.shape
+    out = torch.empty((b, f, n, h * width), dtype=q.dtype)
+    lse = torch.empty((b, f, n, h) if need_lse else (0,), dtype=torch.float32)
+    if out.numel():
+        tensors = [heads(q), heads(k), heads(v), heads(out.view(b, f, n, h, width)), *[NO_HEADS] * 4]
+        _launch("fwd", axis, tensors, q, k, lse if need_lse else None, rope, scale, key_mask)
+    return out, lse
+
+
+def axis_attention_bwd(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    axis: str,
+    rope: Rope | None,
+    scale: float,
+    key_mask: Tensor | None,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Writes the gradients of q, k, v into dq, dk, dv, which may be views of one packed tensor."""
+    if q.numel():
+        per_head = (x.view(q.shape) for x in (out, dout))
+        tensors = [heads(x) for x in (q, k, v, *per_head, dq, dk, dv)]
+        _launch("bwd", axis, tensors, q, k, lse, rope, scale, key_mask)

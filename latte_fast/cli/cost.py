@@ -1,0 +1,39 @@
+"""latte-fast cost."""
+
+from latte_fast.config import PRESETS, TABLE_3_PRESETS
+from latte_fast.cost import cost as cost_of
+from latte_fast.cost import rows
+
+
+def cost(
+    model: str = "Latte-XL/2",
+    batch: int = 1,
+    frames: int = 16,
+    size: int = 256,
+    bytes_each: int = 2,
+    tflops: float = 790.0,
+    tb_per_s: float = 4.3,
+) -> None:
+    """Print what a model's forward costs: parameters, multiply-adds, bytes, and the floor of its time.
+
+    Args:
+        model: a preset, Latte-{S,B,L,XL}/{2,4,8}, Latte-XL/2-table3-v3 or Latte-XL/4-table3-v4.
+        batch: clips; the paper's tables count 3.
+        frames: of a clip.
+        size: pixels of a side.
+        bytes_each: of a weight and an activation.
+        tflops: of matrix products for the floor; the default is an H200's measured bf16 rate.
+        tb_per_s: of copying (read + write) for the floor; the default is an H200's measured rate.
+    """
+    if model not in PRESETS | TABLE_3_PRESETS:
+        raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")
+    if tflops <= 0 or tb_per_s <= 0:
+        raise SystemExit(f"cost: tflops and tb_per_s must be positive, got {tflops} and {tb_per_s}")
+    try:
+        result = cost_of(model, batch, frames, size, bytes_each=bytes_each)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for name, value in rows(model, batch, result):
+        print(f"{name:24}{value}")
+    floor = result.floor_seconds(tflops * 1e12, tb_per_s * 1e12)
+    print(f"{'floor of a forward':24}{floor * 1e3:.2f} ms at {tflops:g} TFLOP/s and {tb_per_s:g} TB/s")
