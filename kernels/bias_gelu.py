@@ -17,7 +17,8 @@ def gelu_parts(b_v):
 
     The exponential of -|2z| neither overflows nor loses 1 - g to cancellation.
     """
-    b_square = b_v * b_v
+    # past 1e3 the sigmoid is 0 or 1; a square that overflows would leave 0 * inf in the gradient
+    b_square = tl.minimum(b_v * b_v, 1e6)
     b_z2 = 1.5957691216057308 * b_v * (1 + 0.044715 * b_square)
     b_exp = tl.exp(-tl.abs(b_z2))
     b_large = 1 / (1 + b_exp)

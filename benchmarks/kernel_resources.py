@@ -1,0 +1,133 @@
+"""Registers, stack, shared memory and occupancy of every Triton kernel at the presets' shapes; needs no GPU.
+
+python benchmarks/kernel_resources.py                    # all presets and targets, writes docs/kernels.md
+python benchmarks/kernel_resources.py --sizes XL --targets 90 --json -
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latte_fast.config import SIZES
+from latte_fast.kernels import ahead, axis_attention, bias_gelu, gate_residual, norm_modulate
+from latte_fast.kernels import gate_residual_norm_modulate as fused
+
+DOCS = Path(__file__).parents[1] / "docs" / "kernels.md"
+DTYPES = {"bf16": (torch.bfloat16, torch.bfloat16), "fp32": (torch.float32, torch.float32)}
+# what autocast makes of the published model: an fp32 residual stream beside 16-bit partners
+DTYPES["fp32-bf16"] = (torch.float32, torch.bfloat16)
+B, F, N = 4, 16, 256
+HEADER = """# The Triton kernels, compiled ahead of time
+
+Written by `python benchmarks/kernel_resources.py`, which needs no GPU: each launcher runs on meta tensors, Triton
+{version} compiles what it would launch, with the launch's own hints, warps and stages, and `cuobjdump` reads the cubin.
+Theoretical occupancy is resident warps over 64, by registers, shared memory and programs. No kernel here has a stack,
+and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that.
+
+Sizes are the presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
+bf16 partners. `attention-time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model.
+Cells: registers / shared KiB / occupancy.
+
+"""
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, device="meta", dtype=dtype)
+
+
+def launch_rows(width: int, wide: torch.dtype, narrow: torch.dtype) -> None:
+    x, y = meta(B, F, N, width, dtype=wide), meta(B, F, N, width, dtype=narrow)
+    shift, scale, gate = meta(B, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
+    bias, pos = meta(width, dtype=narrow), meta(1, F, 1, width, dtype=wide)
+    norm_modulate.norm_modulate_fwd(x, shift, scale, 1e-6, narrow)
+    norm_modulate.norm_modulate_bwd(y, x, scale, 1e-6)
+    gate_residual.gate_residual_fwd(x, y, gate)
+    gate_residual.gate_residual_bwd(x, y, gate)
+    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, pos, narrow)
+    fused.gate_residual_norm_modulate_bwd(x, y, x, y, bias, gate, scale, 1e-6)
+    if wide == narrow:
+        u = meta(B, F, N, 4 * width, dtype=narrow)
+        bias_gelu.bias_gelu_fwd(u, u[0, 0, 0])
+        bias_gelu.bias_gelu_bwd(u, u, u[0, 0, 0])
+
+
+def launch_attention(axis: str, frames: int, patches: int, heads: int, K: int, dtype: torch.dtype, rope: bool) -> None:
+    q, k, v = meta(B, frames, patches, 3, heads, K, dtype=dtype).unbind(3)
+    grads = meta(B, frames, patches, 3, heads, K, dtype=dtype).unbind(3)
+    tables = (meta(frames, K // 2, dtype=torch.float32),) * 2 if rope else None
+    out, lse = axis_attention.axis_attention_fwd(q, k, v, axis, tables, K**-0.5, None, True)
+    axis_attention.axis_attention_bwd(out, q, k, v, out, lse, axis, tables, K**-0.5, None, *grads)
+
+
+def cases(size: str, dtype: str) -> Iterable[tuple]:
+    """(what it is, launcher, its arguments) of one preset."""
+    _, width, heads = SIZES[size]
+    wide, narrow = DTYPES[dtype]
+    K = width // heads
+    yield "", launch_rows, (width, wide, narrow)
+    if wide == narrow:
+        yield "attention-time", launch_attention, ("time", F, N, heads, K, narrow, False)
+        yield "attention-time-rope", launch_attention, ("time", F, N, heads, K, narrow, True)
+        yield "attention-time-long-rope", launch_attention, ("time", 64, N, heads, K, narrow, True)
+        yield "attention-space", launch_attention, ("space", F, N, heads, K, narrow, False)
+        yield "attention-space-1024", launch_attention, ("space", F, 1024, heads, K, narrow, False)
+
+
+def measure(sizes: list[str], dtypes: list[str], targets: list[int]) -> list[dict]:
+    """One record a kernel, preset, dtype and target."""
+    found = {}
+    for size in sizes:
+        for dtype in dtypes:
+            for what, launch, args in cases(size, dtype):
+                for target in targets:
+                    with ahead.compiling_for(target) as compiled:
+                        launch(*args)
+                    for kernel in compiled:
+                        name = kernel.name.removesuffix("_kernel")
+                        name = f"{name} ({what.removeprefix('attention-')})" if what else name
+                        # one reduction kernel serves several ops
+                        if (name, size, dtype, target) not in found:
+                            found[name, size, dtype, target] = ahead.usage(kernel)
+    return [{"name": n, "size": s, "dtype": d, "target": t, **asdict(usage)} for (n, s, d, t), usage in found.items()]
+
+
+def table(records: list[dict], targets: list[int]) -> str:
+    lines = ["| kernel | preset | dtype | warps | " + " | ".join(f"sm_{t}" for t in targets) + " |"]
+    lines.append("|---" * (4 + len(targets)) + "|")
+    by_row: dict[tuple, dict[int, dict]] = {}
+    for r in records:
+        by_row.setdefault((r["name"], r["size"], r["dtype"]), {})[r["target"]] = r
+    for (name, size, dtype), cells in by_row.items():
+        texts = [f"{r['registers']} / {r['shared'] / 1024:.1f} / {r['occupancy']:.0%}" for r in cells.values()]
+        warps = next(iter(cells.values()))["warps"]
+        lines.append(f"| {name} | {size} | {dtype} | {warps} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    import triton
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--targets", nargs="+", type=int, choices=ahead.SHARED, default=list(ahead.SHARED))
+    parser.add_argument("--json", help="write the records here (- for stdout) instead of docs/kernels.md")
+    args = parser.parse_args()
+    records = measure(args.sizes, args.dtypes, args.targets)
+    if args.json == "-":
+        json.dump(records, sys.stdout)
+    elif args.json:
+        Path(args.json).write_text(json.dumps(records))
+    else:
+        DOCS.parent.mkdir(exist_ok=True)
+        DOCS.write_text(HEADER.format(version=triton.__version__, F=F, N=N) + table(records, args.targets))
+
+
+if __name__ == "__main__":
+    main()
