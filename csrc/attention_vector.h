@@ -113,7 +113,7 @@ template <class A, class T> void vector_backward(const Axis& x) {
   const A factor = static_cast<A>(a.scale) * log2e<A>();
   split(x.units(), a.threads, [&](int64_t begin, int64_t end) {
     Scratch<A> k(keys * wide), kt(wide * keys), v(keys * wide), vt(wide * keys), dk(keys * wide), dv(keys * wide);
-    Scratch<A> q(kBlock * wide), o(kBlock * wide), g(kBlock * wide), dq(kBlock * wide), bias(keys);
+    Scratch<A> q(kBlock * wide), g(kBlock * wide), dq(kBlock * wide), bias(keys);
     Scratch<A> s(kBlock * keys), ds(kBlock * keys);
     for (int64_t item = begin; item < end; ++item) {
       const Unit u(x, item);
@@ -126,24 +126,22 @@ template <class A, class T> void vector_backward(const Axis& x) {
         const int64_t n = min(kBlock, x.lq - i), rows = round_up(n, kTileRows);
         fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true);
         fetch<A>(u.at<const T>(a.dout) + i * x.row(a.dout), x.row(a.dout), n, rows, g.p, wide, a, i, false);
-        fetch<A>(u.at<const T>(a.out) + i * x.row(a.out), x.row(a.out), n, rows, o.p, wide, a, i, false);
         gemm<A>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         gemm<A>(rows, keys, a.dim, {g, wide, 1}, vt, keys, ds, keys, false);
         for (int64_t r = 0; r < n; ++r) {
-          A *p = s + r * keys, *dp = ds + r * keys, inverse = 1;
+          // softmax anew rather than by the saved lse, and delta from p and dp rather than from out: an fp32 lse costs
+          // digits, and at one key dp - delta has to be exactly zero
+          A *p = s + r * keys, *dp = ds + r * keys, inverse;
+          softmax_row<A>(p, bias, keys, factor, &inverse);
           Vec<A> dot = {};
-          for (int64_t c = 0; c < wide; c += kLanes<A>) dot = fma(load<A>(g + r * wide + c), load<A>(o + r * wide + c), dot);
-          const A delta = hsum<A>(dot);
-          // the saved lse is fp32: float64 finds its own
-          if (sizeof(A) == 8) softmax_row<A>(p, bias, keys, factor, &inverse);
-          const A lse = u.lse()[(i + r) * x.lse_row()] * log2e<A>();
           for (int64_t j = 0; j < keys; j += kLanes<A>) {
-            Vec<A> w;
-            if (sizeof(A) == 8) w = load<A>(p + j) * inverse;
-            else w = exp2<6>(fma(load<A>(p + j) + load<A>(bias + j), splat(factor), splat(-lse)));
+            const Vec<A> w = load<A>(p + j) * inverse;
             store<A>(p + j, w);
-            store<A>(dp + j, w * (load<A>(dp + j) - delta) * static_cast<A>(a.scale));
+            dot = fma(w, load<A>(dp + j), dot);
           }
+          const A delta = hsum<A>(dot);
+          for (int64_t j = 0; j < keys; j += kLanes<A>)
+            store<A>(dp + j, load<A>(p + j) * (load<A>(dp + j) - delta) * static_cast<A>(a.scale));
         }
         std::memset(s + n * keys, 0, (rows - n) * keys * sizeof(A));
         std::memset(ds + n * keys, 0, (rows - n) * keys * sizeof(A));

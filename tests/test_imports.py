@@ -20,6 +20,7 @@ ARROWS = {
     "ops": {"config", "backends", "kernels", "_ext", "reference.functional"},
     "modules": {"config", "backends", "ops"},
     "models": {"config", "backends", "modules"},
+    "diffusion": {"ops"},
     "testing": {"config", "backends", "reference"},
     "info": EVERYTHING,
     "cli": EVERYTHING,

@@ -91,8 +91,8 @@ def _split_heads(model: nn.Module, state: dict[str, Tensor], report: InitReport)
                 out[key.replace(".attn.", f".{name}.")] = halves[:, half].flatten(0, 1)
             report.fitted[key] = "heads split between attention over space and over time"
         elif key.endswith("proj.weight"):
-            for half, name in zip(value.chunk(2, dim=1), ("attn", "attn_time"), strict=True):
-                out[key.replace(".attn.", f".{name}.")] = half
+            for columns, name in zip(value.chunk(2, dim=1), ("attn", "attn_time"), strict=True):
+                out[key.replace(".attn.", f".{name}.")] = columns
         else:
             # the bias is added by each of the two projections
             for name in ("attn", "attn_time"):

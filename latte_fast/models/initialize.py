@@ -19,9 +19,9 @@ def initialize(model: nn.Module) -> None:
         nn.init.normal_(model.y_embedder.embedding_table.weight, std=0.02)
     for i in (0, 2):
         nn.init.normal_(model.t_embedder.mlp[i].weight, std=0.02)
-    for module in [*model.blocks, model.final_layer]:
-        if hasattr(module, "adaLN_modulation"):
-            nn.init.zeros_(module.adaLN_modulation[1].weight)
+    for name, module in model.named_modules():
+        if name.endswith("adaLN_modulation"):
+            nn.init.zeros_(module[1].weight)
     nn.init.zeros_(model.final_layer.linear.weight)
     if hasattr(model, "upsample"):
         with torch.no_grad():

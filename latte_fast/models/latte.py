@@ -82,7 +82,7 @@ class Latte(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.x_embedder.proj.weight.dtype
+        return next(self.x_embedder.parameters()).dtype
 
     def forward(
         self,

@@ -7,6 +7,7 @@ inherits from ours and its own, so that isinstance still holds, and keeps its pa
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -66,7 +67,7 @@ def unpatch(model: nn.Module) -> None:
             del module.__dict__[_CONFIG]
 
 
-def config_of(latte: nn.Module) -> LatteConfig:
+def config_of(latte: Any) -> LatteConfig:
     """The config that an upstream instance was built with, read off its parameters."""
     block = latte.blocks[0]
     return LatteConfig(

@@ -10,11 +10,11 @@ class ConvTranspose3d(nn.ConvTranspose3d):
         extra = self._output_padding(
             x,
             output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
+            self.kernel_size,
             3,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
         return ops.conv_transpose3d(
             x, self.weight, self.bias, self.stride, self.padding, tuple(extra), self.groups, self.dilation

@@ -119,4 +119,4 @@ def conv_transpose3d_ref(
     dilation: int | tuple[int, ...] = 1,
 ) -> Tensor:
     """F.conv_transpose3d; x (B, C, T, H, W) or (C, T, H, W), w (C, C_out / groups, kT, kH, kW)."""
-    return F.conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+    return F.conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation)

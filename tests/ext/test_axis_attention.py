@@ -1,6 +1,7 @@
 """axis_attention on the C++ backend: both axes, packed and unpacked, rotary, masked, every layout."""
 
 import itertools
+import zlib
 
 import pytest
 import torch
@@ -43,17 +44,18 @@ def rope_tables(frames: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def heads(b: int, f: int, n: int, h: int, k: int, layout: str, dtype: torch.dtype) -> Tensor:
+    """(B, F, N, H, K); expanded over the clips, since equal keys along the attended axis make dq zero."""
     if layout == "slice":
         return torch.randn(b, f + 2, n, h, k).to(dtype)[:, 1 : f + 1]
     if layout == "expanded":
-        return torch.randn(b, f, 1, h, k).to(dtype).expand(b, f, n, h, k)
+        return torch.randn(1, f, n, h, k).to(dtype).expand(b, f, n, h, k)
     if layout == "packed":
         return torch.randn(b, f, n, 3, h, k).to(dtype)[:, :, :, 1]
     return torch.randn(b, f, n, h, k).to(dtype)
 
 
 def check(cell: dict, axis: str) -> None:
-    torch.manual_seed(hash(cell_id(cell)) % 2**31)
+    torch.manual_seed(zlib.crc32(cell_id(cell).encode()))
     b, h, k, f = 2, 3, cell["width"], cell["frames"]
     nq = cell.get("queries", cell.get("patches"))
     nk = cell.get("keys", nq)

@@ -27,7 +27,9 @@ def test_bias_gelu(shape, dtype):
 
 
 def test_bias_gelu_fp32_accuracy():
-    z = torch.cat([torch.linspace(-30, 30, 400_001), torch.randn(100_000) * 3, torch.tensor([1e20, -1e20, 3e38, -3e38])])
+    z = torch.cat(
+        [torch.linspace(-30, 30, 400_001), torch.randn(100_000) * 3, torch.tensor([1e20, -1e20, 3e38, -3e38])]
+    )
     with use_backend("cpu"):
         a = ops.bias_gelu(z[None])[0]
     error = (a.double() - exact(z)).abs() / z.abs().double().clamp(min=1)

@@ -1,0 +1,49 @@
+"""Diffusion for any model callable; `create_diffusion` takes upstream's arguments and gives upstream's methods."""
+
+from collections.abc import Sequence
+
+from latte_fast.diffusion.sampling import METHODS, Diffusion, guided
+from latte_fast.diffusion.schedule import beta_schedule, respaced_betas, space_timesteps
+from latte_fast.diffusion.timesteps import sample_timesteps
+
+__all__ = ["METHODS", "Diffusion", "create_diffusion", "guided", "sample_timesteps"]
+
+
+def create_diffusion(
+    timestep_respacing: str | Sequence[int] | None,
+    noise_schedule: str = "linear",
+    use_kl: bool = False,
+    sigma_small: bool = False,
+    predict_xstart: bool = False,
+    learn_sigma: bool = True,
+    rescale_learned_sigmas: bool = False,
+    diffusion_steps: int = 1000,
+    *,
+    prediction: str | None = None,
+    min_snr: float | None = None,
+) -> Diffusion:
+    """A diffusion process by upstream's arguments.
+
+    Args:
+        timestep_respacing: "" for all steps, "250", "ddim50" or "10,15,20" for fewer.
+        noise_schedule: "linear" or "squaredcos_cap_v2".
+        use_kl: train on the whole variational bound.
+        sigma_small: without a learned variance, the posterior's instead of the schedule's.
+        predict_xstart: the model predicts x_0 instead of the noise.
+        learn_sigma: the model's last C channels are its variance.
+        rescale_learned_sigmas: weigh the bound's term by T / 1000.
+        diffusion_steps: of the original process.
+        prediction: "epsilon", "start_x" or "v"; overrides predict_xstart.
+        min_snr: gamma of min-SNR weighting, 5 is usual.
+    """
+    betas = beta_schedule(noise_schedule, diffusion_steps)
+    kept = space_timesteps(diffusion_steps, timestep_respacing)
+    fixed = "fixed_small" if sigma_small else "fixed_large"
+    return Diffusion(
+        respaced_betas(betas, kept),
+        timestep_map=kept,
+        prediction=prediction or ("start_x" if predict_xstart else "epsilon"),
+        variance="learned_range" if learn_sigma else fixed,
+        loss="rescaled_kl" if use_kl else "rescaled_mse" if rescale_learned_sigmas else "mse",
+        min_snr=min_snr,
+    )

@@ -1,0 +1,198 @@
+"""The diffusion process: noising, the model's mean and variance, and the training loss. Takes any model callable."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latte_fast.diffusion.likelihood import discretized_gaussian_log_likelihood, normal_kl
+from latte_fast.diffusion.schedule import Tables
+
+Model = Callable[..., Tensor]
+PREDICTIONS = ("epsilon", "start_x", "v")
+VARIANCES = ("learned_range", "fixed_large", "fixed_small")
+LOSSES = ("mse", "rescaled_mse", "kl", "rescaled_kl")
+
+
+class Process:
+    """A diffusion process over (B, F, C, H, W), or any layout whose channels are axis 2.
+
+    Args:
+        betas: (T,) of the steps it has.
+        timestep_map: the original step of each of its steps, what the model is given; by default the same.
+        prediction: what the model's first C channels are: "epsilon", "start_x" or "v".
+        variance: "learned_range" reads the model's last C channels as a fraction between the posterior's and the
+            schedule's log variance.
+        loss: "mse" adds the bound's term with its mean detached; the rescaled forms multiply the bound by T / 1000
+            (mse) or T (kl).
+        min_snr: the gamma of min-SNR weighting of the mean squared error, or None.
+    """
+
+    def __init__(
+        self,
+        betas: np.ndarray,
+        *,
+        timestep_map: list[int] | None = None,
+        prediction: str = "epsilon",
+        variance: str = "learned_range",
+        loss: str = "mse",
+        min_snr: float | None = None,
+    ):
+        for name, value, known in (("prediction", prediction, PREDICTIONS), ("variance", variance, VARIANCES),
+                                   ("loss", loss, LOSSES)):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"Process: {name} must be one of {', '.join(known)}, got {value!r}")
+        if min_snr is not None and min_snr <= 0:
+            raise ValueError(f"Process: min_snr must be positive or None, got {min_snr}")
+        self.tables = Tables(betas)
+        self.num_timesteps = len(betas)
+        self.timestep_map = list(range(len(betas))) if timestep_map is None else list(timestep_map)
+        self.prediction, self.variance, self.loss, self.min_snr = prediction, variance, loss, min_snr
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """The table `name` at steps t (B,), as fp32 that broadcasts over `like`; tables reach a device once."""
+        key = (name, t.device)
+        if key not in self._on_device:
+            source = self.timestep_map if name == "timestep_map" else getattr(self.tables, name)
+            self._on_device[key] = torch.as_tensor(source).to(t.device)
+        values = self._on_device[key][t]
+        return values if name == "timestep_map" else values.float().view(-1, *(1,) * (like.dim() - 1))
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """The original steps that the model was trained with."""
+        return self.at("timestep_map", t, t)
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start)
+        return self.at("sqrt_alphas_cumprod", t, x_start) * x_start, log_variance.exp(), log_variance
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_t given x_0."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        signal = self.at("sqrt_alphas_cumprod", t, x_start)
+        return signal * x_start + self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0)."""
+        mean = self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
+        variance = self.at("posterior_variance", t, x_t)
+        return mean, variance, self.at("posterior_log_variance_clipped", t, x_t)
+
+    def predict_start(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0 from what the model predicts."""
+        if self.prediction == "start_x":
+            return out
+        if self.prediction == "v":
+            signal, noise = self.at("sqrt_alphas_cumprod", t, x_t), self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
+            return signal * x_t - noise * out
+        return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * out
+
+    def predict_noise(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise that takes x_0 to x_t."""
+        recip = self.at("sqrt_recip_alphas_cumprod", t, x_t)
+        return (recip * x_t - x_start) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+
+    def p_mean_variance(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """mean, variance, log_variance of p(x_{t-1} | x_t), and pred_xstart."""
+        out = model(x, self.model_time(t), **(model_kwargs or {}))
+        return self.mean_variance_of(out, x, t, clip_denoised, denoised_fn)
+
+    def mean_variance_of(
+        self,
+        out: Tensor,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """p_mean_variance of a model output that is at hand."""
+        if self.variance == "learned_range":
+            channels = x.shape[2]
+            if out.shape[2] != 2 * channels:
+                raise ValueError(f"Process: the model must return 2C = {2 * channels} channels, got {out.shape[2]}")
+            out, fraction = out.split(channels, dim=2)
+            low, high = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
+            share = (fraction + 1) / 2
+            log_variance = share * high + (1 - share) * low
+            variance = log_variance.exp()
+        else:
+            small = self.variance == "fixed_small"
+            name = "posterior_variance" if small else "fixed_large_variance"
+            log_name = "posterior_log_variance_clipped" if small else "fixed_large_log_variance"
+            variance = self.at(name, t, x).expand_as(x)
+            log_variance = self.at(log_name, t, x).expand_as(x)
+        start = self.predict_start(out, x, t)
+        if denoised_fn is not None:
+            start = denoised_fn(start)
+        if clip_denoised:
+            start = start.clamp(-1, 1)
+        mean = self.q_posterior_mean_variance(start, x, t)[0]
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": start}
+
+    def bound_term(self, out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool = False) -> Tensor:
+        """(B,) bits a dimension: KL(q || p), or at step 0 the decoder's negative log likelihood."""
+        true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
+        p = self.mean_variance_of(out, x_t, t, clip_denoised)
+        kl = _mean(normal_kl(true_mean, true_log_variance, p["mean"], p["log_variance"])) / math.log(2)
+        likelihood = discretized_gaussian_log_likelihood(x_start, p["mean"], 0.5 * p["log_variance"])
+        return torch.where(t == 0, -_mean(likelihood) / math.log(2), kl)
+
+    def training_losses(
+        self,
+        model: Model,
+        x_start: Tensor,
+        t: Tensor,
+        model_kwargs: dict[str, Any] | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """(B,) each: "loss", and for the mse losses "mse" and, with a learned variance, "vb"."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        x_t = self.q_sample(x_start, t, noise)
+        out = model(x_t, self.model_time(t), **(model_kwargs or {}))
+        if self.loss.endswith("kl"):
+            loss = self.bound_term(out, x_start, x_t, t)
+            return {"loss": loss * self.num_timesteps if self.loss == "rescaled_kl" else loss}
+        terms: dict[str, Tensor] = {}
+        prediction = out
+        if self.variance == "learned_range":
+            prediction, fraction = out.split(x_start.shape[2], dim=2)
+            # the bound trains the variance alone
+            terms["vb"] = self.bound_term(torch.cat([prediction.detach(), fraction], dim=2), x_start, x_t, t)
+            if self.loss == "rescaled_mse":
+                terms["vb"] = terms["vb"] * (self.num_timesteps / 1000)
+        target = self._target(x_start, noise, t)
+        terms["mse"] = _mean((target - prediction) ** 2) * self._snr_weight(t)
+        terms["loss"] = terms["mse"] + terms["vb"] if "vb" in terms else terms["mse"]
+        return terms
+
+    def _target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "start_x":
+            return x_start
+        signal, sigma = self.at("sqrt_alphas_cumprod", t, noise), self.at("sqrt_one_minus_alphas_cumprod", t, noise)
+        return signal * noise - sigma * x_start
+
+    def _snr_weight(self, t: Tensor) -> Tensor | float:
+        if self.min_snr is None:
+            return 1.0
+        snr = self.at("snr", t, t)
+        capped = snr.clamp(max=self.min_snr)
+        return {"epsilon": capped / snr, "start_x": capped, "v": capped / (snr + 1)}[self.prediction]
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over every axis but the batch."""
+    return x.flatten(1).mean(1)

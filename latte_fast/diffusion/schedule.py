@@ -1,0 +1,146 @@
+"""Noise schedules, respacing, and the float64 tables of a diffusion process."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+SCHEDULES = ("linear", "squaredcos_cap_v2")
+
+
+def beta_schedule(name: str, steps: int) -> np.ndarray:
+    """(T,) float64: "linear" from 1e-4 to 0.02 at T = 1000, stretched to others; "squaredcos_cap_v2" the cosine one."""
+    if steps < 1:
+        raise ValueError(f"beta_schedule: steps must be positive, got {steps}")
+    if name == "linear":
+        return np.linspace(1e-4, 0.02, steps, dtype=np.float64) * (1000 / steps)
+    if name == "squaredcos_cap_v2":
+        bars = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        return np.array([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bars)])
+    raise ValueError(f"beta_schedule: name must be one of {', '.join(SCHEDULES)}, got {name!r}")
+
+
+def space_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[int]:
+    """The original steps that a respaced process keeps, ascending.
+
+    Args:
+        steps: of the original process.
+        respacing: "" or None, all; "ddimN", N of an integer stride from 0; "a,b,c" or a list, a, b, c steps of equal
+            sections, each spread from its section's first step to its last.
+    """
+    if respacing is None or respacing in ("", []):
+        return list(range(steps))
+    if isinstance(respacing, str):
+        if respacing.startswith("ddim"):
+            wanted = _positive(respacing.removeprefix("ddim"), respacing)
+            stride = next((s for s in range(1, steps) if len(range(0, steps, s)) == wanted), None)
+            if stride is None:
+                rule = f"such that an integer stride over {steps} steps takes N of them"
+                raise ValueError(f"space_timesteps: respacing must be ddimN {rule}, got {respacing!r}")
+            return list(range(0, steps, stride))
+        respacing = [_positive(part, respacing) for part in respacing.split(",")]
+    base, extra = divmod(steps, len(respacing))
+    kept, begin = [], 0
+    for section, count in enumerate(respacing):
+        size = base + (section < extra)
+        if count > size or count < 1:
+            raise ValueError(
+                f"space_timesteps: respacing must take 1 to {size} steps of a section of {size}, got {count}"
+            )
+        spread = (size - 1) / (count - 1) if count > 1 else 1.0
+        # the fraction accumulates, as upstream's does: rounding i * spread gives other steps
+        at = 0.0
+        for _ in range(count):
+            kept.append(begin + round(at))
+            at += spread
+        begin += size
+    return sorted(set(kept))
+
+
+def _positive(text: str, whole: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f'space_timesteps: respacing must be like "250", "ddim50" or "10,15,20", got {whole!r}')
+    return int(text)
+
+
+class Tables:
+    """Everything that depends on the step alone, (T,) float64 each."""
+
+    def __init__(self, betas: np.ndarray):
+        if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("Tables: betas must be one axis of values in (0, 1]")
+        self.betas = betas.astype(np.float64)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> np.ndarray:
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def alphas_cumprod_next(self) -> np.ndarray:
+        return np.append(self.alphas_cumprod[1:], 0.0)
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @cached_property
+    def log_one_minus_alphas_cumprod(self) -> np.ndarray:
+        return np.log(1 - self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> np.ndarray:
+        """Step 0, whose variance is 0, takes step 1's."""
+        variance = self.posterior_variance
+        return np.log(np.append(variance[1], variance[1:])) if len(variance) > 1 else np.log(self.betas)
+
+    @cached_property
+    def log_betas(self) -> np.ndarray:
+        return np.log(self.betas)
+
+    @cached_property
+    def fixed_large_variance(self) -> np.ndarray:
+        return np.append(self.posterior_variance[1:2], self.betas[1:]) if len(self.betas) > 1 else self.betas
+
+    @cached_property
+    def fixed_large_log_variance(self) -> np.ndarray:
+        return np.log(self.fixed_large_variance)
+
+    @cached_property
+    def posterior_mean_coef1(self) -> np.ndarray:
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> np.ndarray:
+        return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def snr(self) -> np.ndarray:
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+
+def respaced_betas(betas: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """The betas under which the kept steps have the original process's cumulative alphas."""
+    bars = np.cumprod(1 - betas)[list(kept)]
+    return 1 - bars / np.append(1.0, bars[:-1])
