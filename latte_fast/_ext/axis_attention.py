@@ -61,7 +61,7 @@ def axis_attention_fwd(
     need_lse: bool,
     qkv_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse); qkv_bias (3*H*K) in q's dtype is added to q, k and v as they are read (inference: it gets no gradient)."""
+    """(out, lse); qkv_bias (3*H*K) in q's dtype is added to q, k, v as they are read (inference: no gradient)."""
     b, f, n, h, width = q.shape
     out = torch.empty((b, f, n, h * width), dtype=q.dtype)
     lse = torch.empty((b, f, n, h) if need_lse else (0,), dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Linear layers for inference on the CPU: results in reused buffers, biases left to the kernel that reads the result.
 
-A result above 32 MB is mapped afresh by the allocator on each call and pays for its page faults (XL/2 fc1: 67 ms against
-42 into a reused buffer, bf16, two cores of a Xeon with AMX). Nothing here caches a weight, so nothing can be stale.
+A result above 32 MB is mapped afresh by the allocator on each call and pays for its page faults (XL/2 fc1: 67 ms
+against 42 into a reused buffer, bf16, two cores of a Xeon with AMX, 2026-11). No weight is cached, so none can be stale.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def borrowed(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    """An uninitialised tensor for the length of a `with`: a buffer nobody else holds, kept afterwards for the next call."""
+    """An uninitialised tensor for the length of a `with`: a buffer nobody else holds, kept for the next call."""
     size = math.prod(shape) * dtype.itemsize
     with _lock:
         fitting = [i for i, b in enumerate(_free) if size <= b.numel() <= 2 * size]
