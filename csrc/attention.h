@@ -29,6 +29,10 @@ struct Unit {
   template <class T> T* at(const Heads& t) const {
     return static_cast<T*>(t.p) + b * t.sb + o * (axis.time ? t.sn : t.sf) + h * t.sh;
   }
+  template <class T> const T* bias(int which) const {
+    const T* p = static_cast<const T*>(axis.a.bias[which]);
+    return p ? p + h * axis.a.dim : nullptr;
+  }
   float* lse() const {
     const Attention& a = axis.a;
     return a.lse + (axis.time ? (b * a.f * a.nq + o) * a.h + h : (b * a.f + o) * a.nq * a.h + h);

@@ -6,24 +6,22 @@
 namespace latte {
 namespace LATTE_ISA {
 
-// The rows of one head, padded for the tiles and turned by rope
-LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int64_t first, int64_t n, int64_t padded, bf16* to,
+// The rows of one head, padded for the tiles, with the linear layer's bias (`which` of q, k, v; -1 for none) and rope
+LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int which, int64_t first, int64_t n, int64_t padded, bf16* to,
                             int64_t pitch, bool turn) {
   const Attention& a = u.axis.a;
   const int64_t stride = u.axis.row(t);
   const bf16* from = u.at<const bf16>(t) + first * stride;
   pad_rows(from, stride, n, padded, a.dim, to, pitch, n > 16 ? from + 24 * stride : u.next().at<const bf16>(t));
-  if (!turn || !a.cos) return;
-  alignas(64) float row[128];
+  const bf16* bias = which < 0 ? nullptr : u.bias<bf16>(which);
+  const bool rope = turn && a.cos;
+  if (!bias && !rope) return;
+  alignas(64) float row[128] = {}, shift[128] = {};
+  if (bias) each_vec<float>(a.dim, [&](int64_t k, auto n) { store<float>(shift + k, load<float>(bias + k, n), n); });
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t k = 0; k < a.dim; k += 8)
-      _mm256_store_ps(row + k, _mm256_castsi256_ps(_mm256_slli_epi32(
-                                   _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(to + i * pitch + k))), 16)));
-    rotate(row, a, first + i, false);
-    for (int64_t k = 0; k < a.dim; k += 8) {
-      const auto h = _mm256_cvtneps_pbh(_mm256_load_ps(row + k));
-      std::memcpy(to + i * pitch + k, &h, 16);
-    }
+    for (int64_t k = 0; k < pitch; k += 16) store(row + k, load<float>(to + i * pitch + k) + load(shift + k));
+    if (rope) rotate(row, a, first + i, false);
+    for (int64_t k = 0; k < pitch; k += 16) store(to + i * pitch + k, load(row + k));
   }
 }
 
@@ -81,11 +79,11 @@ static void short_forward(const Axis& x) {
     Tiles tiles;
     for (int64_t item = begin; item < end; ++item) {
       const Unit u(x, item);
-      tile_rows(u, a.q, 0, x.lq, 16, rows, pitch, true);
+      tile_rows(u, a.q, 0, 0, x.lq, 16, rows, pitch, true);
       pack_columns(rows, 16, pitch, q);
-      tile_rows(u, a.k, 0, x.lk, 16, rows, pitch, true);
+      tile_rows(u, a.k, 1, 0, x.lk, 16, rows, pitch, true);
       tile_product<1, 1>(rows, pitch, q, pitch / 32, s, 16, false);
-      tile_rows(u, a.v, 0, x.lk, 16, rows, pitch, false);
+      tile_rows(u, a.v, 2, 0, x.lk, 16, rows, pitch, false);
       for (int64_t j = 0; j < wide; j += 16) pack_pairs(rows + j, 16, pitch, v + j * 32);
       Vec<float> w[16], top = splat(-infinity<float>()), sum = {};
       if (u.mask()) key_bias<float>(u.mask(), x.lk, 16, bias);
@@ -130,16 +128,16 @@ static void tiles_forward(const Axis& x) {
       const bool biased = u.mask() || keys != x.lk;
       if (item / items.parts != loaded) {
         loaded = item / items.parts;
-        tile_rows(u, a.k, 0, x.lk, keys, rows, pitch, true);
+        tile_rows(u, a.k, 1, 0, x.lk, keys, rows, pitch, true);
         pack_columns(rows, keys, pitch, k);
-        tile_rows(u, a.v, 0, x.lk, keys, rows, pitch, false);
+        tile_rows(u, a.v, 2, 0, x.lk, keys, rows, pitch, false);
         pack_rows(rows, keys, pitch, wide, v);
         if (biased) key_bias<float>(u.mask(), x.lk, keys, bias);
       }
       const int64_t first = item % items.parts * items.rows, last = min(x.lq, first + items.rows);
       for (int64_t i = first; i < last; i += kBlock) {
         const int64_t n = min(kBlock, last - i), high = (n + 15) / 16;
-        tile_rows(u, a.q, i, n, high * 16, q, pitch, true);
+        tile_rows(u, a.q, 0, i, n, high * 16, q, pitch, true);
         tile_gemm(high, keys / 16, pitch / 32, q, pitch, k, s, keys, false);
         float inverse[kBlock];
         for (int64_t r = 0; r < n; ++r) {
@@ -152,8 +150,6 @@ static void tiles_forward(const Axis& x) {
     }
   });
 }
-
-static void tiles_backward(const Axis& x) { vector_backward<float, bf16>(x); }
 
 }  // namespace LATTE_ISA
 }  // namespace latte

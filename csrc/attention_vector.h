@@ -13,12 +13,13 @@ LATTE_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to 
 // n rows of width `dim`, widened into rows of `pitch`; rows to `padded` and columns past dim are zero
 template <class A, class T>
 void fetch(const T* from, int64_t stride, int64_t n, int64_t padded, A* to, int64_t pitch, const Attention& a,
-           int64_t position, bool turn) {
+           int64_t position, bool turn, const T* bias = nullptr) {
   for (int64_t i = 0; i < padded; ++i, to += pitch) {
     std::memset(to, 0, pitch * sizeof(A));
     if (i >= n) continue;
     each_vec<A>(a.dim, [&](int64_t k, auto lanes) LATTE_LAMBDA {
-      store<A>(to + k, load<A>(from + i * stride + k, lanes), lanes);
+      const Vec<A> x = load<A>(from + i * stride + k, lanes);
+      store<A>(to + k, bias ? x + load<A>(bias + k, lanes) : x, lanes);
     });
     if (turn && a.cos) rotate(to, a, position + i, false);
   }
@@ -70,15 +71,15 @@ template <class A, class T> void vector_forward(const Axis& x) {
       const Unit u(x, item / items.parts);
       if (item / items.parts != loaded) {
         loaded = item / items.parts;
-        fetch<A>(u.at<const T>(a.k), x.row(a.k), x.lk, keys, k.p, wide, a, 0, true);
+        fetch<A>(u.at<const T>(a.k), x.row(a.k), x.lk, keys, k.p, wide, a, 0, true, u.template bias<T>(1));
         transpose<A>(k, keys, wide, wide, kt, keys);
-        fetch<A>(u.at<const T>(a.v), x.row(a.v), x.lk, keys, v.p, wide, a, 0, false);
+        fetch<A>(u.at<const T>(a.v), x.row(a.v), x.lk, keys, v.p, wide, a, 0, false, u.template bias<T>(2));
         key_bias<A>(u.mask(), x.lk, keys, bias);
       }
       const int64_t first = item % items.parts * items.rows, last = min(x.lq, first + items.rows);
       for (int64_t i = first; i < last; i += kBlock) {
         const int64_t n = min(kBlock, last - i), rows = round_up(n, kTileRows);
-        fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true);
+        fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true, u.template bias<T>(0));
         gemm<A>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         A inverse[kBlock];
         for (int64_t r = 0; r < n; ++r) {

@@ -1,6 +1,6 @@
 #include "attention_vector.h"
 #if defined(LATTE_ISA_AMX)
-#include "attention_tiles.h"
+#include "attention_tiles_bwd.h"
 #endif
 
 namespace latte {

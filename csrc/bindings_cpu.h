@@ -38,11 +38,12 @@ inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
 }
 
 inline auto attention(const Kernel<Attention> (&levels)[4]) {
-  return [&levels](const std::array<HeadsArg, 8>& t, int64_t lse, int64_t cos, int64_t sin, int64_t key_mask,
-                   int64_t mask_stride, const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
+  return [&levels](const std::array<HeadsArg, 8>& t, const std::array<int64_t, 3>& bias, int64_t lse, int64_t cos,
+                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
     Attention a{heads_of(t[0]), heads_of(t[1]), heads_of(t[2]), heads_of(t[3]), heads_of(t[4]), heads_of(t[5]),
-                heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse), reinterpret_cast<void*>(cos),
-                reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask), shape[0], shape[1], shape[2],
+                heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse),
+                {reinterpret_cast<void*>(bias[0]), reinterpret_cast<void*>(bias[1]), reinterpret_cast<void*>(bias[2])},
+                reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask), shape[0], shape[1], shape[2],
                 shape[3], shape[4], shape[5], mask_stride, threads, scale};
     launch(levels, a, a.q.dtype, a.b * a.f * a.nq * a.h * a.dim);
   };

@@ -50,6 +50,7 @@ struct Heads {
 struct Attention {
   Heads q, k, v, out, dout, dq, dk, dv;
   float* lse;  // (B, F, Nq, H) or null
+  const void* bias[3];  // (H * K) of q, k, v in their dtype, or null: what the linear layer before left out
   const void *cos, *sin;  // (F, K/2) contiguous or null; double where q is, else float
   const uint8_t* key_mask;  // (B, keys) or null, row stride mask_stride
   int64_t b, f, nq, nk, h, dim, mask_stride, threads;

@@ -31,12 +31,15 @@ def _launch(
     rope: Rope | None,
     scale: float,
     key_mask: Tensor | None,
+    qkv_bias: Tensor | None = None,
 ) -> None:
     b, f, nq, h, width = q.shape
+    step = h * width * q.element_size()
     tables = () if rope is None else tuple(r.to(torch.promote_types(q.dtype, torch.float32)).contiguous() for r in rope)
     mask = None if key_mask is None else key_mask if key_mask.stride(1) == 1 else key_mask.contiguous()
     getattr(_ext.load(), f"{axis}_attention_{name}")(
         tensors,
+        (0, 0, 0) if qkv_bias is None else tuple(qkv_bias.data_ptr() + i * step for i in range(3)),
         0 if lse is None else lse.data_ptr(),
         *((r.data_ptr() for r in tables) if tables else (0, 0)),
         0 if mask is None else mask.data_ptr(),
@@ -56,13 +59,15 @@ def axis_attention_fwd(
     scale: float,
     key_mask: Tensor | None,
     need_lse: bool,
+    qkv_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse); qkv_bias (3*H*K) in q's dtype is added to q, k and v as they are read (inference: it gets no gradient)."""
     b, f, n, h, width = q.shape
     out = torch.empty((b, f, n, h * width), dtype=q.dtype)
     lse = torch.empty((b, f, n, h) if need_lse else (0,), dtype=torch.float32)
     if out.numel():
         tensors = [heads(q), heads(k), heads(v), heads(out.view(b, f, n, h, width)), *[NO_HEADS] * 4]
-        _launch("fwd", axis, tensors, q, k, lse if need_lse else None, rope, scale, key_mask)
+        _launch("fwd", axis, tensors, q, k, lse if need_lse else None, rope, scale, key_mask, qkv_bias)
     return out, lse
 
 
