@@ -60,7 +60,10 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
     (divisible by 16, equal to 1), warps and stages are a launch's own.
     """
     compiled: list[Any] = []
-    original, before, gpu_of = triton.JITFunction.run, driver._active, tuning.gpu_of
+    original, gpu_of = triton.JITFunction.run, tuning.gpu_of
+    # before 3.5 `active` is an attribute; later it is a property that would look for a GPU
+    slot = "_active" if hasattr(driver, "_active") else "active"
+    before = getattr(driver, slot)
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled.append(original(self, *args, grid=grid, warmup=True, **kwargs))
@@ -73,7 +76,8 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
         yield compiled
     finally:
         triton.JITFunction.run = original
-        driver._active, tuning.gpu_of = before, gpu_of
+        setattr(driver, slot, before)
+        tuning.gpu_of = gpu_of
 
 
 def _cuobjdump(flag: str, cubin: str) -> str:

@@ -81,7 +81,7 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConf
     """Blocks no longer than the sequences; in fp32 the dots are IEEE, without tensor cores, and small."""
     forward = kernel.endswith("fwd")
     if q.dtype == torch.float32:
-        default = tuning.FlashConfig(block_m=32, block_n=16 if forward else 32, warps=8, stages=1)
+        default = tuning.FlashConfig(block_m=32, block_n=16 if forward and q.shape[-1] > 64 else 32, warps=8, stages=1)
     elif forward:
         default = tuning.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
     else:

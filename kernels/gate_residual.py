@@ -85,7 +85,7 @@ def gate_residual_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Te
     c = config("gate_residual_bwd", y)
     (douts, ys), sizes, strides = rows.merge_rows(dout, y)
     n, (s_dout, s_y) = rows.leads(sizes, strides)
-    per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device)
+    per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device, rows.PARTIAL_ROWS)
     partials = torch.empty((groups, programs, 1, D), dtype=torch.float32, device=y.device)
     with rows.guard(y):
         gate_residual_bwd_kernel[(groups * programs,)](

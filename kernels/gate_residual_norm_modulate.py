@@ -176,7 +176,7 @@ def gate_residual_norm_modulate_bwd(
     given = (x_out if dx_out is None else dx_out, x_out if dh is None else dh, x_out, y)
     tensors, sizes, strides = rows.merge_rows(*given)
     n, s = rows.leads(sizes, strides)
-    per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device)
+    per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device, rows.PARTIAL_ROWS)
     slots = 3 + (y_bias is not None)
     partials = torch.empty((groups, programs, slots, D), dtype=torch.float32, device=y.device)
     with rows.guard(y):

@@ -97,7 +97,7 @@ def norm_modulate_bwd(dh: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple
     c = config("norm_modulate_bwd", x)
     (dh, xs), sizes, strides = rows.merge_rows(dh, x)
     n, (s_dh, s_x) = rows.leads(sizes, strides)
-    per_group, programs = rows.split_rows(x.numel() // D, groups, c, x.device)
+    per_group, programs = rows.split_rows(x.numel() // D, groups, c, x.device, rows.PARTIAL_ROWS)
     partials = torch.empty((groups, programs, 2, D), dtype=torch.float32, device=x.device)
     with rows.guard(x):
         norm_modulate_bwd_kernel[(groups * programs,)](

@@ -10,6 +10,8 @@ from torch import Tensor
 from latte_fast.kernels import tuning
 
 MAX_WIDTH = 16384
+# in a backward, so that partial sums, 4 bytes a value and slot, stay small beside the rows summed
+PARTIAL_ROWS = 8
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -152,11 +154,13 @@ def leads(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[l
     return ([1] * missing + sizes)[1:], [[0] * missing + s for s in strides]
 
 
-def split_rows(rows: int, groups: int, config: tuning.RowsConfig, device: torch.device) -> tuple[int, int]:
-    """(rows a group, programs a group); a program walks every `programs`-th row."""
+def split_rows(
+    rows: int, groups: int, config: tuning.RowsConfig, device: torch.device, least: int = 1
+) -> tuple[int, int]:
+    """(rows a group, programs a group); a program walks every `programs`-th row, `least` of them where there are."""
     per_group = rows // groups
     budget = config.programs_per_sm * tuning.gpu_of(device).multiprocessors
-    return per_group, max(1, min(per_group, budget // groups))
+    return per_group, max(1, min(per_group // least, budget // groups))
 
 
 def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:

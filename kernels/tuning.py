@@ -62,6 +62,8 @@ def file_stem(gpu: str) -> str:
 def measured(gpu: str) -> dict[str, dict[str, int]]:
     """What the tuner stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where it stored nothing."""
     path = CONFIGS / f"{file_stem(gpu)}.json"
+    if gpu in ("interpreter", "ahead"):
+        return {}
     if not path.exists():
         log.warning("latte_fast: no tuned tiles for %s, so analytic ones; `latte-fast tune` measures them", gpu)
         return {}
@@ -87,17 +89,16 @@ def gpu_of(device: torch.device) -> Gpu:
 @functools.cache
 def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Config:
     """The config of a kernel at a shape (`D1152-bf16`): the measured one of this GPU, else `default`."""
-    if device.type != "cuda":
-        return default
     known = {f.name for f in fields(default)}
     stored = measured(gpu_of(device).name).get(f"{kernel}/{shape}", {})
     return replace(default, **{name: value for name, value in stored.items() if name in known})
 
 
 def rows_default(D: int, warps_per_sm: int) -> RowsConfig:
-    """8 to 16 values a thread; as many programs as the kernel's registers let reside, so that all start at once.
+    """8 values of the larger piece a thread; as many programs as the registers let reside, so that all start at once.
 
     Three stages: the next two rows are under way to shared memory while a row's means are agreed on.
     """
-    warps = min(16, max(1, 1 << (D // 256).bit_length() >> 1))
+    larger = 1 << max((D - 1).bit_length() - 1, 0)
+    warps = min(16, max(1, larger // 256))
     return RowsConfig(warps=warps, stages=3, programs_per_sm=warps_per_sm // warps)

@@ -106,7 +106,11 @@ class Diffusion(Process):
 
     def sample(self, method: str, model: Model, shape: tuple[int, ...], **kwargs: Any) -> Tensor:
         """x_0 by a method of METHODS."""
-        loops = {"ddpm": self.p_sample_loop, "ddim": self.ddim_sample_loop, "dpm++": self.dpm_solver_sample_loop}
+        loops: dict[str, Callable[..., Tensor]] = {
+            "ddpm": self.p_sample_loop,
+            "ddim": self.ddim_sample_loop,
+            "dpm++": self.dpm_solver_sample_loop,
+        }
         if method not in loops:
             raise ValueError(f"sample: method must be one of {', '.join(METHODS)}, got {method!r}")
         return loops[method](model, shape, **kwargs)

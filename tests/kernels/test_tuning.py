@@ -1,0 +1,65 @@
+"""Tiles: the analytic default, a GPU's file over it, one warning without a file, and what the tuner keeps."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from latte_fast.kernels import norm_modulate, tuner, tuning
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    tuning.choose.cache_clear()
+    tuning.measured.cache_clear()
+
+
+@pytest.mark.parametrize(("D", "warps"), [(64, 1), (384, 1), (768, 2), (1024, 2), (1152, 4), (1153, 4), (16384, 16)])
+def test_rows_default_gives_a_thread_eight_values(D: int, warps: int) -> None:
+    assert tuning.rows_default(D, 40).warps == warps
+
+
+def test_file_overrides_the_default(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    monkeypatch.setattr(tuning, "gpu_of", lambda device: tuning.Gpu("NVIDIA X-1 80GB", 100, 9))
+    stored = {"packed_attention_fwd/T16-K72-bf16": {"pack": 8}}
+    (tmp_path / "nvidia_x_1_80gb.json").write_text(json.dumps({"configs": stored}))
+    default = tuning.PackedConfig(pack=4, warps=4)
+    assert tuning.choose("packed_attention_fwd", "T16-K72-bf16", default, CPU) == tuning.PackedConfig(pack=8, warps=4)
+    assert tuning.choose("packed_attention_fwd", "T16-K64-bf16", default, CPU) == default
+
+
+def test_missing_file_warns_once(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    with caplog.at_level(logging.WARNING, logger="latte_fast"):
+        tuning.measured("NVIDIA X-1")
+        tuning.measured("NVIDIA X-1")
+    assert [r.getMessage() for r in caplog.records if "latte-fast tune" in r.getMessage()] == [
+        "latte_fast: no tuned tiles for NVIDIA X-1, so analytic ones; `latte-fast tune` measures them"
+    ]
+
+
+def test_tuner_keeps_the_fastest(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    x, m = torch.randn(2, 64), torch.randn(1, 64)
+
+    def launch() -> None:
+        norm_modulate.norm_modulate_fwd(x, m, m, 1e-6, x.dtype)
+
+    def timer(launch) -> float:
+        (config,) = (tuning.choose(*key.split("/"), *args) for key, args in tuner.chosen(launch).items())
+        return 1.0 + abs(config.warps - 2) + abs(config.stages - 4)
+
+    best = tuner.tune([launch], timer)
+    assert best.keys() == {"norm_modulate_fwd/D64-fp32"}
+    assert best["norm_modulate_fwd/D64-fp32"] | {"programs_per_sm": 0} == {
+        "warps": 2,
+        "stages": 4,
+        "programs_per_sm": 0,
+    }
+    tuner.save(best, CPU)
+    assert json.loads((tmp_path / "interpreter.json").read_text())["configs"] == best
