@@ -1,4 +1,5 @@
-# make demo | test | test-all | bench | lint: each makes .venv where there is none, installs what constraints.txt pins, and runs.
+# make demo | test | test-all | test-cuda | bench | lint | sanitize-cpu | sanitize-cuda
+# Each makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint
 
-.PHONY: install demo test test-all bench lint clean
+.PHONY: install demo test test-all test-cuda bench lint sanitize-cpu sanitize-cuda clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -25,6 +26,19 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest
+
+test-cuda: install
+	$(BIN)/python -m pytest -m cuda
+
+# the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at each level
+sanitize-cpu: install
+	$(PIP) install -c constraints.txt setuptools pybind11
+	PYTHON=$(BIN)/python tests/ext/sanitize.sh
+
+# the Triton kernels under memcheck and racecheck, on a CUDA machine
+sanitize-cuda: install
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
 
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-only
