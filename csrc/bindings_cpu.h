@@ -39,24 +39,31 @@ inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
 
 inline auto attention(const Kernel<Attention> (&levels)[4]) {
   return [&levels](const std::array<HeadsArg, 8>& t, const std::array<int64_t, 3>& bias, int64_t lse, int64_t cos,
-                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
+                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape,
+                   double scale, int64_t threads) {
     Attention a{heads_of(t[0]), heads_of(t[1]), heads_of(t[2]), heads_of(t[3]), heads_of(t[4]), heads_of(t[5]),
                 heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse),
                 {reinterpret_cast<void*>(bias[0]), reinterpret_cast<void*>(bias[1]), reinterpret_cast<void*>(bias[2])},
-                reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask), shape[0], shape[1], shape[2],
+                reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask),
+                shape[0], shape[1], shape[2],
                 shape[3], shape[4], shape[5], mask_stride, threads, scale};
     launch(levels, a, a.q.dtype, a.b * a.f * a.nq * a.h * a.dim);
   };
 }
 
 inline void bind_cpu(pybind11::module_& m) {
-  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd), gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd),
-                                  both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
-  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd), gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd),
-                                   both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
-  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd), gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
-  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd), space_bwd[4] = LATTE_LEVELS(space_attention_bwd),
-                                 time_fwd[4] = LATTE_LEVELS(time_attention_fwd), time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
+  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd);
+  static const Kernel<RowForward> gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd);
+  static const Kernel<RowForward> both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
+  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd);
+  static const Kernel<RowBackward> gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd);
+  static const Kernel<RowBackward> both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
+  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd);
+  static const Kernel<BiasGelu> gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
+  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd);
+  static const Kernel<Attention> space_bwd[4] = LATTE_LEVELS(space_attention_bwd);
+  static const Kernel<Attention> time_fwd[4] = LATTE_LEVELS(time_attention_fwd);
+  static const Kernel<Attention> time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
   forked();  // from here on a fork is noticed
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));

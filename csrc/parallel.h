@@ -59,7 +59,8 @@ template <class A> void narrow(const A* from, const Groups& t, int64_t g, int64_
   else with_dtype(t.dtype, copy);
 }
 
-// f(begin, end) over 0..n in ranges that depend on `threads` alone; a thread that is held up leaves its ranges to the others
+// f(begin, end) over 0..n in ranges that depend on `threads` alone; a thread that is held up leaves its ranges to the
+// others
 template <class F> void split(int64_t n, int64_t threads, F f) {
   if (threads <= 1 || n <= 1) {
     if (n > 0) f(int64_t(0), n);

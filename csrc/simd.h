@@ -1,5 +1,6 @@
 // One vector type for every level: GCC/Clang vector extensions, with intrinsics only where the compilers do worse.
-// Vec<float> carries fp32, bf16 and fp16 (all accumulate in fp32); Vec<double> exists for float64 on the portable level.
+// Vec<float> carries fp32, bf16 and fp16 (all accumulate in fp32); Vec<double> exists for float64 on the portable
+// level.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -201,7 +202,8 @@ template <bool kRough> LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
 }
 template <bool> LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
 
-// 2^x for x <= 127, exactly 0 below -126; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7 (6)
+// 2^x for x <= 127, exactly 0 below -126; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7
+// (6)
 template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
   Vec<float> p;
