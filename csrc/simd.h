@@ -31,7 +31,6 @@ constexpr int kBytes = 16;
 template <class T, int bytes> struct VecOf { typedef T type __attribute__((vector_size(bytes))); };
 template <class A> using Vec = typename VecOf<A, kBytes>::type;
 template <class A> constexpr int kLanes = kBytes / static_cast<int>(sizeof(A));
-using I32 = Vec<int32_t>;
 using U32 = Vec<uint32_t>;
 using U16 = VecOf<uint16_t, kBytes / 2>::type;
 
@@ -226,8 +225,8 @@ template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p),
                                                     _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 #else
-  const I32 scaled = bits<I32>(p) + bits<I32>(bits<U32>(shifted) << 23);
-  return bits<Vec<float>>((x >= -126.0f) & scaled);
+  const U32 scaled = bits<U32>(p) + (bits<U32>(shifted) << 23), normal = bits<U32>(x >= -126.0f);
+  return bits<Vec<float>>(normal & scaled);
 #endif
 }
 template <int> LATTE_INLINE Vec<double> exp2(Vec<double> x) {
