@@ -1,5 +1,6 @@
 // Every output phase of a transposed convolution is a small dense correlation: no zeros inserted, no columns built and
 // folded. The same product, stepping through its input instead, is the gradient of the input.
+#include "conv_direct.h"
 #include "conv_product.h"
 
 namespace latte {
@@ -35,6 +36,7 @@ struct Tiling {
 };
 
 template <class A, class T, class O> void correlate(const Correlation& a) {
+  if (is_direct(a)) return direct<A, T, O>(a);
   using P = typename Packed<A, T>::type;
   const Weights<T, P> weights(a);
   const Grid g(a, kTiled<P> ? weights.steps * 32 : up_to(a.depth, 16));
@@ -50,7 +52,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
   }
 
   const Line &lt = g.t.line, &lh = g.h.line, &lw = g.w.line;
-  const int64_t block = min(64, weights.cols), parts = (weights.cols + block - 1) / block;
+  const int64_t block = min(kMostCols, weights.cols), parts = (weights.cols + block - 1) / block;
   const int64_t batch_tiles = max(2, 512 / (block * lw.phases) * 2);  // products of one item stay in L2
   const int64_t most_t = lt.count(0), most = Tiling(g, lh.count(0)).tiles, runs_t = (most + batch_tiles - 1) / batch_tiles;
   const int64_t taps_most = a.kernel[0] * a.kernel[1] * a.kernel[2];
@@ -131,7 +133,7 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
   const int64_t high = d.groups * taps >= 4 * a.threads ? rows : min(rows, 64), parts = (rows + high - 1) / high;
   split(d.groups * taps * parts, a.threads, [&](int64_t begin, int64_t end) {
     Scratch<P> b(kChunk * cols);
-    Scratch<A> c(high * cols);
+    Scratch<A> c(high * cols), part_sum(kTiled<P> ? 1 : high * cols);
 #if defined(LATTE_ISA_AMX)
     Tiles tiles_on;
 #endif
@@ -159,7 +161,11 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
 #endif
           if constexpr (!kTiled<P>) {
             for (int64_t i = 0; i < depth; ++i) std::memcpy(b + i * cols, pixel(i), cols * sizeof(P));
-            gemm<A>(n_rows, cols, depth, {lhs, padded, 1}, b, cols, c, cols, add);
+            if (!add) std::memset(c, 0, n_rows * cols * sizeof(A));
+            for (int64_t i = 0; i < depth; i += 2 * kTerms) {
+              gemm<A>(n_rows, cols, min(2 * kTerms, depth - i), {lhs + i, padded, 1}, b + i * cols, cols, part_sum, cols, false);
+              add_to<A>(c, part_sum, n_rows * cols);
+            }
           }
         }
       T* out = static_cast<T*>(a.dw) + ((group * taps + tap) * a.channels + first) * d.depth;
