@@ -22,10 +22,10 @@ demo: install
 	$(BIN)/latte-fast demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-cuda: install
 	$(BIN)/python -m pytest -m cuda

@@ -1,4 +1,5 @@
-// One sequence of attention: a frame's patches (space) or a patch position's frames (time), of one head, found by strides.
+// One sequence of attention: a frame's patches (space) or a patch position's frames (time), of one head, found by
+// strides.
 #pragma once
 #include "parallel.h"
 
@@ -42,7 +43,8 @@ struct Unit {
 
 // Turns the pairs of one row by the angles of `position`, or back.
 template <class A> LATTE_INLINE void rotate(A* x, const Attention& a, int64_t position, bool back) {
-  const A *c = static_cast<const A*>(a.cos) + position * a.dim / 2, *s = static_cast<const A*>(a.sin) + position * a.dim / 2;
+  const int64_t first = position * a.dim / 2;
+  const A *c = static_cast<const A*>(a.cos) + first, *s = static_cast<const A*>(a.sin) + first;
   for (int64_t i = 0; i < a.dim / 2; ++i) {
     const A even = x[2 * i], odd = x[2 * i + 1], sin = back ? -s[i] : s[i];
     x[2 * i] = even * c[i] - odd * sin;

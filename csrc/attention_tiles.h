@@ -1,4 +1,5 @@
-// bf16 attention on AMX tiles. Scores of a block of queries stay in L1 or L2 as fp32; probabilities overwrite them as bf16.
+// bf16 attention on AMX tiles. Scores of a block of queries stay in L1 or L2 as fp32; probabilities overwrite them as
+// bf16.
 #pragma once
 #include "attention_vector.h"
 #include "tiles.h"
@@ -7,8 +8,8 @@ namespace latte {
 namespace LATTE_ISA {
 
 // The rows of one head, padded for the tiles, with the linear layer's bias (`which` of q, k, v; -1 for none) and rope
-LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int which, int64_t first, int64_t n, int64_t padded, bf16* to,
-                            int64_t pitch, bool turn) {
+LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int which, int64_t first, int64_t n, int64_t padded,
+                            bf16* to, int64_t pitch, bool turn) {
   const Attention& a = u.axis.a;
   const int64_t stride = u.axis.row(t);
   const bf16* from = u.at<const bf16>(t) + first * stride;

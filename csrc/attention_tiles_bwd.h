@@ -1,5 +1,6 @@
-// The backward of attention_tiles.h. Scores are computed transposed, keys by queries: the row statistics become vectors, and
-// one layout of P and dS serves as the left operand of dV and dK and, packed by pairs of keys, as the right one of dQ^T.
+// The backward of attention_tiles.h. Scores are computed transposed, keys by queries: the row statistics become
+// vectors, and one layout of P and dS serves as the left operand of dV and dK and, packed by pairs of keys, as the
+// right one of dQ^T.
 #pragma once
 #include "attention_tiles.h"
 

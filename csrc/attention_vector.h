@@ -36,7 +36,8 @@ template <class A> void key_bias(const uint8_t* mask, int64_t lk, int64_t padded
   for (int64_t j = 0; j < padded; ++j) bias[j] = j < lk && (!mask || mask[j]) ? A(0) : -infinity<A>();
 }
 
-// s -> exp2(s * factor - peak) with the row's own peak; returns log2 of the sum of exp2(s * factor), and 1 / sum by `inverse`
+// s -> exp2(s * factor - peak) with the row's own peak; returns log2 of the sum of exp2(s * factor), and 1 / sum by
+// `inverse`
 template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* inverse) {
   constexpr int L = kLanes<A>;
   Vec<A> top = splat(-infinity<A>());
@@ -79,7 +80,8 @@ template <class A, class T> void vector_forward(const Axis& x) {
       const int64_t first = item % items.parts * items.rows, last = min(x.lq, first + items.rows);
       for (int64_t i = first; i < last; i += kBlock) {
         const int64_t n = min(kBlock, last - i), rows = round_up(n, kTileRows);
-        fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true, u.template bias<T>(0));
+        fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true,
+                 u.template bias<T>(0));
         gemm<A>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         A inverse[kBlock];
         for (int64_t r = 0; r < n; ++r) {

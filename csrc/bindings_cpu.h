@@ -39,11 +39,13 @@ inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
 
 inline auto attention(const Kernel<Attention> (&levels)[4]) {
   return [&levels](const std::array<HeadsArg, 8>& t, const std::array<int64_t, 3>& bias, int64_t lse, int64_t cos,
-                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
+                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape,
+                   double scale, int64_t threads) {
     Attention a{heads_of(t[0]), heads_of(t[1]), heads_of(t[2]), heads_of(t[3]), heads_of(t[4]), heads_of(t[5]),
                 heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse),
                 {reinterpret_cast<void*>(bias[0]), reinterpret_cast<void*>(bias[1]), reinterpret_cast<void*>(bias[2])},
-                reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask), shape[0], shape[1], shape[2],
+                reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask),
+                shape[0], shape[1], shape[2],
                 shape[3], shape[4], shape[5], mask_stride, threads, scale};
     launch(levels, a, a.q.dtype, a.b * a.f * a.nq * a.h * a.dim);
   };
@@ -54,11 +56,14 @@ using VolumeArg = std::array<int64_t, 7>;
 using ConvShape = std::array<int64_t, 7>;
 using Triples = std::array<std::array<int64_t, 3>, 7>;  // w_stride, kernel, in_size, out_size, stride, padding, dilation
 
-inline Volume volume_of(const VolumeArg& t) { return {reinterpret_cast<void*>(t[0]), t[1], {t[2], t[3], t[4], t[5], t[6]}}; }
+inline Volume volume_of(const VolumeArg& t) {
+  return {reinterpret_cast<void*>(t[0]), t[1], {t[2], t[3], t[4], t[5], t[6]}};
+}
 
-inline Correlation correlation_of(const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias, const ConvShape& s, const Triples& t) {
-  Correlation a{volume_of(in), volume_of(out), reinterpret_cast<void*>(w), reinterpret_cast<void*>(bias), {}, s[0], s[1], s[2], s[3],
-                {}, {}, {}, {}, {}, {}, s[4], s[5], s[6]};
+inline Correlation correlation_of(const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias,
+                                  const ConvShape& s, const Triples& t) {
+  Correlation a{volume_of(in), volume_of(out), reinterpret_cast<void*>(w), reinterpret_cast<void*>(bias), {}, s[0],
+                s[1], s[2], s[3], {}, {}, {}, {}, {}, {}, s[4], s[5], s[6]};
   int64_t* to[] = {a.w_stride, a.kernel, a.in_size, a.out_size, a.stride, a.padding, a.dilation};
   for (int i = 0; i < 7; ++i)
     for (int axis = 0; axis < 3; ++axis) to[i][axis] = t[i][axis];
@@ -66,30 +71,38 @@ inline Correlation correlation_of(const VolumeArg& in, const VolumeArg& out, int
 }
 
 inline auto correlate(const Kernel<Correlation> (&levels)[4]) {
-  return [&levels](const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias, const ConvShape& shape, const Triples& triples) {
+  return [&levels](const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias, const ConvShape& shape,
+                   const Triples& triples) {
     Correlation a = correlation_of(in, out, w, bias, shape, triples);
     launch(levels, a, a.in.dtype, a.batch * a.groups * a.cols * a.out_size[0] * a.out_size[1] * a.out_size[2]);
   };
 }
 
 inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[4]) {
-  return [&levels](const VolumeArg& x, const VolumeArg& dy, int64_t dw, int64_t channels, const std::array<int64_t, 3>& x_size,
-                   const std::array<int64_t, 3>& before, const ConvShape& shape, const Triples& triples) {
-    WeightGradient a{volume_of(x), correlation_of(dy, VolumeArg{}, 0, 0, shape, triples), reinterpret_cast<void*>(dw), channels, {}, {}, 0};
+  return [&levels](const VolumeArg& x, const VolumeArg& dy, int64_t dw, int64_t channels,
+                   const std::array<int64_t, 3>& x_size, const std::array<int64_t, 3>& before, const ConvShape& shape, const Triples& triples) {
+    WeightGradient a{volume_of(x), correlation_of(dy, VolumeArg{}, 0, 0, shape, triples), reinterpret_cast<void*>(dw),
+                     channels, {}, {}, 0};
     for (int i = 0; i < 3; ++i) a.x_size[i] = x_size[i], a.before[i] = before[i];
     a.threads = a.dy.threads;
-    launch(levels, a, a.x.dtype, a.dy.batch * a.dy.groups * channels * a.dy.out_size[0] * a.dy.out_size[1] * a.dy.out_size[2]);
+    const int64_t* n = a.dy.out_size;
+    launch(levels, a, a.x.dtype, a.dy.batch * a.dy.groups * channels * n[0] * n[1] * n[2]);
   };
 }
 
 inline void bind_cpu(pybind11::module_& m) {
-  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd), gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd),
-                                  both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
-  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd), gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd),
-                                   both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
-  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd), gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
-  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd), space_bwd[4] = LATTE_LEVELS(space_attention_bwd),
-                                 time_fwd[4] = LATTE_LEVELS(time_attention_fwd), time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
+  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd);
+  static const Kernel<RowForward> gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd);
+  static const Kernel<RowForward> both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
+  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd);
+  static const Kernel<RowBackward> gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd);
+  static const Kernel<RowBackward> both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
+  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd);
+  static const Kernel<BiasGelu> gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
+  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd);
+  static const Kernel<Attention> space_bwd[4] = LATTE_LEVELS(space_attention_bwd);
+  static const Kernel<Attention> time_fwd[4] = LATTE_LEVELS(time_attention_fwd);
+  static const Kernel<Attention> time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
   static const Kernel<Correlation> conv[4] = LATTE_LEVELS(conv_correlate);
   static const Kernel<WeightGradient> conv_weight[4] = LATTE_LEVELS(conv_weight_gradient);
   forked();  // from here on a fork is noticed

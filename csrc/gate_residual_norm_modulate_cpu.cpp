@@ -18,7 +18,9 @@ void gate_residual_norm_modulate_fwd(const RowForward& a) {
   if (a.x.dtype == kF64) return rows_forward<double, double, double, double, true, true>(a);
 #endif
   with_dtypes(a.x.dtype, a.y.dtype, a.h.dtype, [&](auto x, auto y, auto h) {
-    rows_forward<float, typename decltype(x)::type, typename decltype(y)::type, typename decltype(h)::type, true, true>(a);
+    using X = typename decltype(x)::type;
+    using Y = typename decltype(y)::type;
+    rows_forward<float, X, Y, typename decltype(h)::type, true, true>(a);
   });
 }
 
@@ -27,7 +29,9 @@ void gate_residual_norm_modulate_bwd(const RowBackward& a) {
   if (a.x_out.dtype == kF64) return rows_backward<double, double, double, double, true, true>(a);
 #endif
   with_dtypes(a.x_out.dtype, a.y.dtype, a.dh.dtype, [&](auto x, auto y, auto h) {
-    rows_backward<float, typename decltype(x)::type, typename decltype(y)::type, typename decltype(h)::type, true, true>(a);
+    using X = typename decltype(x)::type;
+    using Y = typename decltype(y)::type;
+    rows_backward<float, X, Y, typename decltype(h)::type, true, true>(a);
   });
 }
 

@@ -59,18 +59,16 @@ template <class A> void narrow(const A* from, const Groups& t, int64_t g, int64_
   else with_dtype(t.dtype, copy);
 }
 
-// f(begin, end) over 0..n on `threads` threads, the same ranges every time
+// f(begin, end) over 0..n in ranges that depend on `threads` alone; a thread that is held up leaves its ranges to the
+// others
 template <class F> void split(int64_t n, int64_t threads, F f) {
-  if (threads > n) threads = n;
-  if (threads <= 1) {
+  if (threads <= 1 || n <= 1) {
     if (n > 0) f(int64_t(0), n);
     return;
   }
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-    const int64_t i = omp_get_thread_num(), t = omp_get_num_threads();
-    if (n * i / t < n * (i + 1) / t) f(n * i / t, n * (i + 1) / t);
-  }
+  const int64_t parts = min(n, 4 * threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(min(n, threads)))
+  for (int64_t i = 0; i < parts; ++i) f(n * i / parts, n * (i + 1) / parts);
 }
 
 }  // namespace LATTE_ISA

@@ -1,4 +1,5 @@
-// The gradients of rows_fwd.h in one pass over the rows: dx = dx_out + LN'(dh), dy = gate * dx, and the sums over a group's rows.
+// The gradients of rows_fwd.h in one pass over the rows: dx = dx_out + LN'(dh), dy = gate * dx, and the sums over a
+// group's rows.
 #pragma once
 #include "rows_fwd.h"
 
@@ -7,8 +8,8 @@ namespace LATTE_ISA {
 
 enum Sum { kDGate, kDShift, kDScale, kDBias, kSums };
 
-// Rows are summed in runs of 8, the runs in chunks, the chunks in float64: the sizes do not depend on the threads, so the
-// bits do not either, and long sums stay as exact as torch's pairwise ones.
+// Rows are summed in runs of 8, the runs in chunks, the chunks in float64: the sizes do not depend on the threads, so
+// the bits do not either, and long sums stay as exact as torch's pairwise ones.
 constexpr int64_t kRun = 8, kChunk = 64;
 
 // sum += run; run = 0
@@ -95,7 +96,9 @@ void rows_backward(const RowBackward& a) {
   // dy_bias = sum over groups of gate * (sum of dx); columns are split, so each sum stays in order
   split((d + 255) / 256, groups * chunks > 8 ? a.threads : 1, [&](int64_t begin, int64_t end) {
     const int64_t from = begin * 256, width = min(d, end * 256) - from;
-    auto window = [&](Groups t, int64_t size) { return Groups{static_cast<char*>(t.p) + from * size, t.dtype, t.stride}; };
+    auto window = [&](Groups t, int64_t size) {
+      return Groups{static_cast<char*>(t.p) + from * size, t.dtype, t.stride};
+    };
     auto bytes = [](int64_t dtype) { return dtype == kF64 ? 8 : dtype == kF32 ? 4 : 2; };
     Scratch<double> total(width), all(width);
     Scratch<A> gate(width), result(width);

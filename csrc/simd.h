@@ -1,5 +1,6 @@
 // One vector type for every level: GCC/Clang vector extensions, with intrinsics only where the compilers do worse.
-// Vec<float> carries fp32, bf16 and fp16 (all accumulate in fp32); Vec<double> exists for float64 on the portable level.
+// Vec<float> carries fp32, bf16 and fp16 (all accumulate in fp32); Vec<double> exists for float64 on the portable
+// level.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -31,7 +32,6 @@ constexpr int kBytes = 16;
 template <class T, int bytes> struct VecOf { typedef T type __attribute__((vector_size(bytes))); };
 template <class A> using Vec = typename VecOf<A, kBytes>::type;
 template <class A> constexpr int kLanes = kBytes / static_cast<int>(sizeof(A));
-using I32 = Vec<int32_t>;
 using U32 = Vec<uint32_t>;
 using U16 = VecOf<uint16_t, kBytes / 2>::type;
 
@@ -202,7 +202,8 @@ template <bool kRough> LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
 }
 template <bool> LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
 
-// 2^x for x <= 127, exactly 0 below -126; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7 (6)
+// 2^x for x <= 127, exactly 0 below -126; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7
+// (6)
 template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
   Vec<float> p;
@@ -226,8 +227,8 @@ template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p),
                                                     _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 #else
-  const I32 scaled = bits<I32>(p) + bits<I32>(bits<U32>(shifted) << 23);
-  return bits<Vec<float>>((x >= -126.0f) & scaled);
+  const U32 scaled = bits<U32>(p) + (bits<U32>(shifted) << 23), normal = bits<U32>(x >= -126.0f);
+  return bits<Vec<float>>(normal & scaled);
 #endif
 }
 template <int> LATTE_INLINE Vec<double> exp2(Vec<double> x) {

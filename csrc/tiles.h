@@ -1,5 +1,6 @@
-// AMX tiles: a bf16 product of packed operands, and the packings. A rows are padded to 32 columns (64 bytes); B is stored as
-// ready tiles of 16 pairs of reduction rows by 16 columns, 1 KiB each, the steps of one column tile side by side.
+// AMX tiles: a bf16 product of packed operands, and the packings. A rows are padded to 32 columns (64 bytes); B is
+// stored as ready tiles of 16 pairs of reduction rows by 16 columns, 1 KiB each, the steps of one column tile side by
+// side.
 #pragma once
 #include "attention.h"
 
@@ -24,7 +25,8 @@ struct Tiles {
 };
 
 template <int kM, int kN>
-LATTE_INLINE void tile_product(const bf16* a, int64_t lda, const bf16* b, int64_t steps, float* c, int64_t ldc, bool add) {
+LATTE_INLINE void tile_product(const bf16* a, int64_t lda, const bf16* b, int64_t steps, float* c, int64_t ldc,
+                               bool add) {
   const int64_t c_row = ldc * 4, a_row = lda * 2;
   __asm__ volatile("" ::: "memory");  // the intrinsics do not tell the compiler that tile loads read memory
   if (add) {
@@ -98,10 +100,11 @@ LATTE_INLINE void transpose16(const void* from, int64_t from_row, void* to, int6
   }
 }
 
-// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`. A row is a
-// few lines of its own page, which no hardware prefetcher follows: the rows `ahead`, needed soon, are asked for here.
-LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to, int64_t pitch,
-                           const bf16* ahead) {
+// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`. A row
+// is a few lines of its own page, which no hardware prefetcher follows: the rows `ahead`, needed soon, are asked for
+// here.
+LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to,
+                           int64_t pitch, const bf16* ahead) {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < pitch; k += 32) {
       const int64_t left = dim - k;

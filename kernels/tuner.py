@@ -101,4 +101,6 @@ def save(configs: dict[str, dict[str, int]], device: torch.device) -> None:
     known = json.loads(path.read_text())["configs"] if path.exists() else {}
     facts = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
     tuning.CONFIGS.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**facts, "configs": dict(sorted((known | configs).items()))}, indent=1) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**facts, "configs": dict(sorted((known | configs).items()))}, indent=1) + "\n")
+    partial.replace(path)

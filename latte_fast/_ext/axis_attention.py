@@ -60,10 +60,11 @@ def axis_attention_fwd(
     key_mask: Tensor | None,
     need_lse: bool,
     qkv_bias: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse); qkv_bias (3*H*K) in q's dtype is added to q, k, v as they are read (inference: no gradient)."""
     b, f, n, h, width = q.shape
-    out = torch.empty((b, f, n, h * width), dtype=q.dtype)
+    out = torch.empty((b, f, n, h * width), dtype=q.dtype) if out is None else out
     lse = torch.empty((b, f, n, h) if need_lse else (0,), dtype=torch.float32)
     if out.numel():
         tensors = [heads(q), heads(k), heads(v), heads(out.view(b, f, n, h, width)), *[NO_HEADS] * 4]

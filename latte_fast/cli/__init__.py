@@ -5,8 +5,9 @@ import tyro
 from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
+from latte_fast.cli.tune import tune
 
 
 def main() -> None:
-    commands = {"doctor": doctor, "demo": demo, "cost": cost}
+    commands = {"doctor": doctor, "demo": demo, "cost": cost, "tune": tune}
     tyro.extras.subcommand_cli_from_dict(commands, prog="latte-fast", description="Fast Latte: check, compare, run.")

@@ -1,5 +1,6 @@
 """conv_transpose3d: the transposed convolution that restores frames after compression-frame patches."""
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,8 +28,8 @@ def conv_transpose3d(
 ) -> Tensor:
     """F.conv_transpose3d: out[o] = b + the sum of x[i] w[k] over o = i stride - padding + k dilation.
 
-    pad_mode="replicate" lets i run over every integer and reads x at the nearest edge where i is outside; the result has
-    the same shape. That equals replicate-padding x by P on each side of an axis and then the plain operator with
+    pad_mode="replicate" lets i run over every integer and reads x at the nearest edge where i is outside; the shape of
+    the result stays. That equals replicate-padding x by P on each side of an axis and then the plain operator with
     padding + P * stride, for any P >= (dilation * (kernel - 1) - padding + output_padding) / stride. The decoder of a
     3D-VQGAN pads x by kernel - stride, the larger half L in front, and convolves with padding kernel - 1: here padding
     kernel - 1 - L * stride, and where the halves differ (kernel 4, stride 1) the last `stride` outputs are dropped.
@@ -47,15 +48,16 @@ def conv_transpose3d(
     auto = autocast_dtype(x.device.type) if isinstance(x, Tensor) and x.is_floating_point() else None
     if auto is not None and isinstance(w, Tensor) and torch.float64 not in (x.dtype, w.dtype):
         x, w, b = x.to(auto), w.to(auto), b.to(auto) if isinstance(b, Tensor) else b
-    window = check_conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation, pad_mode)
+    stride3, padding3, extra, dilation3 = check_conv_transpose3d(
+        x, w, b, stride, padding, output_padding, groups, dilation, pad_mode
+    )
     backend = backends.choose("conv_transpose3d", x, w)
     if backend == "reference":
-        return conv_transpose3d_ref(x, w, b, *window[:3], groups, window[3], pad_mode)
-    stride, padding, extra, dilation = window
+        return conv_transpose3d_ref(x, w, b, stride3, padding3, extra, groups, dilation3, pad_mode)
     batched = x if x.dim() == 5 else x[None]
-    spans = zip(batched.shape[2:], w.shape[2:], stride, padding, extra, dilation, strict=True)
+    spans = zip(batched.shape[2:], w.shape[2:], stride3, padding3, extra, dilation3, strict=True)
     size = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in spans]
-    args = (size, stride, padding, dilation, groups, pad_mode == "replicate")
+    args = (size, stride3, padding3, dilation3, groups, pad_mode == "replicate")
     if call_directly(x, w, b):
         out = _forward(batched, w, b, *args, backend)
     else:
@@ -73,10 +75,10 @@ def _forward(
     x: Tensor,
     w: Tensor,
     b: Tensor | None,
-    size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     replicate: bool,
     backend: str,
@@ -85,7 +87,7 @@ def _forward(
     return _launchers(backend).conv_transpose3d_fwd(x, w, b, tuple(size), window, groups, replicate)
 
 
-def _forward_fake(x: Tensor, w: Tensor, b: Tensor | None, size: list[int], *args: Any) -> Tensor:
+def _forward_fake(x: Tensor, w: Tensor, b: Tensor | None, size: Sequence[int], *args: Any) -> Tensor:
     groups, backend = args[3], args[5]
     shape = (x.shape[0], w.shape[1] * groups, *size)
     return _launchers(backend).empty(shape, x)
@@ -95,9 +97,9 @@ def _backward(
     dy: Tensor,
     x: Tensor,
     w: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     replicate: bool,
     needs: list[bool],

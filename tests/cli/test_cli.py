@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 
 def run(*args: str, ok: bool = True) -> str:
@@ -32,7 +33,23 @@ def test_demo_compares_both_models() -> None:
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(("demo", "--model", "Latte-Q/2"), "Latte-S/2"), (("demo", "--repeats", "0"), "at least 1"), (("fly",), "fly")],
+    [
+        (("demo", "--model", "Latte-Q/2"), "Latte-S/2"),
+        (("demo", "--repeats", "0"), "at least 1"),
+        (("fly",), "fly"),
+        (("cost", "--model", "x"), "Latte-XL/2"),
+        (("cost", "--size", "250"), "multiple of 16"),
+    ],
 )
 def test_bad_arguments(args: tuple[str, ...], message: str) -> None:
     assert message in run(*args, ok=False)
+
+
+def test_cost_prints_the_papers_count() -> None:
+    assert "as the paper counts     5572.70 G" in run("cost", "--batch", "3")
+
+
+def test_tune_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert "needs a CUDA device" in run("tune", ok=False)

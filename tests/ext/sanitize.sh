@@ -18,6 +18,6 @@ runtime="$(${CXX:-g++} -print-file-name=libasan.so) $(${CXX:-g++} -print-file-na
 for level in ${LEVELS:-portable avx512 amx}; do
   echo "sanitized, level at most $level"
   PYTHONPATH="$copy" LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 LATTE_FAST_ISA=$level \
-    "$python" -m pytest -q -x -p no:cacheprovider -m "not slow" -k "not presets and not 256 and not 1152" \
+    "$python" -m pytest -q -x -s -p no:cacheprovider -m "not slow" -k "not presets and not 256 and not 1152" \
     tests/ext/test_rows.py tests/ext/test_bias_gelu.py tests/ext/test_axis_attention.py "$@"
 done

@@ -39,7 +39,7 @@ def test_mlp(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("axis", ["space", "time"])
 @pytest.mark.parametrize("roped", [False, True])
-@pytest.mark.parametrize(("frames", "patches"), [(3, 40), (20, 5)])
+@pytest.mark.parametrize(("frames", "patches"), [(3, 40), (20, 5), (5, 300)])
 def test_attention_adds_the_bias(frames, patches, roped, axis, dtype):
     from latte_fast._ext import linear
 
@@ -57,6 +57,15 @@ def test_attention_adds_the_bias(frames, patches, roped, axis, dtype):
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     got = linear.attention(h, w, b, 2, axis, rope)
     assert_no_worse_than_torch("attention", got, ref(h, w, b), ref(*(t.to(wide) for t in (h, w, b))))
+
+
+def test_mlp_in_parts():
+    from latte_fast._ext import linear
+
+    h, *weights = layers(torch.float32)
+    h = h[:, :, :1].expand(2, 3, 301, -1)
+    parts = torch.cat([linear.mlp(row, *weights) for row in h.flatten(0, 1)]).view(h.shape)
+    torch.testing.assert_close(linear.mlp(h, *weights), parts)
 
 
 def test_results_are_nobodys_buffer():

@@ -1,5 +1,6 @@
 """Tiles: the analytic default, a GPU's file over it, one warning without a file, and what the tuner keeps."""
 
+import importlib
 import json
 import logging
 
@@ -63,3 +64,21 @@ def test_tuner_keeps_the_fastest(monkeypatch, tmp_path) -> None:
     }
     tuner.save(best, CPU)
     assert json.loads((tmp_path / "interpreter.json").read_text())["configs"] == best
+
+
+def test_command_visits_every_kernel(monkeypatch) -> None:
+    """What `latte-fast tune` launches, at a tiny size: forward and backward of every op ask for their tiles."""
+    tune = importlib.import_module("latte_fast.cli.tune")  # the package has the function under that name
+    monkeypatch.setattr(tune, "FRAMES", 2)
+    monkeypatch.setattr(tune, "PATCHES", 40)
+    monkeypatch.setitem(tune.SIZES, "S", (2, 64, 1))
+    asked = set()
+    for launch in tune.launches("S", torch.float32, 1, tuning_device().type):
+        asked |= {key.split("/")[0] for key in tuner.chosen(launch)}
+    rows = {f"{op}_{way}" for way in ("fwd", "bwd") for op in ("norm_modulate", "gate_residual", "bias_gelu")}
+    assert rows | {"packed_attention_fwd", "packed_attention_bwd", "flash_attention_fwd"} <= asked, asked
+    assert len(asked) == 13, asked  # four row ops both ways, two packed kernels, three streamed ones
+
+
+def tuning_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,80 @@
+"""latte-fast tune."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from latte_fast import ops, use_backend
+from latte_fast.config import SIZES
+
+FRAMES, PATCHES = 16, 256
+
+
+def tune(
+    sizes: tuple[Literal["XL", "L", "B", "S"], ...] = ("XL",),
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    clips: int = 8,
+) -> None:
+    """Measure the Triton kernels' tiles on this machine's GPU and keep the best in kernels/configs/<gpu>.json.
+
+    Args:
+        sizes: of the model, whose widths and heads are measured.
+        dtype: of the activations.
+        clips: in a batch, 16 frames of 256 patches each.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "tune: needs a CUDA device, and torch sees none; `latte-fast doctor` says what this machine has"
+        )
+    if clips < 1:
+        raise SystemExit(f"tune: clips must be at least 1, got {clips}")
+    from latte_fast.kernels import tuner
+
+    for size in sizes:
+        best = tuner.tune(list(launches(size, getattr(torch, dtype), clips)))
+        tuner.save(best, torch.device("cuda", torch.cuda.current_device()))
+        print(f"{size}: {len(best)} tiles beat the analytic ones")
+        for key, fields in sorted(best.items()):
+            print(f"  {key:48} {', '.join(f'{name} {value}' for name, value in fields.items())}")
+
+
+def launches(size: str, dtype: torch.dtype, clips: int, device: str = "cuda") -> Iterator[Callable[[], Any]]:
+    """Each op's forward and backward at a model's shapes, on Triton."""
+    _, d, heads = SIZES[size]
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    x, wide = rows(clips, FRAMES, PATCHES, d), rows(clips, FRAMES, PATCHES, 4 * d)
+    gate, shift, scale = rows(clips, 6 * d).chunk(6, dim=-1)[:3]
+    qkv = rows(clips, FRAMES, PATCHES, 3, heads, d // heads)
+    bias = rows(4 * d)
+    calls: list[tuple[Callable[..., Any], tuple]] = [
+        (ops.norm_modulate, (x, shift, scale)),
+        (ops.gate_residual, (x, rows(*x.shape), gate)),
+        (ops.gate_residual_norm_modulate, (x, rows(*x.shape), gate, shift, scale)),
+        (ops.bias_gelu, (wide, bias)),
+        (ops.axis_attention_qkv, (qkv, "space")),
+        (ops.axis_attention_qkv, (qkv, "time")),
+    ]
+    for op, args in calls:
+        yield partial(_forward, op, args)
+        yield _backward(op, args)
+
+
+def _forward(op: Callable[..., Any], args: tuple) -> Any:
+    with torch.no_grad(), use_backend("triton"):
+        return op(*args)
+
+
+def _backward(op: Callable[..., Any], args: tuple) -> Callable[[], Any]:
+    args = tuple(a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args)
+    leaves = [a for a in args if isinstance(a, Tensor)]
+    with use_backend("triton"):
+        out = op(*args)
+    outs = out if isinstance(out, tuple) else (out,)
+    dout = [torch.randn_like(o) for o in outs]
+    return lambda: torch.autograd.grad(outs, leaves, dout, retain_graph=True)
