@@ -54,7 +54,8 @@ inline auto attention(const Kernel<Attention> (&levels)[4]) {
 using VolumeArg = std::array<int64_t, 7>;
 // batch, groups, depth, cols, transposed, replicate, threads
 using ConvShape = std::array<int64_t, 7>;
-using Triples = std::array<std::array<int64_t, 3>, 7>;  // w_stride, kernel, in_size, out_size, stride, padding, dilation
+// w_stride, kernel, in_size, out_size, stride, padding, dilation
+using Triples = std::array<std::array<int64_t, 3>, 7>;
 
 inline Volume volume_of(const VolumeArg& t) {
   return {reinterpret_cast<void*>(t[0]), t[1], {t[2], t[3], t[4], t[5], t[6]}};
@@ -80,7 +81,8 @@ inline auto correlate(const Kernel<Correlation> (&levels)[4]) {
 
 inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[4]) {
   return [&levels](const VolumeArg& x, const VolumeArg& dy, int64_t dw, int64_t channels,
-                   const std::array<int64_t, 3>& x_size, const std::array<int64_t, 3>& before, const ConvShape& shape, const Triples& triples) {
+                   const std::array<int64_t, 3>& x_size, const std::array<int64_t, 3>& before,
+                   const ConvShape& shape, const Triples& triples) {
     WeightGradient a{volume_of(x), correlation_of(dy, VolumeArg{}, 0, 0, shape, triples), reinterpret_cast<void*>(dw),
                      channels, {}, {}, 0};
     for (int i = 0; i < 3; ++i) a.x_size[i] = x_size[i], a.before[i] = before[i];

@@ -117,7 +117,8 @@ void pack_pixels(const T* from, int64_t s_channel, int64_t s_pixel, int64_t chan
 
 // The padded copy: the halo is zero, or the nearest pixel where a.replicate
 template <class T, class P> void pack_input(const Correlation& a, const Grid& g, P* to) {
-  const int64_t rows = a.batch * a.groups * g.t.size * g.h.size, in_t = g.t.line.in, in_h = g.h.line.in, in_w = g.w.line.in;
+  const int64_t rows = a.batch * a.groups * g.t.size * g.h.size;
+  const int64_t in_t = g.t.line.in, in_h = g.h.line.in, in_w = g.w.line.in;
   const int64_t* s = a.in.stride;
   split(rows, a.threads, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -138,14 +139,15 @@ template <class T, class P> void pack_input(const Correlation& a, const Grid& g,
         if (i == g.w.lo) i += in_w;
         if (i >= g.w.size) break;
         P* pixel = row + i * g.pitch;
-        if (a.replicate) std::memcpy(static_cast<void*>(pixel), i < g.w.lo ? centre : centre + (in_w - 1) * g.pitch, g.pitch * sizeof(P));
+        const P* edge = i < g.w.lo ? centre : centre + (in_w - 1) * g.pitch;
+        if (a.replicate) std::memcpy(static_cast<void*>(pixel), edge, g.pitch * sizeof(P));
         else std::memset(static_cast<void*>(pixel), 0, g.pitch * sizeof(P));
       }
     }
   });
 }
 
-// One matrix (depth x cols) a group and tap: rows of `pitch_cols`, or tiles (columns, steps) where bf16 is multiplied so
+// One matrix (depth x cols) a group and tap: rows of `cols`, or tiles (columns, steps) where bf16 is multiplied so
 template <class T, class P> struct Weights {
   const Correlation& a;
   int64_t taps, steps, cols, matrix;
@@ -164,7 +166,8 @@ template <class T, class P> struct Weights {
           P* at = to + group * taps * matrix;
           if (kTiled<P>) at += (c / 16 * steps + r / 32) * 512 + r % 32 * 16;
           else at += r * cols + c;
-          for (int64_t k = 0; k < taps; k += 16) block(from + c * a.w_stride[2] + k, r, c, min(16, taps - k), at + k * matrix);
+          for (int64_t k = 0; k < taps; k += 16)
+            block(from + c * a.w_stride[2] + k, r, c, min(16, taps - k), at + k * matrix);
         }
       }
     });

@@ -16,7 +16,8 @@ inline bool is_direct(const Correlation& a) {
 
 // kCols rows of the output, `pixels` long, from `depth` rows of the input
 template <int kCols, class A, class T, class O>
-LATTE_INLINE void dot_rows(const T* x, int64_t s_depth, int64_t depth, const A* w, const A* bias, O* out, int64_t s_col, int64_t pixels) {
+LATTE_INLINE void dot_rows(const T* x, int64_t s_depth, int64_t depth, const A* w, const A* bias,
+                           O* out, int64_t s_col, int64_t pixels) {
   each_vec<A>(pixels, [&](int64_t i, auto n) LATTE_LAMBDA {
     Vec<A> acc[kCols];
 #pragma GCC unroll 8
@@ -60,7 +61,8 @@ template <class A, class T, class O> void direct(const Correlation& a) {
           dot_rows<8>(x, si[1], a.depth, m, b, out + c * so[1], so[1], pixels);
           continue;
         }
-        for (int64_t j = c; j < a.cols; ++j) dot_rows<1>(x, si[1], a.depth, m + j - c, b + j - c, out + j * so[1], so[1], pixels);
+        for (int64_t j = c; j < a.cols; ++j)
+          dot_rows<1>(x, si[1], a.depth, m + j - c, b + j - c, out + j * so[1], so[1], pixels);
       }
     }
   });

@@ -1,4 +1,4 @@
-// The products of a correlation: 16 pixels at a time against one matrix a tap, and the scattered store of their results.
+// The products of a correlation: 16 pixels at a time against one matrix a tap, and the scattered store of the results.
 #pragma once
 #include "conv.h"
 #include "gemm.h"
@@ -25,10 +25,10 @@ struct Taps {
 };
 
 #if defined(LATTE_ISA_AMX)
-// C (16 kM x 16 kN) = the sum over taps of A B; A's tiles of 16 pixels start at a0 and a1, B's columns lie `steps` tiles apart
+// C (16 kM x 16 kN) = the sum over taps of A B; A's 16 pixels start at a0 and a1, B's columns lie `steps` tiles apart
 template <int kM, int kN>
-LATTE_INLINE void tap_product(const bf16* a0, const bf16* a1, int64_t a_row, const Taps& taps, int64_t steps, const bf16* b,
-                              float* c, int64_t ldc) {
+LATTE_INLINE void tap_product(const bf16* a0, const bf16* a1, int64_t a_row, const Taps& taps, int64_t steps,
+                              const bf16* b, float* c, int64_t ldc) {
   const int64_t c_row = ldc * 4;
   __asm__ volatile("" ::: "memory");
   _tile_zero(0);
@@ -67,8 +67,8 @@ template <class A> LATTE_INLINE void add_to(A* to, const A* part, int64_t n) {
 
 // C (16 tiles x cols) = the pixels at `starts`, a_row apart, times the taps' columns from `col` on
 template <class A, class P>
-void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, const Taps& taps, const P* w, int64_t depth,
-              [[maybe_unused]] int64_t steps, int64_t pitch_cols, int64_t col, int64_t cols, A* c) {
+void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, const Taps& taps, const P* w,
+              int64_t depth, [[maybe_unused]] int64_t steps, int64_t pitch_cols, int64_t col, int64_t cols, A* c) {
 #if defined(LATTE_ISA_AMX)
   if constexpr (kTiled<P>) {
     for (int64_t j = 0; j < cols; j += 32) {
@@ -96,8 +96,8 @@ void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, c
       for (int64_t k = 0; k < taps.n; ++k)
         for (int64_t d = 0; d < depth; d += kTerms) {
           const int64_t n = min(kTerms, depth - d);
-          gemm<A>(16, cols, n, {x + starts[i] + taps.distance[k] + d, a_row, 1}, w + taps.matrix[k] + d * pitch_cols + col,
-                  pitch_cols, part, cols, terms > 0);
+          const P *lhs = x + starts[i] + taps.distance[k] + d, *rhs = w + taps.matrix[k] + d * pitch_cols + col;
+          gemm<A>(16, cols, n, {lhs, a_row, 1}, rhs, pitch_cols, part, cols, terms > 0);
           terms += n;
           if (terms < kTerms && (k + 1 < taps.n || d + kTerms < depth)) continue;
           add_to(to, part, 16 * cols);
@@ -119,7 +119,9 @@ void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Ru
       for (int64_t i = 0; i < runs[r].values; ++i) {
         const A* from = c + i % phases * plane + (runs[r].first + i / phases) * ldc;
         O* to = out + runs[r].out + i * s_pixel;
-        each_vec<A>(cols, [&](int64_t j, auto n) LATTE_LAMBDA { store<A>(to + j, load<A>(from + j, n) + load<A>(bias + j, n), n); });
+        each_vec<A>(cols, [&](int64_t j, auto n) LATTE_LAMBDA {
+          store<A>(to + j, load<A>(from + j, n) + load<A>(bias + j, n), n);
+        });
       }
     return;
   }
@@ -135,7 +137,9 @@ void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Ru
     for (int64_t k = 0; k < min(16, cols - j); ++k) {
       const A* from = square + k * 16;
       if (phases == 1) {
-        each_vec<A>(16, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(line + i, load<A>(from + i, n) + bias[j + k], n); });
+        each_vec<A>(16, [&](int64_t i, auto n) LATTE_LAMBDA {
+          store<A>(line + i, load<A>(from + i, n) + bias[j + k], n);
+        });
 #if defined(LATTE_ISA_AMX)
       } else if (phases == 2) {
         const __m512 even = load(from) + bias[j + k], odd = load(from + 256) + bias[j + k];
@@ -151,7 +155,9 @@ void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Ru
         O* to = out + runs[r].out + (j + k) * s_col;
         const A* values = line + runs[r].first * phases;
         if (s_pixel == 1) {
-          each_vec<A>(runs[r].values, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(to + i, load<A>(values + i, n), n); });
+          each_vec<A>(runs[r].values, [&](int64_t i, auto n) LATTE_LAMBDA {
+            store<A>(to + i, load<A>(values + i, n), n);
+          });
         } else {
           for (int64_t i = 0; i < runs[r].values; ++i) store<A>(to + i * s_pixel, load<A>(values + i, 1), 1);
         }

@@ -6,7 +6,7 @@
 namespace latte {
 namespace LATTE_ISA {
 
-// Where the 16-pixel tiles of one (phase, time) plane start: along each row, or along the padded plane where that is fewer
+// Where the 16-pixel tiles of one (phase, time) plane start: along each row, or along the padded plane if that is fewer
 struct Tiling {
   const Grid& g;
   int64_t wide, rows, per_row, tiles;
@@ -28,7 +28,8 @@ struct Tiling {
       const int64_t at = flat ? (16 * i + p) % g.w.size : i % per_row * 16 + p;
       const int64_t left = min(16 - p, wide - at), skip = flat ? g.w.size - at : 16;
       if (row >= rows) break;
-      if (left > 0) to[n++] = {p, left, row * s_row + at * g.w.line.phases * s_pixel, min(left * g.w.line.phases, g.w.line.out - at * g.w.line.phases)};
+      const int64_t phases = g.w.line.phases, first = at * phases;
+      if (left > 0) to[n++] = {p, left, row * s_row + first * s_pixel, min(left * phases, g.w.line.out - first)};
       p += skip;
     }
     return n;
@@ -54,7 +55,8 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
   const Line &lt = g.t.line, &lh = g.h.line, &lw = g.w.line;
   const int64_t block = min(kMostCols, weights.cols), parts = (weights.cols + block - 1) / block;
   const int64_t batch_tiles = max(2, 512 / (block * lw.phases) * 2);  // products of one item stay in L2
-  const int64_t most_t = lt.count(0), most = Tiling(g, lh.count(0)).tiles, runs_t = (most + batch_tiles - 1) / batch_tiles;
+  const int64_t most_t = lt.count(0), most = Tiling(g, lh.count(0)).tiles;
+  const int64_t runs_t = (most + batch_tiles - 1) / batch_tiles;
   const int64_t taps_most = a.kernel[0] * a.kernel[1] * a.kernel[2];
   const int64_t items = lt.phases * lh.phases * a.groups * parts * a.batch * most_t * runs_t;
   split(items, a.threads, [&](int64_t begin, int64_t end) {
@@ -68,8 +70,8 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
       // the matrices of a phase stay in L2 while the pixels pass
       int64_t rest = item;
       auto next = [&rest](int64_t n) { const int64_t i = rest % n; rest /= n; return i; };
-      const int64_t run = next(runs_t), m_t = next(most_t), n = next(a.batch), part = next(parts), group = next(a.groups);
-      const int64_t f_h = next(lh.phases), f_t = rest;
+      const int64_t run = next(runs_t), m_t = next(most_t), n = next(a.batch), part = next(parts);
+      const int64_t group = next(a.groups), f_h = next(lh.phases), f_t = rest;
       const Tiling tiling(g, lh.count(f_h));
       const int64_t first = run * batch_tiles, tiles = min(batch_tiles, tiling.tiles - first);
       if (m_t >= lt.count(f_t) || tiles <= 0) continue;
@@ -79,16 +81,17 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
       const int64_t c_plane = batch_tiles * 16 * block;
       for (int64_t f_w = 0; f_w < lw.phases && f_w < lw.out; ++f_w) {
         taps.find(a, g, {f_t, f_h, f_w}, weights.matrix);
-        multiply<A, P>(plane, starts, tiles, lw.in_step * g.pitch, taps, w + group * taps_most * weights.matrix, a.depth,
-                       weights.steps, weights.cols, col, cols, c + f_w * c_plane);
+        multiply<A, P>(plane, starts, tiles, lw.in_step * g.pitch, taps, w + group * taps_most * weights.matrix,
+                       a.depth, weights.steps, weights.cols, col, cols, c + f_w * c_plane);
       }
       const int64_t* s = a.out.stride;
-      O* out = static_cast<O*>(a.out.p) + n * s[0] + (group * a.cols + col) * s[1] + (m_t * lt.phases + f_t) * s[2] + f_h * s[3];
+      O* out = static_cast<O*>(a.out.p) + n * s[0] + (group * a.cols + col) * s[1] + (m_t * lt.phases + f_t) * s[2] +
+               f_h * s[3];
       for (int64_t i = 0; i < tiles; ++i) {
         Run runs[16];
         const int64_t found = tiling.runs(first + i, lh.phases * s[3], s[4], runs);
-        store_tile<A, O>(c + i * 16 * cols, cols, c_plane, lw.phases, runs, found, real, bias + group * weights.cols + col,
-                         out, s[1], s[4], square, line);
+        store_tile<A, O>(c + i * 16 * cols, cols, c_plane, lw.phases, runs, found, real,
+                         bias + group * weights.cols + col, out, s[1], s[4], square, line);
       }
     }
   });
@@ -109,7 +112,8 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
   std::memset(static_cast<void*>(zero.p), 0, cols * sizeof(P));
   for (int64_t i = 0; i < padded; ++i) {
     const int64_t w = i % d.out_size[2], h = i / d.out_size[2] % d.out_size[1], t = i / d.out_size[2] / d.out_size[1];
-    at[i] = i < pixels ? ((t * g.t.line.in_step * g.h.size + h * g.h.line.in_step) * g.w.size + w * g.w.line.in_step) * g.pitch : -1;
+    const int64_t row = t * g.t.line.in_step * g.h.size + h * g.h.line.in_step;
+    at[i] = i < pixels ? (row * g.w.size + w * g.w.line.in_step) * g.pitch : -1;
   }
   split(units * rows, a.threads, [&](int64_t begin, int64_t end) {  // x as (channels, pixels), edges repeated
     for (int64_t r = begin; r < end; ++r) {
@@ -133,7 +137,7 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
   const int64_t high = d.groups * taps >= 4 * a.threads ? rows : min(rows, 64), parts = (rows + high - 1) / high;
   split(d.groups * taps * parts, a.threads, [&](int64_t begin, int64_t end) {
     Scratch<P> b(kChunk * cols);
-    Scratch<A> c(high * cols), part_sum(kTiled<P> ? 1 : high * cols);
+    Scratch<A> c(high * cols), sums(kTiled<P> ? 1 : 2 * high * cols);
 #if defined(LATTE_ISA_AMX)
     Tiles tiles_on;
 #endif
@@ -141,7 +145,8 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
       const int64_t part = item % parts, tap = item / parts % taps, group = item / parts / taps;
       const int64_t first = part * high, n_rows = min(high, rows - first);
       const int64_t kt = tap / d.kernel[2] / d.kernel[1], kh = tap / d.kernel[2] % d.kernel[1], kw = tap % d.kernel[2];
-      const int64_t move = (((g.t.lo + g.t.offset(0, kt)) * g.h.size + g.h.lo + g.h.offset(0, kh)) * g.w.size + g.w.lo + g.w.offset(0, kw)) * g.pitch;
+      const int64_t row = (g.t.lo + g.t.offset(0, kt)) * g.h.size + g.h.lo + g.h.offset(0, kh);
+      const int64_t move = (row * g.w.size + g.w.lo + g.w.offset(0, kw)) * g.pitch;
       for (int64_t n = 0; n < d.batch; ++n)
         for (int64_t k = 0; k < padded; k += kChunk) {
           const int64_t depth = min(kChunk, padded - k), unit = n * d.groups + group;
@@ -161,16 +166,22 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
 #endif
           if constexpr (!kTiled<P>) {
             for (int64_t i = 0; i < depth; ++i) std::memcpy(b + i * cols, pixel(i), cols * sizeof(P));
-            if (!add) std::memset(c, 0, n_rows * cols * sizeof(A));
-            for (int64_t i = 0; i < depth; i += 2 * kTerms) {
-              gemm<A>(n_rows, cols, min(2 * kTerms, depth - i), {lhs + i, padded, 1}, b + i * cols, cols, part_sum, cols, false);
-              add_to<A>(c, part_sum, n_rows * cols);
+            const int64_t size = n_rows * cols;
+            A *few = sums, *chunk = sums + size;
+            if (!add) std::memset(c, 0, size * sizeof(A));
+            std::memset(chunk, 0, size * sizeof(A));
+            for (int64_t i = 0; i < depth; i += kTerms) {
+              gemm<A>(n_rows, cols, min(kTerms, depth - i), {lhs + i, padded, 1}, b + i * cols, cols, few, cols, false);
+              add_to<A>(chunk, few, size);
             }
+            add_to<A>(c, chunk, size);
           }
         }
       T* out = static_cast<T*>(a.dw) + ((group * taps + tap) * a.channels + first) * d.depth;
       for (int64_t i = 0; i < min(n_rows, a.channels - first); ++i)
-        each_vec<A>(d.depth, [&](int64_t j, auto n) LATTE_LAMBDA { store<A>(out + i * d.depth + j, load<A>(c + i * cols + j, n), n); });
+        each_vec<A>(d.depth, [&](int64_t j, auto n) LATTE_LAMBDA {
+          store<A>(out + i * d.depth + j, load<A>(c + i * cols + j, n), n);
+        });
     }
   });
 }
