@@ -68,13 +68,6 @@ def test_conv_transpose3d(seed, dtype):
     check(*case(seed, dtype))
 
 
-# fp32 alone: among these windows torch 2.13's own bf16 gradient of x is NaN (seed 1345), which judges nothing
-@pytest.mark.slow
-def test_conv_transpose3d_many_windows():
-    for seed in range(1000, 1400):
-        check(*case(seed, torch.float32))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "padding", "pad_mode"),
