@@ -61,7 +61,7 @@ def gate_residual_norm_modulate_bwd(
     dy = torch.empty(y.shape, dtype=y.dtype)
     if not y.numel():
         dy_bias = None if y_bias is None else torch.zeros_like(y_bias)
-        return dx, dy, *(torch.zeros_like(g) for g in (gate, scale, scale)), dy_bias
+        return dx, dy, torch.zeros_like(gate), torch.zeros_like(scale), torch.zeros_like(scale), dy_bias
     dgate = torch.empty(gate.shape, dtype=gate.dtype)
     dshift, dscale = (torch.empty(scale.shape, dtype=scale.dtype) for _ in range(2))
     dy_bias = None if y_bias is None else torch.empty(y_bias.shape, dtype=y_bias.dtype)

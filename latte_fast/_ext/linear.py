@@ -87,5 +87,6 @@ def attention(
     with borrowed((step * patches, w.shape[0]), h.dtype) as buffer:
         for part, to in zip(images.split(step), results.split(step), strict=True):
             qkv = linear(part, w, out=buffer[: len(part) * patches]).view(*shape, 3, heads, width)
-            axis_attention_fwd(*qkv.unbind(3), axis, rope, scale, None, False, b, to.view(*shape, heads * width))
+            q, k, v = qkv.unbind(3)
+            axis_attention_fwd(q, k, v, axis, rope, scale, None, False, b, to.view(*shape, heads * width))
     return out

