@@ -51,6 +51,47 @@ inline auto attention(const Kernel<Attention> (&levels)[4]) {
   };
 }
 
+using VolumeArg = std::array<int64_t, 7>;
+// batch, groups, depth, cols, transposed, replicate, threads
+using ConvShape = std::array<int64_t, 7>;
+// w_stride, kernel, in_size, out_size, stride, padding, dilation
+using Triples = std::array<std::array<int64_t, 3>, 7>;
+
+inline Volume volume_of(const VolumeArg& t) {
+  return {reinterpret_cast<void*>(t[0]), t[1], {t[2], t[3], t[4], t[5], t[6]}};
+}
+
+inline Correlation correlation_of(const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias,
+                                  const ConvShape& s, const Triples& t) {
+  Correlation a{volume_of(in), volume_of(out), reinterpret_cast<void*>(w), reinterpret_cast<void*>(bias), {}, s[0],
+                s[1], s[2], s[3], {}, {}, {}, {}, {}, {}, s[4], s[5], s[6]};
+  int64_t* to[] = {a.w_stride, a.kernel, a.in_size, a.out_size, a.stride, a.padding, a.dilation};
+  for (int i = 0; i < 7; ++i)
+    for (int axis = 0; axis < 3; ++axis) to[i][axis] = t[i][axis];
+  return a;
+}
+
+inline auto correlate(const Kernel<Correlation> (&levels)[4]) {
+  return [&levels](const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias, const ConvShape& shape,
+                   const Triples& triples) {
+    Correlation a = correlation_of(in, out, w, bias, shape, triples);
+    launch(levels, a, a.in.dtype, a.batch * a.groups * a.cols * a.out_size[0] * a.out_size[1] * a.out_size[2]);
+  };
+}
+
+inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[4]) {
+  return [&levels](const VolumeArg& x, const VolumeArg& dy, int64_t dw, int64_t channels,
+                   const std::array<int64_t, 3>& x_size, const std::array<int64_t, 3>& before,
+                   const ConvShape& shape, const Triples& triples) {
+    WeightGradient a{volume_of(x), correlation_of(dy, VolumeArg{}, 0, 0, shape, triples), reinterpret_cast<void*>(dw),
+                     channels, {}, {}, 0};
+    for (int i = 0; i < 3; ++i) a.x_size[i] = x_size[i], a.before[i] = before[i];
+    a.threads = a.dy.threads;
+    const int64_t* n = a.dy.out_size;
+    launch(levels, a, a.x.dtype, a.dy.batch * a.dy.groups * channels * n[0] * n[1] * n[2]);
+  };
+}
+
 inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd);
   static const Kernel<RowForward> gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd);
@@ -64,6 +105,8 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<Attention> space_bwd[4] = LATTE_LEVELS(space_attention_bwd);
   static const Kernel<Attention> time_fwd[4] = LATTE_LEVELS(time_attention_fwd);
   static const Kernel<Attention> time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
+  static const Kernel<Correlation> conv[4] = LATTE_LEVELS(conv_correlate);
+  static const Kernel<WeightGradient> conv_weight[4] = LATTE_LEVELS(conv_weight_gradient);
   forked();  // from here on a fork is noticed
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
@@ -78,6 +121,8 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("space_attention_bwd", attention(space_bwd));
   m.def("time_attention_fwd", attention(time_fwd));
   m.def("time_attention_bwd", attention(time_bwd));
+  m.def("conv_correlate", correlate(conv));
+  m.def("conv_weight_gradient", weight_gradient(conv_weight));
 }
 
 }  // namespace latte

@@ -57,6 +57,31 @@ struct Attention {
   double scale;
 };
 
+// A (B, C, T, H, W) tensor of any strides.
+struct Volume {
+  void* p;
+  int64_t dtype, stride[5];
+};
+
+// out = sum over taps and channels of w * in (+ bias), `depth` channels read and `cols` written a group; transposed:
+// out index o = in index i * stride - padding + tap * dilation, otherwise i and o change places.
+struct Correlation {
+  Volume in, out;
+  const void *w, *bias;  // of in's dtype; bias may be null; the taps of w lie side by side
+  int64_t w_stride[3];  // of a group, a channel read, a channel written
+  int64_t batch, groups, depth, cols, kernel[3], in_size[3], out_size[3], stride[3], padding[3], dilation[3];
+  int64_t transposed, replicate, threads;
+};
+
+// dw (groups, taps, channels of x, channels of dy), contiguous, of x's dtype. `x` reads its own pixels, `before` and
+// `after` more of each axis where x is extended by its edges; dy reads at i * stride - padding + tap * dilation.
+struct WeightGradient {
+  Volume x;
+  Correlation dy;
+  void* dw;
+  int64_t channels, x_size[3], before[3], threads;
+};
+
 #define LATTE_OPS(ns)                                          \
   namespace ns {                                               \
   void norm_modulate_fwd(const RowForward&);                   \
@@ -71,6 +96,8 @@ struct Attention {
   void space_attention_bwd(const Attention&);                  \
   void time_attention_fwd(const Attention&);                   \
   void time_attention_bwd(const Attention&);                   \
+  void conv_correlate(const Correlation&);                     \
+  void conv_weight_gradient(const WeightGradient&);            \
   }
 LATTE_OPS(portable)
 LATTE_OPS(avx2)

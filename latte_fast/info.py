@@ -89,6 +89,8 @@ def example(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
     if op == "axis_attention":
         q = rows(1, 16, 256, 6, 64)
         return (q, q, q, "space", None, 0.125, None)
+    if op == "conv_transpose3d":
+        return (rows(1, 8, 8, 32, 32), rows(8, 8, 2, 1, 1))
     raise AssertionError(f"no example for {op}")
 
 

@@ -39,3 +39,19 @@ def _axis_attention_qkv(qkv: Any, axis: str, *args: Any, **kwargs: Any) -> int:
 @register_flop_formula(_OPS.axis_attention_qkv_backward)
 def _axis_attention_qkv_backward(dout: Any, qkv: Any, out: Any, lse: Any, axis: str, *args: Any, **kwargs: Any) -> int:
     return 2 * attention_flops(_packed(qkv), _packed(qkv), axis)
+
+
+def conv_transpose3d_flops(x: torch.Size, w: torch.Size) -> int:
+    """x (B, C, T, H, W): every pixel meets every tap and C_out / groups channels, as torch counts it."""
+    return 2 * x.numel() * w[1:].numel()
+
+
+@register_flop_formula(_OPS.conv_transpose3d)
+def _conv_transpose3d(x: Any, w: Any, *args: Any, **kwargs: Any) -> int:
+    return conv_transpose3d_flops(torch.Size(x), torch.Size(w))
+
+
+@register_flop_formula(_OPS.conv_transpose3d_backward)
+def _conv_transpose3d_backward(dy: Any, x: Any, w: Any, *args: Any, **kwargs: Any) -> int:
+    needs = args[5]
+    return (needs[0] + needs[1]) * conv_transpose3d_flops(torch.Size(x), torch.Size(w))

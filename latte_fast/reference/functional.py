@@ -1,5 +1,7 @@
 """The oracle of every op: plain torch, any device, any dtype, one `<op>_ref` an op. Also what an op falls back to."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -112,11 +114,26 @@ def conv_transpose3d_ref(
     x: Tensor,
     w: Tensor,
     b: Tensor | None = None,
-    stride: int | tuple[int, ...] = 1,
-    padding: int | tuple[int, ...] = 0,
-    output_padding: int | tuple[int, ...] = 0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
     groups: int = 1,
-    dilation: int | tuple[int, ...] = 1,
+    dilation: int | Sequence[int] = 1,
+    pad_mode: str = "zeros",
 ) -> Tensor:
-    """F.conv_transpose3d; x (B, C, T, H, W) or (C, T, H, W), w (C, C_out / groups, kT, kH, kW)."""
+    """F.conv_transpose3d; x (B, C, T, H, W) or (C, T, H, W), w (C, C_out / groups, kT, kH, kW).
+
+    pad_mode="replicate" reads x at the nearest edge where the plain operator reads zeros: x is extended by
+    P edge pixels on both sides of an axis, as far as any output reaches, and `padding` by P * stride.
+    """
+    if pad_mode == "replicate":
+        stride, padding, extra, spread = (
+            tuple(v) * (3 // len(v)) if isinstance(v, Sequence) else (v,) * 3
+            for v in (stride, padding, output_padding, dilation)
+        )
+        output_padding, dilation = extra, spread
+        spans = zip(spread, w.shape[2:], padding, extra, stride, strict=True)
+        reach = [max(0, -(-(d * (k - 1) - p + e) // s)) for d, k, p, e, s in spans]
+        x = F.pad(x, [r for r in reversed(reach) for _ in range(2)], mode="replicate")
+        padding = tuple(p + r * s for p, r, s in zip(padding, reach, stride, strict=True))
     return F.conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation)
