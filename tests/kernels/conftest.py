@@ -44,3 +44,11 @@ def on_triton(request, monkeypatch):
         yield
     for buffer, size in buffers:
         assert (buffer[:margin] == -77).all() and (buffer[margin + size :] == -77).all(), "written outside an output"
+
+
+def pytest_collection_modifyitems(items):
+    """On a CUDA machine these are the tests that `make test-cuda` runs."""
+    if DEVICE == "cuda":
+        for item in items:
+            if "tests/kernels" in item.nodeid:
+                item.add_marker(pytest.mark.cuda)
