@@ -79,8 +79,6 @@ class use_backend:
     """
 
     def __init__(self, name: str | None = None, /, **by_op: str):
-        import latte_fast.ops  # noqa: F401  registers the probes
-
         for op, backend in [(None, name)] * (name is not None) + list(by_op.items()):
             if backend not in NAMES:
                 raise ValueError(f"use_backend: backend must be one of {', '.join(NAMES)}, got {backend!r}")

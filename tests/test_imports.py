@@ -16,7 +16,7 @@ ARROWS = {
     "reference": {"config"},
     "kernels": set(),
     "_ext": set(),
-    "backends": {"config", "ops"},
+    "backends": {"config"},
     "ops": {"config", "backends", "kernels", "_ext", "reference.functional"},
     "modules": {"config", "backends", "ops"},
     "models": {"config", "backends", "modules"},
