@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-EXTRAS := test,lint
+EXTRAS := test,lint,t2v
 
 .PHONY: install demo test test-all test-cuda bench lint sanitize-cpu sanitize-cuda clean
 .DEFAULT_GOAL := demo

@@ -4,6 +4,7 @@ from latte_fast import ops, reference
 from latte_fast.backends import use_backend
 from latte_fast.cost import cost
 from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
+from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.patch import patch, unpatch
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __all__ = [
     "Latte",
     "LatteIMG",
     "LatteIMG_models",
+    "LatteT2V",
     "Latte_models",
     "cost",
     "ops",

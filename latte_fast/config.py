@@ -127,6 +127,73 @@ class LatteConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
 
+@dataclass(frozen=True)
+class LatteT2VConfig:
+    """The text-to-video model's fields, by the names of diffusers' config; the defaults are the published values.
+
+    Args:
+        num_layers: pairs of a space and a time block.
+        sample_size: the latent side that the position table is made for; other sizes stretch it.
+        caption_channels: width of the text encoder.
+        video_length: frames that the time table holds; a clip has as many, or one.
+    """
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int | None = 8
+    num_layers: int = 28
+    dropout: float = 0.0
+    cross_attention_dim: int | None = 1152
+    attention_bias: bool = True
+    sample_size: int = 64
+    patch_size: int = 2
+    activation_fn: str = "gelu-approximate"
+    num_embeds_ada_norm: int | None = 1000
+    norm_type: str = "ada_norm_single"
+    norm_elementwise_affine: bool = False
+    norm_eps: float = 1e-6
+    caption_channels: int = 4096
+    video_length: int = 16
+
+    def __post_init__(self) -> None:
+        fixed = {"dropout": 0.0, "activation_fn": "gelu-approximate", "norm_type": "ada_norm_single"}
+        for name, only in fixed.items() | {("norm_elementwise_affine", False)}:
+            if getattr(self, name) != only:
+                raise ValueError(f"LatteT2V: {name} must be {only!r}, got {getattr(self, name)!r}")
+        counts = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size")
+        for name in (*counts, "caption_channels", "video_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"LatteT2V: {name} must be a positive integer, got {value!r}")
+        if self.attention_head_dim % 8 or self.attention_head_dim > 128:
+            raise ValueError(
+                f"LatteT2V: attention_head_dim must be a multiple of 8 up to 128, got {self.attention_head_dim}"
+            )
+        if self.cross_attention_dim not in (None, self.width):
+            # the text is projected to the model's width before any block sees it
+            raise ValueError(
+                f"LatteT2V: cross_attention_dim must be the width {self.width}, got {self.cross_attention_dim}"
+            )
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def channels_out(self) -> int:
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def grid(self) -> int:
+        return self.sample_size // self.patch_size
+
+    @property
+    def interpolation(self) -> int:
+        """What positions on the grid are divided by: they stay below 64 / patch_size whatever the size."""
+        return max(self.sample_size // 64, 1)
+
+
 def preset(size: str, patch: int) -> dict[str, int]:
     """The constructor keywords of Latte-{size}/{patch}."""
     depth, width, heads = SIZES[size]

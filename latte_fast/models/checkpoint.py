@@ -62,8 +62,11 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike, prefer: str = "em
     load_state(model, read_checkpoint(path, prefer), str(path))
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """load_state_dict(strict=True) after every key and shape has been checked; `source` names the file in errors."""
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:
+    """load_state_dict(strict=True) after every key and shape has been checked; `source` names the file in errors.
+
+    assign puts the tensors themselves in the parameters' place, as a model made on the meta device needs.
+    """
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
@@ -84,7 +87,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
             f"{source}: not this model: {'; '.join(filter(None, (first, extra)))} "
             f"({len(missing)} keys missing, {len(unknown)} unknown)"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=assign)
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:

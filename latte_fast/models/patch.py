@@ -1,20 +1,26 @@
-"""patch(model) makes a live upstream-style Latte fast in place, same instances, same parameters; unpatch undoes it.
+"""patch(model) makes a live Latte fast in place, same instances, same parameters; unpatch undoes it.
+
+It takes upstream's Latte and LatteT2V, diffusers' LatteTransformer3DModel, and whatever holds one, a pipeline too.
 
 A module is recognised by its structure, never by where it was imported from. Each swapped instance gets a class that
 inherits from ours and its own, so that isinstance still holds, and keeps its parameters, buffers and hooks.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from latte_fast.config import LatteConfig
+from latte_fast.models import patch_t2v
 from latte_fast.models.latte import Latte, LatteIMG
+from latte_fast.models.latte_t2v import FastT2V
 from latte_fast.modules.block import Attention, Block, FinalLayer, Mlp
 from latte_fast.modules.embed import PatchEmbed, TimestepEmbedder
+from latte_fast.modules.linear import is_replaced
 
 _MARK = "_latte_fast_class_before"
 _CONFIG = "config"
@@ -32,39 +38,67 @@ class PatchReport:
         return "\n".join(lines + [f"  {name or 'the model'} kept: {why}" for name, why in self.kept.items()])
 
 
-def patch(model: nn.Module) -> PatchReport:
-    """Makes every Latte inside `model` (itself included) fast, in place; the report says what was left and why."""
+def patch(model: Any) -> PatchReport:
+    """Makes every Latte inside a module or a pipeline (itself included) fast, in place.
+
+    The report says what was swapped, and what was left and why.
+    """
     report = PatchReport()
-    found = [(name, module) for name, module in model.named_modules() if _looks_like_latte(module)]
+    found = 0
+    for prefix, root in _roots(model):
+        for name, module in list(root.named_modules()):
+            kind = next((k for k in _KINDS if k.looks_like(module)), None)
+            if kind is None:
+                continue
+            found += 1
+            path = ".".join(filter(None, (prefix, name)))
+            reason = "already fast" if isinstance(module, kind.fast) else kind.why_not(module)
+            if reason:
+                report.kept[path] = reason
+                continue
+            kind.prepare(module)
+            for part, child, cls in kind.swaps(module):
+                _swap(child, cls)
+                report.swapped.append(f"{path}.{part}".strip("."))
+            report.kept |= {f"{path}.{n}".strip("."): why for n, why in kind.finish(module).items()}
     if not found:
         report.kept[""] = (
-            "no Latte inside: that needs x_embedder, t_embedder, blocks, final_layer, pos_embed, temp_embed"
+            "no Latte inside: that needs x_embedder, t_embedder, blocks, final_layer, pos_embed, temp_embed, "
+            "or the text-to-video model's transformer_blocks and temporal_transformer_blocks"
         )
-    for name, latte in found:
-        if isinstance(latte, Latte):
-            report.kept[name] = "already fast"
-            continue
-        reason = why_not(latte)
-        if reason:
-            report.kept[name] = reason
-            continue
-        if _CONFIG not in latte.__dict__:
-            latte.__dict__[_CONFIG] = config_of(latte)
-            latte.__dict__[_MARK + _CONFIG] = True
-        for path, module, cls in _swaps(latte):
-            _swap(module, cls)
-            report.swapped.append(f"{name}.{path}".strip("."))
     return report
 
 
-def unpatch(model: nn.Module) -> None:
+def unpatch(model: Any) -> None:
     """Gives every instance that patch swapped its own class back."""
-    for module in model.modules():
-        before = module.__dict__.pop(_MARK, None)
-        if before is not None:
-            module.__class__ = before
-        if module.__dict__.pop(_MARK + _CONFIG, False):
-            del module.__dict__[_CONFIG]
+    for _, root in _roots(model):
+        for module in root.modules():
+            before = module.__dict__.pop(_MARK, None)
+            if before is not None:
+                module.__class__ = before
+                module.__dict__.pop("_remembered", None)
+                _rebind(module)
+            if module.__dict__.pop(_MARK + _CONFIG, False):
+                del module.__dict__[_CONFIG]
+
+
+def _roots(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The module itself, or the modules a pipeline is made of, by name."""
+    if isinstance(model, nn.Module):
+        yield "", model
+        return
+    parts = getattr(model, "components", None)
+    if not isinstance(parts, dict):
+        raise TypeError(f"patch: model must be a module or a pipeline with components, got {type(model).__name__}")
+    yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
+
+
+def _rebind(module: nn.Module) -> None:
+    """The forwards that hooks keep, or left behind when they went, become those of the class the module now has."""
+    if not is_replaced(module):
+        module.__dict__.pop("forward", None)
+    if "_old_forward" in module.__dict__:
+        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
 
 
 def config_of(latte: Any) -> LatteConfig:
@@ -87,7 +121,10 @@ def config_of(latte: Any) -> LatteConfig:
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
     before = type(module)
     module.__dict__[_MARK] = before
-    module.__class__ = type(f"Fast{before.__name__}", (cls, before), {"__module__": before.__module__})
+    # the old name too: it is what save_pretrained writes for the next reader
+    names = {"__module__": before.__module__, "__qualname__": before.__qualname__}
+    module.__class__ = type(before.__name__, (cls, before), names)
+    _rebind(module)
 
 
 def _looks_like_latte(module: nn.Module) -> bool:
@@ -139,3 +176,31 @@ def _why_not_detail(name: str, module: nn.Module, latte: nn.Module) -> str | Non
     if isinstance(module, nn.RMSNorm):
         return f"{name} is a norm that a Latte does not have"
     return None
+
+
+def _keep_config(latte: Any) -> None:
+    if _CONFIG not in latte.__dict__:
+        latte.__dict__[_CONFIG] = config_of(latte)
+        latte.__dict__[_MARK + _CONFIG] = True
+
+
+def _share(model: Any) -> dict[str, str]:
+    why = "its to_q, to_k and to_v run one by one: LoRA, hooks, quantised or sharded weights do not share a storage"
+    return dict.fromkeys(model.share_projections(), why)
+
+
+class _Kind(NamedTuple):
+    """One family of models that patch knows."""
+
+    looks_like: Callable[[nn.Module], bool]
+    fast: type[nn.Module]
+    why_not: Callable[[Any], str | None]
+    prepare: Callable[[Any], None]
+    swaps: Callable[[nn.Module], Iterator[tuple[str, nn.Module, type[nn.Module]]]]
+    finish: Callable[[Any], dict[str, str]]
+
+
+_KINDS = (
+    _Kind(_looks_like_latte, Latte, why_not, _keep_config, _swaps, lambda model: {}),
+    _Kind(patch_t2v.looks_like_t2v, FastT2V, patch_t2v.why_not, lambda model: None, patch_t2v.swaps, _share),
+)

@@ -41,18 +41,23 @@ def resolve(x: Tensor, pending: Pending | None) -> Tensor:
 
 
 def add_and_norm(
-    x: Tensor, pending: Pending | None, shift: Tensor, scale: Tensor, pos: Tensor | None = None
+    x: Tensor,
+    pending: Pending | None,
+    shift: Tensor,
+    scale: Tensor,
+    pos: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """(x', h): x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
-        return x, ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
+        return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
     if gate.shape[0] != shift.shape[0]:
         # conditions a frame beside conditions a clip, or beside none, as joint models and plain norms have them
         groups = max(gate.shape[0], shift.shape[0])
         gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
-    return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, y_bias=pending.y_bias, pos=pos)
+    return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)
 
 
 class Attention(nn.Module):
@@ -121,6 +126,10 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         if not plain:
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp.fc1.out_features
 
     def modulation(self, silu_c: Tensor | None) -> tuple[Tensor, ...]:
         """shift, scale, gate of attention and of the MLP, each (G, D); a plain block is one group that gates with 1."""

@@ -20,11 +20,20 @@ def time_table(width: int, frames: int, device: torch.device | None = None) -> T
     return sincos(width, torch.arange(frames, device=device))[None]
 
 
-def space_table(width: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """(1, N, D): the first half of D encodes the column, the second the row."""
-    row = sincos(width // 2, torch.arange(rows, device=device))[:, None].expand(rows, columns, -1)
-    column = sincos(width // 2, torch.arange(columns, device=device))[None].expand(rows, columns, -1)
-    return torch.cat([column, row], dim=-1).reshape(1, rows * columns, width)
+def space_table(
+    width: int, rows: int, columns: int, device: torch.device | None = None, grid: int = 0, scale: float = 1.0
+) -> Tensor:
+    """(1, N, D): the first half of D encodes the column, the second the row.
+
+    With a grid both axes are stretched to positions from 0 to grid / scale, whatever rows and columns are.
+    """
+    row, column = (torch.arange(n, device=device) for n in (rows, columns))
+    if grid:
+        # upstream's order of fp32 roundings
+        row, column = row.float() / (rows / grid) / scale, column.float() / (columns / grid) / scale
+    by_row = sincos(width // 2, row)[:, None].expand(rows, columns, -1)
+    by_column = sincos(width // 2, column)[None].expand(rows, columns, -1)
+    return torch.cat([by_column, by_row], dim=-1).reshape(1, rows * columns, width)
 
 
 def rope_tables(frames: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -62,10 +71,23 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv3d(channels, width, (frames, patch, patch), stride=(frames, patch, patch))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.proj.weight
-        p, s = weight.shape[-1], weight.shape[2] if weight.dim() == 5 else 1
-        rows = rearrange(x, "b (f s) c (h p) (w q) -> b f (h w) (c s p q)", s=s, p=p, q=p)
-        return F.linear(rows, weight.flatten(1), self.proj.bias)  # (B, F/s, N, D)
+        return embed_patches(x, self.proj)
+
+
+def embed_patches(x: Tensor, proj: nn.Module) -> Tensor:
+    """x (B, F, C, H, W) under a convolution whose stride is its kernel, as one GEMM -> (B, F/s, N, D)."""
+    weight = proj.weight
+    p, s = weight.shape[-1], weight.shape[2] if weight.dim() == 5 else 1
+    rows = rearrange(x, "b (f s) c (h p) (w q) -> b f (h w) (c s p q)", s=s, p=p, q=p)
+    return F.linear(rows, weight.flatten(1), proj.bias)
+
+
+def timestep_wave(t: Tensor, frequencies: int = 256) -> Tensor:
+    """(B,) as (B, frequencies) fp32: [cos | sin] of t * 10000^(-2k / frequencies)."""
+    half = frequencies // 2
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimestepEmbedder(nn.Module):
@@ -78,10 +100,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-        angles = t[:, None].float() * rates
-        wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        wave = timestep_wave(t, self.frequencies)
         return self.mlp(wave.to(self.mlp[0].weight.dtype))  # (B, D)
 
 

@@ -1,14 +1,105 @@
-"""Linear layers whose bias is left to the kernel that reads the result."""
+"""Linear layers whose bias is left to the kernel that reads the result, and layers that share one storage."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# what accelerate and diffusers leave on a module whose forward they replaced; a registry may be empty again
+_HOOK, CACHE_HOOKS = "_hf_hook", "_diffusers_hook"
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own: not its class's, which removed hooks leave behind."""
+    forward = module.__dict__.get("forward")
+    own = getattr(forward, "__func__", None)
+    return forward is not None and (own is None or own not in [vars(c).get("forward") for c in type(module).__mro__])
+
+
+def has_cache_hooks(module: nn.Module) -> bool:
+    return bool(getattr(module.__dict__.get(CACHE_HOOKS), "hooks", None))
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nothing stands between a module and its call: no hooks, no forward of its own put in its place."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or _HOOK in module.__dict__
+    return not (hooked or is_replaced(module) or has_cache_hooks(module))
+
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is an nn.Linear whose weight may be read in its place: not LoRA, quantised or hooked."""
-    return type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    """Whether a layer is an nn.Linear whose weight may be read as it is: no LoRA, no hook, not quantised."""
+    return type(layer) is nn.Linear and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
 def split_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """(x w^T, b) for a plain layer; (layer(x), None) for anything put in its place."""
     return (F.linear(x, layer.weight), layer.bias) if is_plain(layer) else (layer(x), None)  # type: ignore[return-value]
+
+
+def share_storage(layers: Sequence[Any]) -> bool:
+    """Moves the weights, and the biases, of plain layers into one storage, one after the other; False where it can't.
+
+    The parameters stay the same objects under the same names: `joined` then reads them as one, without a copy.
+    """
+    if joined(layers) is not None:
+        return True
+    if not all(is_plain(layer) for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
+        return False
+    groups = [[layer.weight for layer in layers]]
+    if layers[0].bias is not None:
+        groups.append([layer.bias for layer in layers])
+    for group in groups:
+        if len({(p.dtype, p.device, p.shape[1:]) for p in group}) > 1 or any(p.is_meta for p in group):
+            return False
+    for group in groups:
+        with torch.no_grad(), torch.inference_mode(False):
+            whole = torch.cat([p.data for p in group])
+        for p, part in zip(group, whole.split([p.shape[0] for p in group]), strict=True):
+            p.data = part
+    return True
+
+
+def joined(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None] | None:
+    """(weight, bias) of plain layers as those of one layer, None where they do not lie one after the other."""
+    if not all(is_plain(layer) for layer in layers):
+        return None
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    missing = [b is None for b in biases]
+    if any(missing) != all(missing):
+        return None
+    if torch.compiler.is_compiling():
+        # addresses can't be compared while tracing
+        return torch.cat(weights), None if missing[0] else torch.cat(biases)
+    if not _adjacent(weights) or not (missing[0] or _adjacent(biases)):
+        return None
+    return _Joined.apply(*weights), None if missing[0] else _Joined.apply(*biases)
+
+
+def _adjacent(parts: Sequence[Tensor]) -> bool:
+    first = parts[0]
+    storage = first.untyped_storage().data_ptr()
+    at = first.data_ptr()
+    for p in parts:
+        same = p.dtype == first.dtype and p.shape[1:] == first.shape[1:] and p.is_contiguous()
+        if not same or p.data_ptr() != at or p.untyped_storage().data_ptr() != storage:
+            return False
+        at += p.numel() * p.element_size()
+    return at > first.data_ptr()
+
+
+class _Joined(torch.autograd.Function):
+    """Adjacent tensors as one view of their storage; its gradient is split among them."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.rows = [p.shape[0] for p in parts]
+        # read in the backward only so that a write to any part in between raises, as it would for one weight
+        ctx.save_for_backward(*parts)
+        return parts[0].as_strided((sum(ctx.rows), *parts[0].shape[1:]), parts[0].stride())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        ctx.saved_tensors  # noqa: B018
+        return grad.split(ctx.rows)

@@ -4,10 +4,10 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from latte_fast.modules.block import Block, Pending, Step, resolve
+from latte_fast.modules.block import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
 _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
@@ -29,22 +29,20 @@ def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def run_block(
-    policy: str, block: Block, x: Tensor, pending: Pending | None, silu_c: Tensor | None, step: Step
-) -> tuple[Tensor, Pending | None]:
-    """The block under a policy of POLICIES.
+def run_block(policy: str, block: nn.Module, *args: Any) -> tuple[Tensor, Pending | None]:
+    """block(*args) -> (x, pending) under a policy of POLICIES; `block.hidden` is the width of its MLP.
 
     "elementwise" keeps x and every matrix product, "mlp" all but the widest one, fc1's, and "block" x alone, with the
     residual resolved at the block's end so that only one tensor crosses it.
     """
     if policy == "none" or not torch.is_grad_enabled():
-        return block(x, pending, silu_c, step)
+        return block(*args)
     if policy == "block":
-        return checkpoint(_resolved, block, x, pending, silu_c, step, use_reentrant=False), None
-    chooser = functools.partial(_policy, policy == "elementwise", block.mlp.fc1.out_features)
+        return checkpoint(_resolved, block, *args, use_reentrant=False), None
+    chooser = functools.partial(_policy, policy == "elementwise", block.hidden)
     context = functools.partial(create_selective_checkpoint_contexts, chooser)
-    return checkpoint(block, x, pending, silu_c, step, use_reentrant=False, context_fn=context)
+    return checkpoint(block, *args, use_reentrant=False, context_fn=context)
 
 
-def _resolved(block: Block, *args: Any) -> Tensor:
+def _resolved(block: nn.Module, *args: Any) -> Tensor:
     return resolve(*block(*args))

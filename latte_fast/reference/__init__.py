@@ -1,5 +1,5 @@
 """The oracle: plain torch, upstream's maths to the letter, beside nothing fast."""
 
-from latte_fast.reference import functional, latte
+from latte_fast.reference import functional, latte, latte_t2v
 
-__all__ = ["functional", "latte"]
+__all__ = ["functional", "latte", "latte_t2v"]

@@ -1,0 +1,79 @@
+"""What depends on the prompt alone: computed once, kept for every step, and never used once anything has changed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.backends import autocast_dtype
+from latte_fast.modules.linear import is_plain
+
+T = TypeVar("T")
+
+
+class _Entry(NamedTuple):
+    source: Tensor  # held, so that its identity can't pass to another tensor
+    version: int
+    parameters: list[Tensor]
+    values: list[Tensor]  # views, which keep the storages: their addresses can't pass to other weights
+    versions: list[int]
+    autocast: torch.dtype | None
+    result: Any
+
+
+class Remembered(Generic[T]):
+    """The value of a function of one tensor and some linear layers, for the last `KEPT` tensors it was asked about.
+
+    Kept only while no gradient is recorded and every layer is a plain nn.Linear. Used again only for the very same
+    tensor, unwritten since, with the same weights, unwritten since, under the same autocast. A write through `.data`
+    leaves no version behind: `forget` it.
+    """
+
+    KEPT = 2
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    def __call__(self, source: Tensor, layers: Sequence[nn.Module], compute: Callable[[], T]) -> T:
+        unfit = torch.is_grad_enabled() or torch.compiler.is_compiling() or source.is_inference()
+        if unfit or type(source) is not Tensor or not all(is_plain(layer) for layer in layers):
+            self.forget()
+            return compute()
+        parameters = [p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, Tensor)]
+        if any(p.is_inference() for p in parameters):
+            return compute()
+        autocast = autocast_dtype(source.device.type)
+        fresh = [e for e in self._entries if _unchanged(e, parameters)]
+        for entry in fresh:
+            if entry.source is source and entry.autocast == autocast:
+                self._entries = fresh
+                return entry.result
+        versions = [p._version for p in parameters]
+        result = compute()
+        values = [p.detach() for p in parameters]
+        self._entries = [
+            *fresh[-self.KEPT + 1 :],
+            _Entry(source, source._version, parameters, values, versions, autocast, result),
+        ]
+        return result
+
+    def forget(self) -> None:
+        self._entries = []
+
+    def __deepcopy__(self, memo: dict) -> "Remembered":
+        return Remembered()
+
+    def __reduce__(self) -> tuple:
+        return Remembered, ()
+
+
+def _unchanged(entry: _Entry, parameters: list[Tensor]) -> bool:
+    return (
+        entry.source._version == entry.version
+        and len(parameters) == len(entry.parameters)
+        and all(
+            p is q and p.data_ptr() == value.data_ptr() and p._version == version
+            for p, q, value, version in zip(parameters, entry.parameters, entry.values, entry.versions, strict=True)
+        )
+    )

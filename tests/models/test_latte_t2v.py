@@ -1,0 +1,178 @@
+"""The fast text-to-video model against its oracle: forward, gradients, masks, joint images, compile, bad input."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latte_fast import LatteT2V, reference, testing
+
+SMALL: dict[str, Any] = {"num_attention_heads": 3, "attention_head_dim": 24, "num_layers": 2, "sample_size": 8}
+SMALL |= {"cross_attention_dim": 72, "caption_channels": 40, "video_length": 3}
+
+
+def pair(dtype: torch.dtype = torch.float32, **kwargs: Any) -> tuple[nn.Module, LatteT2V]:
+    torch.manual_seed(0)
+    oracle = reference.latte_t2v.LatteT2V(**SMALL | kwargs)
+    fast = LatteT2V(**SMALL | kwargs)
+    fast.load_state_dict(oracle.state_dict())
+    return oracle.to(dtype), fast.to(dtype)
+
+
+def inputs(frames: int, height: int, width: int, images: int = 0, dtype: torch.dtype = torch.float32) -> tuple:
+    """x, t, text and a mask that drops some tokens of each caption."""
+    generator = torch.Generator().manual_seed(frames + height + images)
+    x = torch.randn(2, 4, frames + images, height, width, generator=generator)
+    captions = (1 + images,) if images else ()
+    text = torch.randn(2, *captions, 7, 40, generator=generator)
+    mask = torch.rand(2, *captions, 7, generator=generator) > 0.4
+    mask[..., 0] = True
+    return x.to(dtype), torch.tensor([3, 900]), text.to(dtype), mask
+
+
+def gradients(model: nn.Module, out: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype))
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_gradients(oracle: dict[str, Tensor], fast: dict[str, Tensor], limit: float) -> None:
+    """Relative to each gradient's own size, but for those that are zero in exact arithmetic (to_k.bias)."""
+    assert oracle.keys() == fast.keys()
+    largest = max(g.abs().max().item() for g in oracle.values())
+    for name, exact in oracle.items():
+        vanishing = 8 * torch.finfo(exact.dtype).eps * largest
+        error, size = (exact - fast[name]).abs().max().item(), exact.abs().max().item()
+        assert error <= vanishing if size < vanishing else error <= limit * size, f"{name}: {error} of {size}"
+
+
+CASES = [(3, 8, 8, True), (1, 8, 8, True), (3, 8, 12, True), (3, 6, 10, False)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("frames", "height", "width", "over_time"), CASES)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 3e-6), (torch.float64, 1e-11)], ids=str)
+def test_latte_t2v_equals_oracle(
+    dtype: torch.dtype, limit: float, frames: int, height: int, width: int, over_time: bool, masked: bool
+) -> None:
+    oracle, fast = pair(dtype)
+    x, t, text, mask = inputs(frames, height, width, dtype=dtype)
+    args = (x, t, text, mask if masked else None, over_time)
+    exact = oracle(*args)
+    for model in (fast, fast.eval()):
+        assert testing.relative_error(model(*args).sample, exact) <= limit
+    assert_gradients(gradients(oracle, exact), gradients(fast, fast(*args, return_dict=False)[0]), limit)
+
+
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "mlp", "block"])
+@pytest.mark.parametrize("frames", [3, 1])
+def test_joint_images(frames: int, recompute: str) -> None:
+    oracle, fast = pair(torch.float64)
+    fast.recompute = recompute
+    x, t, text, mask = inputs(frames, 8, 8, images=2, dtype=torch.float64)
+    exact = oracle(x, t, text, mask, use_image_num=2)
+    got = fast(x, t, text, mask, use_image_num=2).sample
+    assert testing.relative_error(got, exact) <= 1e-11
+    assert_gradients(gradients(oracle, exact), gradients(fast, got), 1e-11)
+
+
+def test_16_bit_by_the_criterion() -> None:
+    oracle, fast = pair(attention_bias=False)
+    x, t, text, mask = inputs(3, 8, 8)
+    with torch.no_grad():
+        exact = oracle(x, t, text, mask)
+        for dtype in (torch.bfloat16, torch.float16):
+            args = (x.to(dtype), t, text.to(dtype), mask)
+            same = oracle.to(dtype)(*args)
+            testing.assert_no_worse_than_torch(str(dtype), fast.to(dtype)(*args).sample, same, exact)
+
+
+def test_autocast_trains() -> None:
+    _, fast = pair()
+    x, t, text, mask = inputs(3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fast(x, t, text, mask).sample
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fast.parameters())
+
+
+def test_masks_of_all_documented_forms() -> None:
+    _, fast = pair(torch.float64)
+    x, t, text, mask = inputs(3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        want = fast(x, t, text, mask).sample
+        bias = (1 - mask.double())[:, None] * -10000.0
+        for form in (mask.long(), mask.double(), bias, mask[:, None]):
+            assert torch.equal(fast(x, t, text, form).sample, want)
+        shorter = fast(x[:1], t[:1], text[:1, mask[0]]).sample
+        assert testing.relative_error(want[:1], shorter) <= 1e-11
+        assert testing.relative_error(fast(x, t, text).sample, want) > 1e-3
+
+
+def test_table_extends_to_any_frames() -> None:
+    oracle, fast = pair(torch.float64, video_length=5)
+    x, t, text, _ = inputs(5, 8, 8, dtype=torch.float64)
+    longer = LatteT2V(**SMALL | {"video_length": 3}, extend_time="sincos").double()
+    longer.load_state_dict(fast.state_dict())
+    assert testing.relative_error(longer(x, t, text).sample, oracle(x, t, text)) <= 1e-11
+    longer.extend_time = "interpolate"
+    assert longer(x, t, text).sample.isfinite().all()
+
+
+def test_published_model_has_the_published_keys() -> None:
+    with torch.device("meta"):
+        fast, oracle = LatteT2V(), reference.latte_t2v.LatteT2V()
+    state = fast.state_dict()
+    assert len(state) == 967
+    assert sum(v.numel() for v in state.values()) == 1_057_246_880
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in oracle.state_dict().items()}
+
+
+def test_compiles_without_graph_break() -> None:
+    oracle, fast = pair()
+    x, t, text, mask = inputs(3, 8, 8)
+    exact = oracle(x, t % 10, text, mask)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    out = compiled(x, t % 10, text, mask, return_dict=False)[0]
+    assert testing.relative_error(out, exact) <= 3e-6
+    assert_gradients(gradients(oracle, exact), gradients(fast, out), 2e-5)
+
+
+BAD = {
+    "channels": ({"x": (2, 3, 3, 8, 8)}, "hidden_states must have C = 4 channels, got 3"),
+    "frames": ({"x": (2, 4, 2, 8, 8)}, "hidden_states must have F = 3 video frames as the model's table, or 1"),
+    "size": ({"x": (2, 4, 3, 8, 7)}, "hidden_states must have W a positive multiple of the patch 2, got 7"),
+    "text": ({"text": (2, 7, 41)}, r"encoder_hidden_states must be \(B, T, 40\) with B = 2"),
+    "no text": ({"text": None}, "encoder_hidden_states must be given, got None"),
+    "mask": ({"mask": (2, 6)}, r"encoder_attention_mask must be \(2, 7\), 1 where a token counts"),
+    "images": ({"use_image_num": 3}, "use_image_num must leave at least one of the 3 frames, got 3"),
+    "dtype": ({"dtype": torch.float64}, "hidden_states must have the weights' dtype torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name: str) -> None:
+    change, message = BAD[name]
+    dtype = change.get("dtype", torch.float32)
+    x, text = torch.randn(change.get("x", (2, 4, 3, 8, 8)), dtype=dtype), change.get("text", (2, 7, 40))
+    text = None if text is None else torch.randn(text)
+    mask = torch.ones(change["mask"]) if "mask" in change else None
+    fast = LatteT2V(**SMALL)
+    with pytest.raises((ValueError, TypeError), match=message):
+        fast(x, torch.tensor([1, 2]), text, mask, use_image_num=change.get("use_image_num", 0))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"norm_type": "layer_norm"}, "norm_type must be 'ada_norm_single', got 'layer_norm'"),
+        ({"dropout": 0.1}, "dropout must be 0.0, got 0.1"),
+        ({"attention_head_dim": 20}, "attention_head_dim must be a multiple of 8 up to 128, got 20"),
+        ({"cross_attention_dim": 64}, "cross_attention_dim must be the width 72, got 64"),
+        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
+    ],
+)
+def test_bad_config_is_refused(kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatteT2V(**SMALL | kwargs)

@@ -1,0 +1,244 @@
+"""LatteT2V and patch beside the installed diffusers: same numbers, same files, whole pipelines, hooks and adapters."""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from latte_fast import LatteT2V, patch, testing, unpatch
+from tests.models.pipelines import PUBLISHED, SMALL, diffusers, pipeline, transformer, video
+from tests.models.test_latte_t2v import CASES, assert_gradients, gradients, inputs
+from tests.models.test_text_memory import Lora
+
+
+def per_frame(mask: torch.Tensor, frames: int) -> torch.Tensor:
+    """The bias that diffusers adds as it is: one row a frame, 0 where a token counts."""
+    return ((1 - mask.float()) * -10000.0)[:, None].repeat_interleave(frames, 0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("frames", "height", "width", "over_time"), CASES)
+def test_equals_diffusers(frames: int, height: int, width: int, over_time: bool, masked: bool) -> None:
+    theirs = transformer()
+    ours = LatteT2V(**SMALL).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x, t, text, mask = inputs(frames, height, width)
+    bias = per_frame(mask, frames) if masked else None
+    want = theirs(x, t, text, bias, enable_temporal_attentions=over_time).sample
+    got = ours(x, t, text, mask if masked else None, enable_temporal_attentions=over_time).sample
+    assert testing.relative_error(got, want) <= 3e-6
+    assert_gradients(gradients(theirs, want), gradients(ours, got), 3e-6)
+    theirs.load_state_dict(ours.state_dict())
+    patch(theirs)
+    again = theirs(x, t, text, mask if masked else None, enable_temporal_attentions=over_time).sample
+    assert torch.equal(again, got)
+
+
+def test_files_load_both_ways(tmp_path: Any) -> None:
+    theirs = transformer()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = LatteT2V.from_pretrained(tmp_path / "theirs")
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
+    ours.save_pretrained(tmp_path / "ours")
+    back = diffusers.LatteTransformer3DModel.from_pretrained(tmp_path / "ours", low_cpu_mem_usage=False)
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in back.state_dict().items())
+    report = patch(back)
+    assert not report.kept
+    back.save_pretrained(tmp_path / "patched")
+    again = LatteT2V.from_pretrained(tmp_path / "patched")
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+@pytest.mark.parametrize("prompt", ["a dog runs", ["a dog runs", "rain"]], ids=["one", "two"])
+def test_pipeline_gives_the_same_video(prompt: Any) -> None:
+    pipe = pipeline()
+    before = video(pipe, prompt)
+    assert before.std() > 0.01
+    kind, report = type(pipe.transformer), patch(pipe)
+    assert not report.kept and "transformer.transformer_blocks.1" in report.swapped
+    assert isinstance(pipe.transformer, kind)
+    assert (video(pipe, prompt) - before).abs().max() <= 1e-4
+    assert (video(pipe, prompt, enable_temporal_attentions=False) - before).abs().max() > 1e-3
+    unpatch(pipe)
+    assert type(pipe.transformer) is kind
+    assert torch.equal(video(pipe, prompt), before)
+
+
+def test_our_model_stands_in_the_pipeline() -> None:
+    pipe = pipeline()
+    before = video(pipe)
+    ours = LatteT2V(**SMALL).eval()
+    ours.load_state_dict(pipe.transformer.state_dict())
+    pipe.transformer = ours
+    assert (video(pipe) - before).abs().max() <= 1e-4
+
+
+def counts(pipe: Any, steps: int) -> dict[str, int]:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        video(pipe, num_inference_steps=steps)
+    tokens = max(e.input_shapes[0][1] for e in seen.events() if e.name == "aten::embedding")
+    found = {"text": 0, "repeat": 0, "layout": 0}
+    rows = 2 * 3 * 16  # (B, F, N) with the guidance's two halves
+    for e in seen.events():
+        shape = e.input_shapes[0] if e.input_shapes else []
+        found["repeat"] += "repeat_interleave" in e.name
+        # products over the text: caption, keys and values
+        if e.name in ("aten::mm", "aten::addmm"):
+            shapes = [s for s in e.input_shapes if len(s) == 2]
+            found["text"] += any(s[0] in (2 * tokens, 2 * 4) and s[0] != rows for s in shapes[:2])
+        whole = shape and shape[-1] == 72 and torch.Size(shape).numel() == rows * 72
+        # a product on the CPU spreads its bias over its result before it adds to it: no activation is read
+        spreads = e.cpu_parent is not None and e.cpu_parent.name == "aten::addmm"
+        copies = e.name in ("aten::clone", "aten::contiguous", "aten::copy_") and not spreads
+        found["layout"] += copies and bool(whole)
+    return found
+
+
+def test_text_once_per_prompt_and_no_copies() -> None:
+    pipe = pipeline()
+    eager = {steps: counts(pipe, steps) for steps in (2, 4)}
+    assert eager[4]["repeat"] > eager[2]["repeat"] > 0 and eager[4]["layout"] > 0  # the count sees what it looks for
+    patch(pipe)
+    fast = {steps: counts(pipe, steps) for steps in (2, 4)}
+    assert fast[2]["text"] == fast[4]["text"] > 0
+    assert fast[4]["repeat"] == fast[4]["layout"] == 0
+
+
+class Offload:
+    """accelerate's hook as it stands on a module: its forward replaced, the old one kept."""
+
+    def __init__(self, module: Any):
+        self.calls = 0
+        module._hf_hook, module._old_forward = self, module.forward
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return module._old_forward(*args, **kwargs)
+
+        module.forward = functools.partial(forward, module)
+
+
+@pytest.mark.parametrize("first", ["hook", "patch"])
+def test_offload_hooks_stay(first: str) -> None:
+    pipe = pipeline()
+    before = video(pipe)
+    model = pipe.transformer
+    places = (model, model.transformer_blocks[0], model.transformer_blocks[1].attn1.to_q, model.pos_embed.proj)
+    if first == "patch":
+        patch(pipe)
+    hooks = [Offload(place) for place in places]
+    if first == "hook":
+        report = patch(pipe)
+        assert list(report.kept) == ["transformer.transformer_blocks.1.attn1"]
+    assert (video(pipe) - before).abs().max() <= 1e-4
+    assert all(hook.calls > 0 for hook in hooks)
+    unpatch(pipe)
+    assert torch.equal(video(pipe), before)
+
+
+def test_adapters_run() -> None:
+    """LoRA on any projection changes the result as it does unpatched."""
+    pipe = pipeline()
+    for block in pipe.transformer.transformer_blocks:
+        for attn in (block.attn1, block.attn2):
+            attn.to_q, attn.to_v = Lora(attn.to_q), Lora(attn.to_v)
+    block.ff.net[0].proj = Lora(block.ff.net[0].proj)
+    block.ff.net[2] = Lora(block.ff.net[2])
+    before = video(pipe)
+    report = patch(pipe)
+    assert len(report.kept) == 2 and "one by one" in str(report)
+    assert (video(pipe) - before).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["PyramidAttentionBroadcastConfig", "FasterCacheConfig"])
+def test_cache_hooks_are_refused(name: str) -> None:
+    pipe = pipeline()
+    if name == "PyramidAttentionBroadcastConfig":
+        config = diffusers.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe._current_timestep
+        )
+    else:
+        config = diffusers.FasterCacheConfig(current_timestep_callback=lambda: pipe._current_timestep)
+    pipe.transformer.enable_cache(config)
+    report = patch(pipe)
+    assert not report.swapped and "cache hooks" in report.kept["transformer"]
+    pipe.transformer.disable_cache()
+    patch(pipe)
+    with pytest.raises(RuntimeError, match="unpatch the model to use"):
+        pipe.transformer.enable_cache(config)
+    unpatch(pipe)
+    pipe.transformer.enable_cache(config)
+
+
+def test_cache_hooks_behind_the_back_are_refused() -> None:
+    pipe = pipeline()
+    patch(pipe)
+    config = diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe._current_timestep
+    )
+    diffusers.apply_pyramid_attention_broadcast(pipe.transformer, config)
+    with pytest.raises(RuntimeError, match="has cache hooks"):
+        video(pipe)
+
+
+def test_gradient_checkpointing_follows() -> None:
+    theirs = transformer().train()
+    x, t, text, _ = inputs(3, 8, 8)
+    want = gradients(theirs, theirs(x, t, text).sample)
+    patch(theirs)
+    calls = []
+    theirs.transformer_blocks[0].register_forward_pre_hook(lambda *args: calls.append(1))
+    theirs.enable_gradient_checkpointing()
+    assert_gradients(want, gradients(theirs, theirs(x, t, text).sample), 3e-6)
+    assert len(calls) == 2
+
+
+SPOILED = {
+    "processor": (lambda m: setattr(m.transformer_blocks[0].attn1, "processor", nn.Identity()), "processor Identity"),
+    "hook": (lambda m: m.transformer_blocks[1].ff.register_forward_hook(print), "ff has hooks"),
+    "norm": (lambda m: setattr(m.temporal_transformer_blocks[0], "norm1", nn.RMSNorm(72)), "norm1 must be"),
+    "upcast": (lambda m: setattr(m.transformer_blocks[0].attn2, "upcast_attention", True), "upcast_attention must be"),
+    "chunks": (lambda m: m.transformer_blocks[0].set_chunk_feed_forward(2, 1), "feed-forward chunks must be None"),
+    "count": (lambda m: m.temporal_transformer_blocks.append(nn.Identity()), "as many temporal_transformer_blocks"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_what_would_change_the_numbers_is_left(name: str) -> None:
+    spoil, reason = SPOILED[name]
+    theirs = transformer()
+    kind = type(theirs)
+    spoil(theirs)
+    report = patch(theirs)
+    assert not report.swapped and reason in report.kept[""]
+    assert type(theirs) is kind
+
+
+def test_upstream_style_model_is_patched() -> None:
+    """The oracle stands for upstream's class: its tree, its use_image_num."""
+    from latte_fast import reference
+
+    class Upstream(reference.latte_t2v.LatteT2V):
+        pass
+
+    torch.manual_seed(0)
+    theirs = Upstream(**SMALL).eval()
+    for block in (*theirs.transformer_blocks, *theirs.temporal_transformer_blocks):
+        block.norm1 = nn.LayerNorm(72, eps=1e-6, elementwise_affine=False)
+    theirs.pos_embed.base_size = 4
+    x, t, text, mask = inputs(3, 8, 8, images=2)
+    before = copy.deepcopy(theirs)(x, t, text, mask, use_image_num=2)
+    report = patch(theirs)
+    assert len(report.swapped) == 5, report
+    got = theirs(x, timestep=t, encoder_hidden_states=text, encoder_attention_mask=mask, use_image_num=2)
+    assert testing.relative_error(got.sample, before) <= 3e-6
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be a module or a pipeline"):
+        patch(object())
+    assert PUBLISHED["norm_eps"] == 1e-6

@@ -1,0 +1,174 @@
+"""The text's keys and values are computed once per prompt, and again as soon as anything they depend on changes."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latte_fast import LatteT2V
+from tests.models.test_latte_t2v import SMALL, inputs
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products over the text's 2 x 7 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        product = func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        self.count += product and any(isinstance(a, Tensor) and a.shape[:1] == (14,) for a in args)
+        return func(*args, **kwargs or {})
+
+
+ONCE = 2 + 2 * SMALL["num_layers"]  # the caption's two layers, keys and values of each space block
+
+
+@pytest.fixture
+def model() -> LatteT2V:
+    torch.manual_seed(0)
+    return LatteT2V(**SMALL).eval()
+
+
+def products(model: nn.Module, *args: Any, **kwargs: Any) -> int:
+    with Products() as seen:
+        model(*args, **kwargs)
+    return seen.count
+
+
+@torch.no_grad()
+def test_text_runs_once_per_prompt(model: LatteT2V) -> None:
+    x, _, text, mask = inputs(3, 8, 8)
+    counts = [products(model, x, torch.tensor([t, t]), text, mask) for t in (900, 500, 100)]
+    assert counts == [ONCE, 0, 0]
+    other = text.clone()
+    assert products(model, x, torch.tensor([5, 5]), other) == ONCE
+    # both stay: a sampler may call with and without the condition in turn
+    assert products(model, x, torch.tensor([5, 5]), text) == 0
+    assert products(model, x, torch.tensor([5, 5]), other) == 0
+
+
+class Lora(nn.Module):
+    """What an adapter library puts in a layer's place."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base = base
+        self.up = nn.Parameter(torch.full_like(base.weight, 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.up.t()
+
+
+def write_text(model: LatteT2V, text: Tensor) -> None:
+    text.mul_(2)
+
+
+def write_key_weight(model: LatteT2V, text: Tensor) -> None:
+    model.transformer_blocks[1].attn2.to_k.weight.mul_(2)
+
+
+def write_value_bias(model: LatteT2V, text: Tensor) -> None:
+    model.transformer_blocks[0].attn2.to_v.bias.add_(2)
+
+
+def write_caption(model: LatteT2V, text: Tensor) -> None:
+    model.caption_projection.linear_1.weight.mul_(2)
+
+
+def load(model: LatteT2V, text: Tensor) -> None:
+    model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()})
+
+
+def load_by_assignment(model: LatteT2V, text: Tensor) -> None:
+    model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()}, assign=True)
+
+
+def replace_data(model: LatteT2V, text: Tensor) -> None:
+    layer = model.transformer_blocks[0].attn2.to_k
+    layer.weight.data = 2 * layer.weight.data
+
+
+def lora(model: LatteT2V, text: Tensor) -> None:
+    attn = model.transformer_blocks[0].attn2
+    attn.to_k = Lora(attn.to_k)
+
+
+def hook(model: LatteT2V, text: Tensor) -> None:
+    model.transformer_blocks[0].attn2.to_k.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def replaced_forward(model: LatteT2V, text: Tensor) -> None:
+    layer = model.transformer_blocks[0].attn2.to_k
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def narrower(model: LatteT2V, text: Tensor) -> None:
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+CHANGES = (write_text, write_key_weight, write_value_bias, write_caption, load, load_by_assignment, replace_data)
+CHANGES += (lora, hook, replaced_forward, narrower)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+@torch.no_grad()
+def test_any_change_is_seen(model: LatteT2V, change: Callable) -> None:
+    x, t, text, _ = inputs(3, 8, 8)
+    before = model(x, t, text).sample
+    assert products(model, x, t, text) == 0
+    change(model, text)
+    got = model(x, t, text).sample
+    fresh = copy.deepcopy(model)  # a copy remembers nothing
+    assert torch.equal(got, fresh(x, t, text.clone()).sample)
+    assert not torch.equal(got, before)
+
+
+@torch.no_grad()
+def test_autocast_is_seen(model: LatteT2V) -> None:
+    x, t, text, _ = inputs(3, 8, 8)
+    model(x, t, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products(model, x, t, text) == ONCE
+        got = model(x, t, text).sample
+        assert torch.equal(got, copy.deepcopy(model)(x, t, text).sample)
+
+
+def test_nothing_is_kept_while_gradients_are_recorded(model: LatteT2V) -> None:
+    x, t, text, _ = inputs(3, 8, 8)
+    with torch.no_grad():
+        model(x, t, text)
+    text.requires_grad_()
+    for _ in range(2):
+        assert products(model, x, t, text) == ONCE
+    model(x, t, text).sample.square().sum().backward()
+    assert text.grad is not None and text.grad.abs().max() > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_inference_tensors_are_not_trusted(model: LatteT2V) -> None:
+    """They carry no version, so that a write to them can't be seen."""
+    with torch.inference_mode():
+        x, t, text, _ = inputs(3, 8, 8)
+        before = model(x, t, text).sample
+        text.mul_(2)
+        assert not torch.equal(model(x, t, text).sample, before)
+
+
+@torch.no_grad()
+def test_forget_and_pickle(model: LatteT2V) -> None:
+    x, t, text, _ = inputs(3, 8, 8)
+    want = model(x, t, text).sample
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x, t, text).sample, want)
+    text.data.mul_(2)
+    model.forget_text()
+    assert not torch.equal(model(x, t, text).sample, want)
+    assert all("_remembered" not in key for key in model.state_dict())
