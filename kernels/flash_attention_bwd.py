@@ -1,4 +1,8 @@
-"""Attention over long sequences on Triton, backward: dq by blocks of queries, then dk and dv by blocks of keys."""
+"""Attention over long sequences on Triton, backward: dq by blocks of queries, then dk and dv by blocks of keys.
+
+In fp32 the softmax is made anew and delta is sum(p dp): an fp32 lse, rounded at the size of the largest score, and
+sum(dout out) would by themselves cost as much error as all the rest. At 16 bits neither is felt, and both are kept.
+"""
 
 import torch
 import triton
@@ -35,13 +39,13 @@ def finite(b_lse, HAS_MASK: tl.constexpr):
 def flash_attention_dq_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, delta_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
-    s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_mask,
+    s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_stat, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dq, and delta = sum(dout out) for the kernel of dk and dv."""
+    """dq, and for the kernel of dk and dv delta = sum(dout out); EXACT: delta = sum(p dp), the largest score, the sum."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
@@ -50,13 +54,41 @@ def flash_attention_dq_kernel(
     p_out = out_ptr + offset(i_b, i_o, i_h, o_q, s_outb, s_outo, s_outt, s_outh, ALIGN)
     b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_M, K_MAIN)
     b_dout0, b_dout1 = load_heads(p_dout, m_q, K, K_MAIN, K_TAIL, UPCAST)
-    b_out0, b_out1 = load_heads(p_out, m_q, K, K_MAIN, K_TAIL, UPCAST)
-    b_delta = tl.sum(b_dout0.to(tl.float32) * b_out0.to(tl.float32), 1)
-    if K_TAIL > 0:
-        b_delta += tl.sum(b_dout1.to(tl.float32) * b_out1.to(tl.float32), 1)
     o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
+    if EXACT:
+        b_lse = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+        b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+        b_delta = tl.zeros([BLOCK_M], dtype=tl.float32)
+        for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
+            o_k = i_k + tl.arange(0, BLOCK_N)
+            m_k = (o_k < T_k)[:, None] if not EVEN else (o_k >= 0)[:, None]
+            p_k = k_ptr + offset(i_b, i_o, i_h, o_k, s_kb, s_ko, s_kt, s_kh, ALIGN)
+            p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
+            b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)
+            b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
+            b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
+            b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
+            b_new = tl.maximum(b_lse, tl.max(b_s, 1))
+            if HAS_MASK:
+                b_new = tl.where(b_new == float("-inf"), -1e30, b_new)
+            b_shrink = tl.exp2(b_lse - b_new)
+            b_p = tl.exp2(b_s - b_new[:, None])
+            b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+            b_delta = b_delta * b_shrink + tl.sum(b_p * dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL), 1)
+            b_lse = b_new
+        if HAS_MASK:
+            b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
+        b_delta = b_delta / b_sum
+        tl.store(delta_ptr + s_stat + o_lse, b_lse, mask=o_q < T_q)
+        tl.store(delta_ptr + 2 * s_stat + o_lse, b_sum, mask=o_q < T_q)
+    else:
+        b_out0, b_out1 = load_heads(p_out, m_q, K, K_MAIN, K_TAIL, UPCAST)
+        b_delta = tl.sum(b_dout0.to(tl.float32) * b_out0.to(tl.float32), 1)
+        if K_TAIL > 0:
+            b_delta += tl.sum(b_dout1.to(tl.float32) * b_out1.to(tl.float32), 1)
+        b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
+        b_sum = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
     tl.store(delta_ptr + o_lse, b_delta, mask=o_q < T_q)
-    b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
     b_dq0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dq1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
     for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
@@ -69,6 +101,8 @@ def flash_attention_dq_kernel(
         b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
         b_p = tl.exp2(b_s - b_lse[:, None])
+        if EXACT:
+            b_p = b_p / b_sum[:, None]
         b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL)
         b_ds = (b_p * (b_dp - b_delta[:, None]) * scale).to(b_k0.dtype)
         b_dq0 = tl.dot(b_ds, b_k0, b_dq0, input_precision="ieee")
@@ -82,11 +116,11 @@ def flash_attention_dq_kernel(
 def flash_attention_dkdv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
-    s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_mask,
+    s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_stat, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
@@ -108,12 +142,17 @@ def flash_attention_dkdv_kernel(
         b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
         b_dout0, b_dout1 = load_heads(p_dout, m_q, K, K_MAIN, K_TAIL, UPCAST)
         o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
-        b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
+        if EXACT:
+            b_lse = tl.load(delta_ptr + s_stat + o_lse, mask=o_q < T_q, other=0.0)
+        else:
+            b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
         b_delta = tl.load(delta_ptr + o_lse, mask=o_q < T_q, other=0.0)
         b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL) * (scale * 1.4426950408889634)
         # only the mask: keys past the end are not stored, and queries past the end bring dout = 0
         b_st = scores(b_st, mask_ptr + i_b * s_mask, o_k[:, None], T_k, True, HAS_MASK)
         b_pt = tl.exp2(b_st - b_lse[None, :])
+        if EXACT:
+            b_pt = b_pt / tl.load(delta_ptr + 2 * s_stat + o_lse, mask=o_q < T_q, other=1.0)[None, :]
         b_dpt = dot_heads(b_v0, b_v1, b_dout0, b_dout1, K_TAIL)
         b_dst = (b_pt * (b_dpt - b_delta[None, :]) * scale).to(b_q0.dtype)
         b_pt = b_pt.to(b_q0.dtype)
@@ -147,7 +186,9 @@ def flash_attention_bwd(
     q, k = rotated(q, axis, rope), rotated(k, axis, rope)
     job = problem(q, k, axis, key_mask, v, dout, out, dq, dk, dv)
     mask, s_mask = bytes_of(key_mask, q)
-    delta = torch.empty_like(lse)
+    exact = q.dtype == torch.float32
+    # delta, and where exact the largest score and the sum of a query's exponentials
+    delta = torch.empty(3 if exact else 1, *lse.shape, dtype=lse.dtype, device=lse.device)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3]
     s = {name: strides(x, axis) for name, x in zip("oqkvODKV", (dout, q, k, v, out, dq, dk, dv), strict=True)}
     c = config("flash_attention_dq", q, job.T_q, job.T_k)
@@ -155,7 +196,7 @@ def flash_attention_bwd(
     with rows.guard(q):
         flash_attention_dq_kernel[(job.sequences * blocks,)](
             dout, q, k, v, out, lse, mask, dq, delta, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
-            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale,
+            *s_lse, delta.stride(0), s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
             EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
@@ -163,7 +204,7 @@ def flash_attention_bwd(
         blocks = triton.cdiv(job.T_k, c.block_m)
         flash_attention_dkdv_kernel[(job.sequences * blocks,)](
             dout, q, k, v, lse, delta, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
-            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale,
+            *s_lse, delta.stride(0), s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
             EVEN=job.T_q % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
