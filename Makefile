@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-EXTRAS := test,lint,t2v
+EXTRAS := test,lint,t2v,plot
 
 .PHONY: install demo test test-all test-cuda bench lint sanitize-cpu sanitize-cuda clean
 .DEFAULT_GOAL := demo
@@ -41,7 +41,7 @@ sanitize-cuda: install
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
 
 bench: install
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/latte-fast bench
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,9 @@
-"""The fixture behind every benchmark: correctness first, then a race, then pytest-benchmark's own record of ours."""
+"""The fixtures behind every benchmark: correctness first, then a race, then the record that reports are made of.
 
+The default selection is what a CPU machine runs in ten minutes; `-m quick` is a part of it, `--full` the whole grid.
+"""
+
+import datetime
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,28 +12,64 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.race import Lap, race
+from benchmarks.race import Lap, ceilings, race
 from latte_fast import info
+from latte_fast.results import Results, Row, save
 
-TABLES: list[tuple[str, dict[str, Lap], str]] = []
+ROWS: list[Row] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole grid instead of the default selection")
+    parser.addoption("--results", metavar="FILE", help="write every row to this JSON file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: runs only with --full")
+    config.addinivalue_line("markers", "quick: a part of the default selection that takes a few minutes on a CPU")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    dropped = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
 
 
 def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
+    def git(*args: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *args], capture_output=True, text=True, cwd=folder).stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD")
+    return (name + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")) or "unknown"
+
+
+def collected() -> Results:
+    device = info.gpu() if torch.cuda.is_available() else info.cpu()
+    day = datetime.date.today().isoformat()
+    return Results(device, day, commit(), info.versions(), ceilings(), tuple(ROWS))
 
 
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., dict[str, Lap]]:
+def record(request: pytest.FixtureRequest) -> Callable[..., Row]:
+    """record(title, contender, **fields of a Row) keeps a row of this file's suite."""
+
+    def keep(title: str, contender: str, **fields: Any) -> Row:
+        suite = Path(str(request.node.fspath)).stem.removeprefix("test_")
+        ROWS.append(Row(suite, title, contender, **fields))
+        return ROWS[-1]
+
+    return keep
+
+
+@pytest.fixture
+def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[str, Lap]]:
     """compare(title, contenders, check): runs `check` first (a wrong result is not timed), then races the contenders.
 
-    "ours" is the contender that pytest-benchmark records; the others stand in its extra_info and in the printed table.
+    "ours" is the contender that pytest-benchmark records; every contender becomes a row. `fields` go into all rows,
+    `each` into those of its keys.
     """
 
     def run(
@@ -37,39 +77,44 @@ def compare(benchmark: Any) -> Callable[..., dict[str, Lap]]:
         contenders: dict[str, Callable[[], object] | str],
         check: Callable[[], None],
         seconds: float = 6.0,
-        note: str = "",
+        each: dict[str, dict[str, Any]] | None = None,
+        **fields: Any,
     ) -> dict[str, Lap]:
         check()
         laps = race(contenders, seconds)
-        ours = contenders["ours"]
-        assert callable(ours)
-        benchmark.pedantic(ours, rounds=3, warmup_rounds=0)
-        benchmark.extra_info.update(
-            title=title,
-            device=info.gpu() if torch.cuda.is_available() else info.cpu(),
-            versions=info.versions(),
-            commit=commit(),
-            laps={name: lap.__dict__ for name, lap in laps.items()},
-            note=note,
-        )
-        TABLES.append((title, laps, note))
+        ours = laps["ours"]
+        benchmark.pedantic(lambda: None, rounds=1)  # the race has the times; this only enters the row below
+        benchmark.stats.stats.data[:] = [ours.median]
+        for name, lap in laps.items():
+            record(title, name, **lap.__dict__, **fields, **(each or {}).get(name, {}))
+        benchmark.extra_info.update(title=title, laps={name: lap.__dict__ for name, lap in laps.items()}, **fields)
         return laps
 
     return run
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--results")
+    if path and ROWS:
+        save(collected(), Path(path))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not TABLES:
+    if not ROWS:
         return
-    write = terminalreporter.write_line
-    write("")
-    write(f"{'':44} {'median':>10} {'low .. high':>21} {'ours is':>9}")
-    for title, laps, note in TABLES:
-        write(f"{title}{'  ' + note if note else ''}")
-        for name, lap in laps.items():
-            if lap.reason:
-                write(f"    {name:40} did not run: {lap.reason}")
+    write, results = terminalreporter.write_line, collected()
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in results.ceilings.items())
+    write(f"\n{results.device}; ceilings of this run: {rates}")
+    write(f"{'':48} {'median':>10} {'low .. high':>21} {'times ours':>10} {'kept':>9} {'peak':>9}")
+    for (suite, title), rows in results.races():
+        write(f"{suite}: {title}")
+        for name, row in rows.items():
+            if not row.ran:
+                write(f"    {name:44} did not run: {row.reason}")
                 continue
-            ratio = "" if name == "ours" else f"{lap.median / laps['ours'].median:8.2f}x"
-            spread = f"{lap.low * 1e3:.2f} .. {lap.high * 1e3:.2f}"
-            write(f"    {name:40} {lap.median * 1e3:7.2f} ms {spread:>21} {ratio:>9}")
+            ours = rows.get("ours")
+            ratio = f"{row.median / ours.median:9.2f}x" if ours and ours.timed and row.timed and row is not ours else ""
+            time = f"{row.median * 1e3:7.2f} ms" if row.timed else ""
+            spread = f"{row.low * 1e3:.2f} .. {row.high * 1e3:.2f}" if row.timed else ""
+            sizes = [f"{size / 1e6:6.0f} MB" if size else "" for size in (row.kept_bytes, row.peak_bytes)]
+            write(f"    {name:44} {time:>10} {spread:>21} {ratio:>10} {sizes[0]:>9} {sizes[1]:>9}  {row.note}")

@@ -1,4 +1,4 @@
-"""Who races: the oracle eager (upstream's code path) and compiled, the matrix products alone, and ours."""
+"""Who races: the oracle eager (upstream's code path), with SDPA and compiled, the matrix products alone, and ours."""
 
 import functools
 from collections.abc import Callable
@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latte_fast import Latte_models, reference, testing
+from benchmarks.race import ceilings
+from latte_fast import Latte, reference, testing
 from latte_fast.config import PRESETS
+
+FRAMES, SIDE = 16, 32
+# a model too slow for this machine is cut to the blocks that take about so many seconds, and says so in its title
+PATIENCE = 2.5
 
 
 def device() -> torch.device:
@@ -19,21 +24,45 @@ def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
     return torch.no_grad()(run)
 
 
+def affordable(name: str, batch: int, frames: int = FRAMES, side: int = SIDE) -> int:
+    """How many of a preset's blocks, even and at least 4, have products that take PATIENCE seconds."""
+    preset = PRESETS[name]
+    tokens = batch * frames * (side // preset["patch_size"]) ** 2
+    seconds = 24 * preset["hidden_size"] ** 2 * tokens / ceilings()["gemm"]
+    return min(preset["depth"], max(4, 2 * int(PATIENCE / seconds / 2)))
+
+
+def titled(name: str, depth: int, dtype: torch.dtype, batch: int = 1) -> str:
+    whole = PRESETS[name]["depth"]
+    part = "" if depth == whole else f", {depth} of its {whole} blocks"
+    clips = "" if batch == 1 else f", {batch} clips"
+    return f"{name}{part}, {str(dtype).removeprefix('torch.')}{clips}"
+
+
 @functools.lru_cache(maxsize=1)
-def models(name: str, dtype: torch.dtype, batch: int, train: bool = False) -> tuple[nn.Module, nn.Module, tuple]:
-    """(oracle, ours, inputs) with the same refilled weights; 16 frames of 256 x 256 pixels."""
+def models(
+    name: str,
+    dtype: torch.dtype,
+    batch: int,
+    depth: int,
+    train: bool = False,
+    frames: int = FRAMES,
+    side: int = SIDE,
+) -> tuple[nn.Module, nn.Module, tuple]:
+    """(oracle, ours, inputs) with the same refilled weights; by default 16 frames of 256 x 256 pixels."""
     torch.manual_seed(0)
-    oracle = testing.refill(reference.latte.Latte_models[name]())
-    ours = Latte_models[name]()
+    kwargs = PRESETS[name] | {"depth": depth, "num_frames": frames, "input_size": side}
+    oracle = testing.refill(reference.latte.Latte(**kwargs))
+    ours = Latte(**kwargs)
     ours.load_state_dict(oracle.state_dict())
-    x = torch.randn(batch, 16, 4, 32, 32).to(device(), dtype)
+    x = torch.randn(batch, frames, 4, side, side).to(device(), dtype)
     t = torch.randint(0, 1000, (batch,)).to(device())
     return oracle.to(device(), dtype).train(train), ours.to(device(), dtype).train(train), (x, t)
 
 
-def products(name: str, dtype: torch.dtype, batch: int) -> Callable[[], None]:
+def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[[], None]:
     """The four linear layers of every block without their bias, results in reused buffers: the floor of a forward."""
-    d, tokens = PRESETS[name]["hidden_size"], batch * 16 * (32 // PRESETS[name]["patch_size"]) ** 2
+    d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2
 
     def rows(n: int) -> Tensor:
         return torch.randn(tokens, n, device=device()).to(dtype)
@@ -44,7 +73,7 @@ def products(name: str, dtype: torch.dtype, batch: int) -> Callable[[], None]:
     outs = [rows(n) for _, n in layers]
 
     def run() -> None:
-        for _ in range(PRESETS[name]["depth"]):
+        for _ in range(depth):
             for (i, _), w, out in zip(layers, weights, outs, strict=True):
                 torch.mm(i, w.t(), out=out)
 
@@ -54,3 +83,37 @@ def products(name: str, dtype: torch.dtype, batch: int) -> Callable[[], None]:
 def compiled(model: nn.Module, **options: Any) -> nn.Module:
     torch._dynamo.reset()
     return torch.compile(model, **options)
+
+
+def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:
+    """The oracle with scaled_dot_product_attention in the place of its math, its layouts as they are."""
+    from latte_fast.reference import blocks
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+    def run(*args: Any) -> Tensor:
+        before, blocks.attention_ref = blocks.attention_ref, sdpa
+        try:
+            return model(*args)
+        finally:
+            blocks.attention_ref = before
+
+    return run
+
+
+def model_gate(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], None]:
+    """The tests' criterion on the very models that race."""
+
+    @torch.no_grad()
+    def check() -> None:
+        got, same = ours(*inputs), oracle(*inputs)
+        dtype = inputs[0].dtype
+        if dtype == torch.float32:
+            assert testing.relative_error(got, same) <= 6e-6  # each is within 3e-6 of float64
+            return
+        exact = oracle.float()(inputs[0].float(), *inputs[1:])
+        oracle.to(dtype)
+        testing.assert_no_worse_than_torch("output", got, same, exact)
+
+    return check

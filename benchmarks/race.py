@@ -1,5 +1,6 @@
 """Fair timing: contenders interleaved round by round in one process, synchronised, medians with their spread."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -33,20 +34,35 @@ def once(run: Callable[[], object]) -> float:
 
 
 def race(
-    contenders: dict[str, Callable[[], object] | str], seconds: float = 6.0, rounds: tuple[int, int] = (5, 50)
+    contenders: dict[str, Callable[[], object] | str], seconds: float = 6.0, rounds: tuple[int, int] = (3, 50)
 ) -> dict[str, Lap]:
     """Laps by contender; a contender given as a string is a missing one with its reason.
 
-    Two warm-up calls each, then rounds in which everyone runs once, as many as fit `seconds` within the bounds.
+    A warm-up call each, then rounds in which everyone runs once, as many as fit `seconds` within the bounds.
     """
     runners = {name: run for name, run in contenders.items() if not isinstance(run, str)}
     for run in runners.values():
         once(run)
-    estimate = sum(once(run) for run in runners.values())
-    count = int(min(max(seconds / max(estimate, 1e-9), rounds[0]), rounds[1]))
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(count):
+    done, spent = 0, 0.0
+    while done < rounds[0] or (done < rounds[1] and spent * (done + 1) / done < seconds):
         for name, run in runners.items():
             times[name].append(once(run))
-    laps = {name: Lap(statistics.median(t), min(t), max(t), count) for name, t in times.items()}
+        done, spent = done + 1, sum(sum(t) for t in times.values())
+    laps = {name: Lap(statistics.median(t), min(t), max(t), done) for name, t in times.items()}
     return {name: laps.get(name, Lap(reason=str(run))) for name, run in contenders.items()}
+
+
+@functools.cache
+def ceilings() -> dict[str, float]:
+    """What this machine does at best, measured once a run: bytes copied (in and out) and bf16 GEMM flops, a second.
+
+    The GEMM is Latte-XL/2's second-widest, 4096 x 1152 x 3456; the copy is of what no cache holds.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device).zero_()
+    target = torch.empty_like(source)
+    x, w = (torch.randn(n, 1152, device=device).bfloat16() for n in (4096, 3456))
+    out = x.new_empty(4096, 3456)
+    laps = race({"copy": lambda: target.copy_(source), "gemm": lambda: torch.mm(x, w.t(), out=out)}, seconds=1.5)
+    return {"copy": 2 * source.numel() / laps["copy"].median, "gemm": 2 * 4096 * 1152 * 3456 / laps["gemm"].median}

@@ -45,7 +45,7 @@ def flash_attention_dq_kernel(
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dq, and for the kernel of dk and dv delta = sum(dout out); EXACT: delta = sum(p dp), the largest score, the sum."""
+    """dq; for the kernel of dk and dv delta = sum(dout out), or EXACT sum(p dp), the largest score and the sum."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]

@@ -22,6 +22,7 @@ ARROWS = {
     "models": {"config", "backends", "modules"},
     "diffusion": {"ops"},
     "testing": {"config", "backends", "reference"},
+    "results": set(),
     "info": EVERYTHING,
     "cli": EVERYTHING,
 }

@@ -2,6 +2,7 @@
 
 import tyro
 
+from latte_fast.cli.bench import bench
 from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
@@ -9,5 +10,5 @@ from latte_fast.cli.tune import tune
 
 
 def main() -> None:
-    commands = {"doctor": doctor, "demo": demo, "cost": cost, "tune": tune}
+    commands = {"doctor": doctor, "demo": demo, "cost": cost, "tune": tune, "bench": bench}
     tyro.extras.subcommand_cli_from_dict(commands, prog="latte-fast", description="Fast Latte: check, compare, run.")

@@ -1,0 +1,60 @@
+"""Memory counted rather than measured: what a run has live at once, and what a forward keeps for its backward."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the storages made inside, as they come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def _gone(self, key: int, size: int) -> None:
+        self.live -= size
+        self.seen.discard(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **kwargs or {})
+        for x in tree_leaves(out):
+            if not isinstance(x, Tensor):
+                continue
+            storage = x.untyped_storage()
+            key = storage._cdata
+            if key in before or key in self.seen:
+                continue
+            self.seen.add(key)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._gone, key, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return out
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that was live at once of what `run` allocated: of every operator's results, not of its workspace."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with _Live() as seen:
+        run()
+    return seen.peak
+
+
+def kept_bytes(model: nn.Module, *args: Any) -> int:
+    """Bytes that live on for the backward once a forward is done, whoever holds them, its result not counted."""
+    with _Live() as seen:
+        out = model(*args)
+        kept = seen.live
+    return kept - out.untyped_storage().nbytes()

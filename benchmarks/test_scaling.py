@@ -1,0 +1,30 @@
+"""Time against frames, tokens and batch: ours beside the oracle, a pair of blocks; reports fit the exponents."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contenders import models, no_grad
+from benchmarks.race import race
+
+AXES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    # (batch, frames, latent side)
+    "frames": ((1, 8, 16), (1, 16, 16), (1, 32, 16), (1, 64, 16)),
+    "patches per frame": ((1, 8, 8), (1, 8, 16), (1, 8, 32), (1, 8, 64)),
+    "clips": ((1, 8, 16), (2, 8, 16), (4, 8, 16), (8, 8, 16)),
+}
+
+
+@pytest.mark.parametrize("axis", [pytest.param("frames", marks=pytest.mark.quick), "patches per frame", "clips"])
+def test_scaling(axis: str, record: Any, benchmark: Any) -> None:
+    name = "Latte-S/2"
+    for batch, frames, side in AXES[axis]:
+        oracle, ours, inputs = models(name, torch.bfloat16, batch, 2, frames=frames, side=side)
+        runs = {"ours": no_grad(partial(ours, *inputs)), "oracle eager": no_grad(partial(oracle, *inputs))}
+        at = {"frames": frames, "patches per frame": (side // 2) ** 2, "clips": batch}[axis]
+        for contender, lap in race(runs, seconds=1.0).items():
+            title = f"{name}, a pair of blocks, {at} {axis}"
+            record(title, contender, **lap.__dict__, curve=name, axis=axis, at=float(at))
+    benchmark.pedantic(runs["ours"], rounds=1)

@@ -1,0 +1,55 @@
+"""The text-to-video model at its published width, 4 + 4 blocks, 16 x 256 x 256, against diffusers."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.bytes import peak_bytes
+from benchmarks.contenders import compiled, device, no_grad
+from latte_fast import LatteT2V, reference, testing
+
+LAYERS, TOKENS = 4, 120
+DIFFUSERS = {"attention_bias": True, "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000}
+DIFFUSERS |= {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}
+SHAPE = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "patch_size": 2}
+SHAPE |= {"cross_attention_dim": 1152, "caption_channels": 4096, "video_length": 16}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("side", "layers"), [(32, LAYERS), pytest.param(64, 28, marks=pytest.mark.full)], ids=["256px", "512px"]
+)
+def test_forward(side: int, layers: int, compare: Any) -> None:
+    """One step without guidance; the prompt stays the same from step to step, as in sampling."""
+    torch.manual_seed(0)
+    ours = LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
+    oracle = reference.latte_t2v.LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
+    oracle.load_state_dict(ours.state_dict())
+    ours, oracle = ours.to(device(), torch.bfloat16), oracle.to(device(), torch.bfloat16)
+    x = torch.randn(1, 4, 16, side, side, device=device()).bfloat16()
+    t, text = torch.tensor([500], device=device()), torch.randn(1, TOKENS, 4096, device=device()).bfloat16()
+
+    @torch.no_grad()
+    def check() -> None:
+        got, same = ours(x, t, text).sample, oracle(x, t, text)
+        exact = oracle.float()(x.float(), t, text.float())
+        oracle.bfloat16()
+        testing.assert_no_worse_than_torch("output", got, same, exact)
+
+    contenders: dict[str, Any] = {"ours": no_grad(lambda: ours(x, t, text))}
+    try:
+        from diffusers import LatteTransformer3DModel
+    except ImportError:
+        contenders |= dict.fromkeys(("diffusers eager", "diffusers under torch.compile"), "diffusers is not installed")
+    else:
+        theirs = LatteTransformer3DModel(**SHAPE, **DIFFUSERS, num_layers=layers, sample_size=side).eval()
+        theirs.load_state_dict(ours.state_dict())
+        theirs = theirs.to(device(), torch.bfloat16)
+        jit = compiled(theirs)
+        contenders["diffusers eager"] = no_grad(lambda: theirs(x, t, text))
+        contenders["diffusers under torch.compile"] = no_grad(lambda: jit(x, t, text))
+    names = [n for n in ("ours", "diffusers eager") if callable(contenders[n])]
+    each = {n: {"peak_bytes": peak_bytes(contenders[n])} for n in names}
+    title = f"LatteT2V, {layers} + {layers} blocks, {8 * side} px, bfloat16, forward"
+    compare(title, contenders, check, seconds=20.0, each=each)

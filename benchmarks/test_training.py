@@ -1,0 +1,50 @@
+"""A training step: forward, backward and AdamW on bf16 weights, and what the forward keeps for the backward."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.bytes import kept_bytes
+from benchmarks.contenders import affordable, compiled, model_gate, models, titled
+
+HALF = torch.bfloat16
+# the policy of the speed row: norms and GELU are made again, matrix products and attention are kept
+POLICY = "elementwise"
+
+
+CASES = [("Latte-B/2", 1), *(pytest.param("Latte-XL/2", batch, marks=pytest.mark.full) for batch in (1, 5, 16))]
+
+
+@pytest.mark.parametrize(("name", "batch"), CASES)
+def test_training_step(name: str, batch: int, compare: Any) -> None:
+    depth = max(4, affordable(name, batch) // 4 * 2)
+    oracle, ours, (x, t) = models(name, HALF, batch, depth, train=True)
+    dout = torch.randn(batch, 16, 8, 32, 32).to(x)
+
+    def step(model: nn.Module, owner: nn.Module, policy: str = "none") -> Any:
+        optimizer = torch.optim.AdamW(owner.parameters(), lr=1e-5, fused=True)
+
+        def run() -> None:
+            ours.recompute = policy
+            optimizer.zero_grad()
+            model(x, t).backward(dout)
+            optimizer.step()
+
+        return run
+
+    check = model_gate(oracle, ours, (x, t))
+    jit = compiled(oracle)
+    remade = f"ours, recompute = {POLICY}"
+    eager = "oracle eager (upstream's code path)"
+    contenders = {
+        "ours": step(ours, ours),
+        remade: step(ours, ours, POLICY),
+        eager: step(oracle, oracle),
+        "oracle under torch.compile": step(jit, oracle),
+    }
+    each = {"ours": {"kept_bytes": kept_bytes(ours, x, t)}, eager: {"kept_bytes": kept_bytes(oracle, x, t)}}
+    ours.recompute = POLICY
+    each[remade] = {"kept_bytes": kept_bytes(ours, x, t)}
+    compare(f"{titled(name, depth, HALF, batch)}, training step", contenders, check, seconds=25.0, each=each)

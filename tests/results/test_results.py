@@ -1,0 +1,146 @@
+"""Results files, the comparison of two, tables, pictures, and that README and docs say what the files say."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from latte_fast import results
+from latte_fast.results import Results, Row, changes, load, merged, save
+from latte_fast.results.compare import table
+from latte_fast.results.markdown import MARK, refresh, report
+from latte_fast.results.plots import exponent, save_all
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(contender: str, seconds: float, spread: float = 0.02, title: str = "a", **kwargs: object) -> Row:
+    low, high = seconds * (1 - spread), seconds * (1 + spread)
+    return Row("model", title, contender, seconds, low, high, 5, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run() -> Results:
+    rows = (
+        row("ours", 1.0, bytes=10**9, flops=10**12),
+        row("oracle", 2.0, bytes=10**9, flops=10**12),
+        Row("model", "a", "diffusers", reason="diffusers is not installed"),
+        Row("memory", "m", "ours", kept_bytes=10**6),
+        Row("memory", "m", "oracle", kept_bytes=3 * 10**6),
+        *(row("ours", 0.5 * n, title=f"{n} frames", curve="S", axis="frames", at=float(n)) for n in (1, 2, 4)),
+    )
+    return Results("a CPU", "2026-01-01", "abc", {"torch": "2.13"}, {"copy": 1e10, "gemm": 2e12}, rows)
+
+
+def test_round_trip(run: Results, tmp_path: Path) -> None:
+    save(run, tmp_path / "x" / "r.json")
+    again = load(tmp_path / "x" / "r.json")
+    assert [r for r in again.rows if r.timed] == [r for r in run.rows if r.timed]
+    assert len(again.rows) == len(run.rows) and again.ceilings == run.ceilings
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 0}', '{"format": 1, "rows": [{"colour": 1}]}', "[1]"])
+def test_what_is_no_results_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(ValueError, match=r"r\.json: not a results file"):
+        load(tmp_path / "r.json")
+    with pytest.raises(ValueError, match="no such file"):
+        load(tmp_path / "none.json")
+
+
+def slowed(run: Results, ours: float, others: float = 1.0) -> Results:
+    def times(r: Row) -> Row:
+        by = ours if r.contender == "ours" else others
+        return replace(r, median=r.median * by, low=r.low * by, high=r.high * by)
+
+    return replace(run, rows=tuple(times(r) for r in run.rows))
+
+
+def test_comparison_knows_noise_and_drift(run: Results) -> None:
+    assert not any(c.regressed for c in changes(run, run))
+    assert not any(c.regressed for c in changes(run, slowed(run, 1.03)))
+    found = {c.title: c for c in changes(run, slowed(run, 1.5))}
+    assert found["model / a"].regressed and found["model / a"].ratio == pytest.approx(1.5)
+    assert "REGRESSED" in table(list(found.values()))
+    # the whole machine is slower: no regression where another contender shows it
+    assert not {c.title: c for c in changes(run, slowed(run, 1.5, 1.5))}["model / a"].regressed
+    noisy = replace(run, rows=tuple(replace(r, high=r.median * 1.6) for r in run.rows))
+    assert not any(c.regressed for c in changes(noisy, slowed(noisy, 1.5)))
+    gone = replace(run, rows=tuple(r for r in run.rows if r.title != "a"))
+    assert [c.gone for c in changes(run, gone) if c.regressed] == ["not measured"]
+    with pytest.raises(ValueError, match="must come from one device"):
+        changes(run, replace(run, device="another"))
+
+
+def test_bench_compares_and_refuses(run: Results, tmp_path: Path) -> None:
+    save(run, tmp_path / "a.json")
+    save(slowed(run, 1.5), tmp_path / "b.json")
+
+    def bench(*args: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", "from latte_fast.cli import main; main()", "bench", *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    same = bench("--compare", tmp_path / "a.json", tmp_path / "a.json")
+    assert same.returncode == 0, same.stderr
+    worse = bench("--compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert worse.returncode == 1 and "REGRESSED" in worse.stdout
+    wrong = bench("--suites", "opps")
+    assert wrong.returncode == 1 and "suites must be of" in wrong.stderr
+    out = bench("--merge", tmp_path / "a.json", "--out", tmp_path / "out")
+    assert out.returncode == 0, out.stderr
+    assert {"results.json", "report.md"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_parts_merge(run: Results) -> None:
+    part = replace(run, rows=(row("ours", 3.0), row("ours", 1.0, title="new")))
+    whole = merged([run, part])
+    assert {(r.title, r.contender): r.median for r in whole.rows}["a", "ours"] == 3.0
+    assert len(whole.rows) == len(run.rows) + 1
+    with pytest.raises(ValueError, match="one machine and commit"):
+        merged([run, replace(part, commit="other")])
+
+
+def test_report_has_every_row(run: Results) -> None:
+    text = report(run)
+    for words in ("did not run: diffusers is not installed", "| 2.00x |", "3.00x", "1 GB/s (10%)", "## memory", "abc"):
+        assert words in text, words
+
+
+def test_plots(run: Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made = save_all(run, tmp_path)
+    assert [p.name for p in made] == ["bars-model.png", "roofline.png", "scaling.png"]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" and p.stat().st_size > 5000 for p in made)
+    assert exponent([(1, 2.0), (2, 8.0), (4, 32.0)]) == pytest.approx(2.0)
+
+
+def test_marked_places_are_made_from_files(run: Results, tmp_path: Path) -> None:
+    save(run, tmp_path / "r.json")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- figures: model from r.json -->\nold\n<!-- end of figures -->\nafter\n")
+    text = refresh(page, tmp_path)
+    assert "old" not in text and "| a | 1000 ms | 2.00x |" in text and text.startswith("before\n<!--")
+    page.write_text(text)
+    assert refresh(page, tmp_path) == text
+    page.write_text(text.replace("figures: model", "figures: nothing"))
+    with pytest.raises(ValueError, match="figures: name must be about or a suite"):
+        refresh(page, tmp_path)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_pages_say_what_the_files_say(page: str) -> None:
+    """`python -m latte_fast.results.markdown` makes the marked places anew."""
+    assert refresh(ROOT / page, ROOT) == (ROOT / page).read_text()
+
+
+def test_kept_results_are_readable() -> None:
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*/*/results.json")):
+        found = results.load(path)
+        assert found.rows and found.ceilings, path
+        assert path.parent.name == f"{found.date}-{found.commit}"
+        assert "NaN" not in json.dumps(found.versions)
+    assert MARK.pattern
