@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-cuda | bench | lint | sanitize-cpu | sanitize-cuda
+# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda
 # Each makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo test test-all test-cuda bench lint sanitize-cpu sanitize-cuda clean
+.PHONY: install demo test test-all test-cuda bench cuda lint sanitize-cpu sanitize-cuda clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -42,6 +42,10 @@ sanitize-cuda: install
 
 bench: install
 	$(BIN)/latte-fast bench
+
+# on a machine with a GPU and without a network: OUT=folder, STAGES="build test ..."; DRY=1 tries them without a GPU
+cuda:
+	PYTHON=$(or $(CUDA_PYTHON),$(PYTHON)) benchmarks/cuda.sh $(STAGES)
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import contenders
 from benchmarks.race import Lap, ceilings, race
 from latte_fast import info
 from latte_fast.results import Results, Row, save
@@ -21,10 +22,13 @@ ROWS: list[Row] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole grid instead of the default selection")
+    parser.addoption("--tiny", action="store_true", help="sizes at which everything runs in a moment: no figures")
     parser.addoption("--results", metavar="FILE", help="write every row to this JSON file")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--tiny"):
+        contenders.shrink()
     config.addinivalue_line("markers", "full: runs only with --full")
     config.addinivalue_line("markers", "quick: a part of the default selection that takes a few minutes on a CPU")
 

@@ -9,11 +9,21 @@ from torch import Tensor, nn
 
 from benchmarks.race import ceilings
 from latte_fast import Latte, reference, testing
-from latte_fast.config import PRESETS
+from latte_fast.config import PRESETS, SIZES
 
 FRAMES, SIDE = 16, 32
+WIDTHS = {size: (width, heads) for size, (_, width, heads) in SIZES.items()}
 # a model too slow for this machine is cut to the blocks that take about so many seconds, and says so in its title
 PATIENCE = 2.5
+
+
+def shrink() -> None:
+    """Sizes at which every benchmark runs in a moment, to try the machinery: called before the suites are imported."""
+    global FRAMES, SIDE, WIDTHS
+    FRAMES, SIDE = 2, 8
+    WIDTHS = dict.fromkeys(WIDTHS, (64, 2))
+    for kwargs in PRESETS.values():
+        kwargs |= {"hidden_size": 64, "num_heads": 2, "depth": 2}
 
 
 def device() -> torch.device:
@@ -24,10 +34,10 @@ def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
     return torch.no_grad()(run)
 
 
-def affordable(name: str, batch: int, frames: int = FRAMES, side: int = SIDE) -> int:
+def affordable(name: str, batch: int) -> int:
     """How many of a preset's blocks, even and at least 4, have products that take PATIENCE seconds."""
     preset = PRESETS[name]
-    tokens = batch * frames * (side // preset["patch_size"]) ** 2
+    tokens = batch * FRAMES * (SIDE // preset["patch_size"]) ** 2
     seconds = 24 * preset["hidden_size"] ** 2 * tokens / ceilings()["gemm"]
     return min(preset["depth"], max(4, 2 * int(PATIENCE / seconds / 2)))
 
@@ -46,10 +56,11 @@ def models(
     batch: int,
     depth: int,
     train: bool = False,
-    frames: int = FRAMES,
-    side: int = SIDE,
+    frames: int = 0,
+    side: int = 0,
 ) -> tuple[nn.Module, nn.Module, tuple]:
     """(oracle, ours, inputs) with the same refilled weights; by default 16 frames of 256 x 256 pixels."""
+    frames, side = frames or FRAMES, side or SIDE
     torch.manual_seed(0)
     kwargs = PRESETS[name] | {"depth": depth, "num_frames": frames, "input_size": side}
     oracle = testing.refill(reference.latte.Latte(**kwargs))

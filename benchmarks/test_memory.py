@@ -13,7 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.bytes import kept_bytes
-from latte_fast import Latte_models, reference
+from benchmarks.contenders import FRAMES, PRESETS, SIDE
+from latte_fast import Latte, reference
 from latte_fast.modules.recompute import POLICIES
 
 CARDS = {"80 GB": 80e9, "141 GB": 141e9}
@@ -39,15 +40,16 @@ def largest(parameters: int, kept: int, depth: int) -> str:
 @pytest.mark.parametrize("name", [pytest.param("Latte-B/2", marks=pytest.mark.quick), "Latte-XL/2"])
 def test_kept_for_backward(name: str, record: Any, benchmark: Any) -> None:
     with FakeTensorMode(), default_dtype(torch.bfloat16):
-        x = torch.randn(1, 16, 4, 32, 32)
+        x = torch.randn(1, FRAMES, 4, SIDE, SIDE)
         t = torch.zeros(1, dtype=torch.int64)
-        oracle = reference.latte.Latte_models[name]()
+        kwargs = PRESETS[name] | {"num_frames": FRAMES, "input_size": SIDE}
+        oracle = reference.latte.Latte(**kwargs)
         count = sum(p.numel() for p in oracle.parameters())
         depth = len(oracle.blocks)
         title = f"{name}, bfloat16, one clip"
         kept = kept_bytes(oracle, x, t)
         record(title, "oracle eager (upstream's code path)", kept_bytes=kept, note=largest(count, kept, depth))
-        ours = Latte_models[name]()
+        ours = Latte(**kwargs)
         for policy in POLICIES:
             ours.recompute = policy
             kept = kept_bytes(ours, x, t)

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import compiled, device, no_grad
+from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, no_grad
 from latte_fast import backends, ops, testing, use_backend
 from latte_fast._ext import bias_gelu
-from latte_fast.config import SIZES
 from latte_fast.reference import functional as R
 
-FRAMES, PATCHES = 16, 256
+PATCHES = (SIDE // 2) ** 2
 
 
 def rows(*shape: int) -> Tensor:
@@ -34,7 +33,7 @@ def gate(fn: Callable, ref: Callable, args: tuple) -> Callable[[], None]:
 
 
 def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
-    _, d, heads = SIZES[size]
+    d, heads = WIDTHS[size]
     x = rows(1, FRAMES, PATCHES, d)
     six = rows(1, 6 * d).chunk(6, dim=-1)
     if op == "norm_modulate":
@@ -79,7 +78,7 @@ def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
     return found
 
 
-@pytest.mark.parametrize("size", ["B", "XL"])
+@pytest.mark.parametrize("size", [pytest.param("B", marks=pytest.mark.quick), "XL"])
 @pytest.mark.parametrize("op", OPS)
 def test_forward(op: str, size: str, compare: Any) -> None:
     torch.manual_seed(0)

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.contenders import models, no_grad
+from benchmarks.contenders import SIDE, models, no_grad
 from benchmarks.race import race
 
+S = SIDE // 2
 AXES: dict[str, tuple[tuple[int, int, int], ...]] = {
     # (batch, frames, latent side)
-    "frames": ((1, 8, 16), (1, 16, 16), (1, 32, 16), (1, 64, 16)),
-    "patches per frame": ((1, 8, 8), (1, 8, 16), (1, 8, 32), (1, 8, 64)),
-    "clips": ((1, 8, 16), (2, 8, 16), (4, 8, 16), (8, 8, 16)),
+    "frames": ((1, 8, S), (1, 16, S), (1, 32, S), (1, 64, S)),
+    "patches per frame": ((1, 8, S // 2), (1, 8, S), (1, 8, 2 * S), (1, 8, 4 * S)),
+    "clips": ((1, 8, S), (2, 8, S), (4, 8, S), (8, 8, S)),
 }
 
 

@@ -6,19 +6,20 @@ import pytest
 import torch
 
 from benchmarks.bytes import peak_bytes
-from benchmarks.contenders import compiled, device, no_grad
+from benchmarks.contenders import FRAMES, SIDE, compiled, device, no_grad
 from latte_fast import LatteT2V, reference, testing
 
 LAYERS, TOKENS = 4, 120
 DIFFUSERS = {"attention_bias": True, "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000}
 DIFFUSERS |= {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6}
-SHAPE = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "patch_size": 2}
-SHAPE |= {"cross_attention_dim": 1152, "caption_channels": 4096, "video_length": 16}
+HEADS = 16 if SIDE == 32 else 2
+SHAPE = {"num_attention_heads": HEADS, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "patch_size": 2}
+SHAPE |= {"cross_attention_dim": 72 * HEADS, "caption_channels": 4096, "video_length": FRAMES}
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("side", "layers"), [(32, LAYERS), pytest.param(64, 28, marks=pytest.mark.full)], ids=["256px", "512px"]
+    ("side", "layers"), [(SIDE, LAYERS), pytest.param(2 * SIDE, 28, marks=pytest.mark.full)], ids=["256px", "512px"]
 )
 def test_forward(side: int, layers: int, compare: Any) -> None:
     """One step without guidance; the prompt stays the same from step to step, as in sampling."""
@@ -27,7 +28,7 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
     oracle = reference.latte_t2v.LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
     oracle.load_state_dict(ours.state_dict())
     ours, oracle = ours.to(device(), torch.bfloat16), oracle.to(device(), torch.bfloat16)
-    x = torch.randn(1, 4, 16, side, side, device=device()).bfloat16()
+    x = torch.randn(1, 4, FRAMES, side, side, device=device()).bfloat16()
     t, text = torch.tensor([500], device=device()), torch.randn(1, TOKENS, 4096, device=device()).bfloat16()
 
     @torch.no_grad()
