@@ -1,8 +1,8 @@
-"""Datasets from upstream's folders: what an item is, that it depends on its key alone, and what is said of bad input."""
+"""Datasets from upstream's folders: what an item is, that it depends on its key alone, what is said of bad input."""
 
 import logging
 import pickle
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ def test_clip_is_the_videos_frames_at_the_exact_interval(tmp_path: Path) -> None
 def test_draw_places_of_short_videos_start_over() -> None:
     for number in range(50):
         places = draw_places(np.random.default_rng(number), 7, 4, 3)
-        assert all((b - a) % 7 == 3 for a, b in zip(places, places[1:], strict=False))
+        assert all((b - a) % 7 == 3 for a, b in pairwise(places))
     assert draw_places(np.random.default_rng(0), 1, 3, 3) == [0, 0, 0]
 
 
@@ -88,7 +88,7 @@ def test_short_videos_are_left_out_or_looped(tmp_path: Path, caplog: pytest.LogC
     assert "1 of 2 videos have fewer than 10 frames" in caplog.text
     looped = open_dataset(DataConfig(kind="videos", path=str(tmp_path), short="loop"), 4, 16)
     assert len(looped) == 2 and looped.skipped == 0 and looped[1]["video"].shape == (4, 3, 16, 16)
-    with pytest.raises(ValueError, match="at least 16 frames .* got 10 in the longest of 2"):
+    with pytest.raises(ValueError, match=r"at least 16 frames .* got 10 in the longest of 2"):
         open_dataset(config, 6, 16)
 
 
@@ -243,7 +243,7 @@ def test_pictures_outside_the_classes(tmp_path: Path) -> None:
     layout("videos", tmp_path / "set")
     root = pictures(tmp_path / "pictures", ["c/1.png"])
     config = DataConfig(kind="videos", path=str(tmp_path / "set"), image_path=str(root))
-    with pytest.raises(LayoutError, match="folders named after classes, got .*c/1.png"):
+    with pytest.raises(LayoutError, match=r"folders named after classes, got .*c/1\.png"):
         open_dataset(config, 2, 16, images=1)
     with pytest.raises(LayoutError, match="which is no folder"):
         open_dataset(DataConfig(kind="videos", path=config.path, image_path=str(tmp_path / "no")), 2, 16, images=1)
@@ -275,5 +275,5 @@ def test_shapes_written_are_the_videos_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("frames", "size", "images"), [(0, 16, 0), (2, 0, 0), (2, 16, -1)])
 def test_open_dataset_bad_numbers(frames: int, size: int, images: int) -> None:
-    with pytest.raises(ValueError, match="open_dataset: .* must be at least"):
+    with pytest.raises(ValueError, match=r"open_dataset: .* must be at least"):
         open_dataset(DataConfig(), frames, size, images)

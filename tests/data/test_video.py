@@ -136,7 +136,7 @@ def test_a_file_that_lost_its_end_after_it_was_scanned(tmp_path: Path) -> None:
     path = made(tmp_path, "h264 transport stream")
     timeline = scan(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(VideoError, match="frame .* of 40 does not decode"):
+    with pytest.raises(VideoError, match=r"frame .* of 40 does not decode"):
         read(path, timeline, [1, 39])
 
 
