@@ -21,6 +21,7 @@ ARROWS = {
     "modules": {"config", "backends", "ops"},
     "models": {"config", "backends", "modules"},
     "diffusion": {"ops"},
+    "data": {"config"},
     "testing": {"config", "backends", "reference"},
     "results": set(),
     "info": EVERYTHING,
