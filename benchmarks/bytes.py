@@ -1,13 +1,17 @@
 """Memory counted rather than measured: what a run has live at once, and what a forward keeps for its backward."""
 
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from latte_fast._ext.linear import release_buffers
 
 
 class _Live(TorchDispatchMode):
@@ -40,16 +44,19 @@ class _Live(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that was live at once of what `run` allocated: of every operator's results, not of its workspace."""
+    """The most that was live at once of what `run` allocated, kept buffers included, by the allocator's own record."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with _Live() as seen:
+    release_buffers()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
-    return seen.peak
+    results = seen.profiler.kineto_results
+    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(size for _, size in sorted(changes)), default=0)
 
 
 def kept_bytes(model: nn.Module, *args: Any) -> int:

@@ -150,7 +150,10 @@ class Block(nn.Module):
             y, bias = self.over_time(h, step)
         else:
             y, bias = self.in_parallel(h, step)
+        # what is done with goes at once, or sampling would hold it through the MLP
+        del h, pending
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
+        del y
         y, bias = self.mlp(h)
         # a copy, so that no parameter of this block is read by the next
         return x, Pending(y, gate_m, None if bias is None else bias.clone())

@@ -100,17 +100,20 @@ class BlockT2V(nn.Module):
         modulation = (self.scale_shift_table + t).to(t.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
         eps = self.norm1.eps
+        # what is done with goes at once: sampling then holds 9 activations instead of 12
         x, h = add_and_norm(x, pending, shift_a, scale_a, step.pos, eps)
         out = self_attention(self.attn1, h, step.axis)
+        del h, pending
         if step.text is None:
             y, bias = split_bias(self.attn1.to_out[0], out)
-            last = Pending(y, gate_a, bias)
         else:
             # the text's queries come from the sum itself, with no norm in between that could add it
             x = resolve(x, Pending(self.attn1.to_out[0](out), gate_a, None))
             y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, step.text, step.images))
-            last = Pending(y, torch.ones_like(gate_a[:1]).expand_as(gate_a), bias)
-        x, h = add_and_norm(x, last, shift_m, scale_m, eps=eps)
+            gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
+        del out
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps)
+        del y
         y, bias = mlp(self.ff, h)
         # a copy, so that no parameter of this block is read by the next
         return x, Pending(y, gate_m, None if bias is None else bias.clone())
