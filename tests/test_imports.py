@@ -21,6 +21,7 @@ ARROWS = {
     "modules": {"config", "backends", "ops"},
     "models": {"config", "backends", "modules"},
     "diffusion": {"ops"},
+    "data": {"config"},
     "training": {"config", "models", "data", "diffusion"},
     "testing": {"config", "backends", "reference"},
     "info": EVERYTHING,

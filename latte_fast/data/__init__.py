@@ -1,0 +1,7 @@
+"""Clips for training: description, datasets, and the order they come in."""
+
+from latte_fast.data import shapes
+from latte_fast.data.config import DataConfig, open_dataset
+from latte_fast.data.sampler import GlobalSampler
+
+__all__ = ["DataConfig", "GlobalSampler", "open_dataset", "shapes"]

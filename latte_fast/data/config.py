@@ -1,0 +1,75 @@
+"""What to train on: one frozen description, and the dataset it opens."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from latte_fast.data.shapes import Shapes
+
+Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "shapes"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A set of clips; docs/data.md draws the folder of each kind.
+
+    Args:
+        kind: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames (a folder of images
+            a clip), latents (what `latte-fast encode` wrote) or shapes (moving shapes made on the fly).
+        path: the set's folder; shapes has none.
+        interval: frames of the video from one frame of the clip to the next.
+        flip: mirror half of the clips, each as a whole. Not for shapes, where left and right are classes.
+        seed: of crops, flips, posterior noise and shapes.
+        short: a video with fewer frames than a clip spans is left out and counted (skip), or starts over (loop).
+        on_error: a video that does not decode is reported once, counted and replaced (skip), or ends the run (raise).
+        index: file that keeps the videos' frame times, made on first use; empty reads them from the videos each time.
+        image_path: folder of the pictures for joint training; empty takes frames of the clips themselves.
+        image_list: text file of pictures below image_path, one a line; empty takes all.
+        clips: in one epoch of shapes.
+    """
+
+    kind: Kind = "shapes"
+    path: str = ""
+    interval: int = 3
+    flip: bool = False
+    seed: int = 0
+    short: Literal["skip", "loop"] = "skip"
+    on_error: Literal["skip", "raise"] = "skip"
+    index: str = ""
+    image_path: str = ""
+    image_list: str = ""
+    clips: int = 1200
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", KINDS), ("short", ("skip", "loop")), ("on_error", ("skip", "raise"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"data: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (("interval", 1), ("seed", 0), ("clips", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data: {name} must be at least {least}, got {getattr(self, name)}")
+        if self.kind == "shapes" and self.flip:
+            raise ValueError("data: flip must be False for shapes, whose classes are directions, got True")
+        if self.kind != "shapes" and not self.path:
+            raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
+        if self.image_list and not self.image_path:
+            raise ValueError(f"data: image_path must be the folder of the pictures in {self.image_list}, got none")
+
+
+def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> Shapes:
+    """The dataset of a description: `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
+
+    An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
+    has classes, and "image_labels" (images,) too in joint training.
+
+    Args:
+        config: of the set.
+        frames: in a clip.
+        size: height and width in pixels.
+        images: single pictures behind each clip, for joint training.
+    """
+    for name, value, least in (("frames", frames, 1), ("size", size, 1), ("images", images, 0)):
+        if value < least:
+            raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
+    if config.kind == "shapes":
+        return Shapes(config.clips, frames, size, config.seed, images)
+    raise ValueError(f"open_dataset: kind must be shapes, got {config.kind}")

@@ -1,0 +1,64 @@
+"""Which clip comes when: a function of (seed, sample number) alone, the same for any number of ranks and workers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Key = int | tuple[int, int]
+
+
+def split_key(key: Key, length: int) -> tuple[int, int]:
+    """(epoch, index) of a dataset's key; a plain int is epoch 0. IndexError beyond the end, so that `for` stops."""
+    epoch, index = key if isinstance(key, tuple) else (0, key)
+    if not 0 <= index < length or epoch < 0:
+        raise IndexError(f"dataset: key must be (epoch >= 0, 0 <= index < {length}), got {key}")
+    return int(epoch), int(index)
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """Random numbers that depend on these numbers and nothing else."""
+    return np.random.default_rng(numbers)
+
+
+class GlobalSampler(Sampler[tuple[int, int]]):
+    """An endless iterator of (epoch, index): sample s is entry s % length of the permutation of (seed, s // length).
+
+    Samples start + k*batch .. start + (k+1)*batch are one global batch, and rank r of R takes its r-th R-th of each, so
+    the ranks' parts laid end to end are the batch that one process would see.
+
+    Args:
+        length: of the dataset.
+        batch: samples in one global batch, over all ranks.
+        seed: of the permutations.
+        rank: of this process.
+        ranks: processes that share each batch.
+        start: the first sample's number in the run; how many were seen before, when resuming.
+        shuffle: False takes the dataset's own order in every epoch.
+    """
+
+    def __init__(
+        self, length: int, batch: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0, shuffle: bool = True
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"GlobalSampler: length must be at least 1, got {length}")
+        if ranks < 1 or not 0 <= rank < ranks:
+            raise ValueError(f"GlobalSampler: rank must be in 0 .. ranks - 1, got rank {rank} of {ranks}")
+        if batch < 1 or batch % ranks:
+            raise ValueError(f"GlobalSampler: batch must be a positive multiple of {ranks} ranks, got {batch}")
+        if start < 0 or seed < 0:
+            raise ValueError(f"GlobalSampler: start and seed must not be negative, got {start} and {seed}")
+        self.length, self.batch, self.seed = length, batch, seed
+        self.rank, self.ranks, self.start, self.shuffle = rank, ranks, start, shuffle
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        local = self.batch // self.ranks
+        first = self.start + self.rank * local
+        drawn, order = -1, np.arange(self.length)
+        while True:
+            for sample in range(first, first + local):
+                epoch, place = divmod(sample, self.length)
+                if self.shuffle and epoch != drawn:
+                    drawn, order = epoch, generator(self.seed, epoch).permutation(self.length)
+                yield epoch, int(order[place])
+            first += self.batch

@@ -1,0 +1,98 @@
+"""Moving coloured shapes: a labelled set of clips without a file, class = shape and direction."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from latte_fast.data.sampler import Key, generator, split_key
+
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+CLASSES = tuple(f"{shape} {direction}" for shape in SHAPES for direction in DIRECTIONS)
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Signed distance in pixels to the outline, negative inside; radii chosen for about the circle's area."""
+    if shape == "circle":
+        return np.hypot(x, y) - radius
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - 0.89 * radius
+    # equal sides, pointing up (y points down), moved so that its box is about the centre
+    y = y - 0.39 * radius
+    return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.78 * radius
+
+
+def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
+    """uint8 (F, 3, size, size): one antialiased shape crosses a dark ground in a straight line and stays inside it.
+
+    Colour, size and start are a function of (label, seed); the way is 35 to 45 % of the side in any number of frames.
+    """
+    if not 0 <= label < len(CLASSES):
+        raise ValueError(f"shapes: label must be in 0 .. {len(CLASSES) - 1}, got {label}")
+    if frames < 1 or size < 8:
+        raise ValueError(f"shapes: frames must be at least 1 and size at least 8, got {frames} and {size}")
+    rng = generator(label, seed)
+    shape, direction = CLASSES[label].split()
+    radius = rng.uniform(0.12, 0.18) * size
+    # the triangle's base reaches 1.35 radii to each side, its blurred corners a pixel more
+    room = size / 2 - 1.4 * radius - 0.5
+    way = min(rng.uniform(0.35, 0.45) * size, 2 * room)
+    colour = rng.uniform(0.1, 1.0, 3)
+    colour[rng.integers(3)] = 1.0
+    ground = rng.uniform(0.0, 0.2, 3)
+    ahead = rng.uniform(-(room - way / 2), room - way / 2)
+    beside = rng.uniform(-room, room)
+    dx, dy = DIRECTIONS[direction]
+    grid = np.arange(size) + 0.5 - size / 2
+    out = np.empty((frames, 3, size, size), np.uint8)
+    for i, along in enumerate(ahead + way * (np.linspace(0, 1, frames) - 0.5)):
+        cx, cy = dx * along + abs(dy) * beside, dy * along + abs(dx) * beside
+        inside = np.clip(0.5 - _distance(shape, grid[None, :] - cx, grid[:, None] - cy, radius), 0, 1)
+        picture = ground[:, None, None] + inside * (colour - ground)[:, None, None]
+        out[i] = np.round(255 * picture)
+    return torch.from_numpy(out)
+
+
+class Shapes(Dataset):
+    """Clips made as they are asked for, new ones in each epoch: index i has class i % 12."""
+
+    def __init__(self, length: int, frames: int, size: int, seed: int = 0, images: int = 0) -> None:
+        self.classes = list(CLASSES)
+        self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = split_key(key, self.length)
+        rng = generator(self.seed, epoch, index)
+        label = index % len(CLASSES)
+        parts = [clip(label, int(rng.integers(2**31)), self.frames, self.size)]
+        image_labels = rng.integers(len(CLASSES), size=self.images)
+        for image_label in image_labels:
+            seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
+            parts.append(clip(int(image_label), seed, self.frames, self.size)[frame : frame + 1])
+        item = {"video": torch.cat(parts).float().div_(127.5).sub_(1), "label": torch.tensor(label)}
+        if self.images:
+            item["image_labels"] = torch.from_numpy(image_labels)
+        return item
+
+
+def write_shapes(
+    folder: str | os.PathLike, per_class: int, frames: int, size: int, seed: int = 0, fps: int = 8
+) -> None:
+    """Writes folder/<class>/<number>.mp4, the layout of kind "videos"; the same arguments give the same files."""
+    from latte_fast.data.write import write_mp4
+
+    if per_class < 1:
+        raise ValueError(f"write_shapes: per_class must be at least 1, got {per_class}")
+    jobs = [(label, number) for label in range(len(CLASSES)) for number in range(per_class)]
+    for label, number in tqdm(jobs, desc="shapes", unit="clip", leave=False, disable=None):
+        video = clip(label, seed * per_class + number, frames, size).permute(0, 2, 3, 1)
+        write_mp4(Path(folder) / CLASSES[label] / f"{number:04d}.mp4", video, fps)
