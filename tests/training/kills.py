@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,25 +18,8 @@ import torch
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.training import Trainer, checkpoint
 from latte_fast.training.log import LOG, read_log
+from tests.training.forks import finish, fork
 from tests.training.tiny import tiny
-
-
-def fork(run: Callable[[], object]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  the progress lines
-        run()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-        os._exit(1)
-
-
-def finish(child: int) -> None:
-    assert os.waitpid(child, 0)[1] == 0, "a run failed"
 
 
 def trained(out: Path, steps: int, keep: int = 3) -> None:
