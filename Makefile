@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-EXTRAS := test,lint
+EXTRAS := test,lint,plot
 
 .PHONY: install demo test test-all test-cuda bench lint sanitize-cpu sanitize-cuda clean
 .DEFAULT_GOAL := demo
@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	touch $@
 
 demo: install
-	$(BIN)/latte-fast demo
+	$(BIN)/latte-fast demo --out demo
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"

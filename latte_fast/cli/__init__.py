@@ -7,6 +7,7 @@ import tyro
 from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
+from latte_fast.cli.plot import plot
 from latte_fast.cli.sample import sample
 from latte_fast.cli.train import train_command
 from latte_fast.cli.tune import tune
@@ -18,6 +19,7 @@ def main() -> None:
         "demo": demo,
         "train": train_command(sys.argv[1:]),
         "sample": sample,
+        "plot": plot,
         "cost": cost,
         "tune": tune,
     }

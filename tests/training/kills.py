@@ -1,7 +1,7 @@
 """Kills runs, to be run as a process: torch is imported once, and each run is a fork of it.
 
-    python -m tests.training.kills FOLDER KILLS SEED     at random moments, then compares with a run left alone
-    python -m tests.training.kills FOLDER writing        at each stage of writing a checkpoint
+python -m tests.training.kills FOLDER KILLS SEED     at random moments, then compares with a run left alone
+python -m tests.training.kills FOLDER writing        at each stage of writing a checkpoint
 """
 
 import os
