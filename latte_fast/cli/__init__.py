@@ -1,12 +1,15 @@
 """The `latte-fast` command; one file a subcommand."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
 from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
+from latte_fast.cli.encode import encode
 from latte_fast.cli.plot import plot
 from latte_fast.cli.sample import sample
 from latte_fast.cli.train import train_command
@@ -14,9 +17,10 @@ from latte_fast.cli.tune import tune
 
 
 def main() -> None:
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "doctor": doctor,
         "demo": demo,
+        "encode": encode,
         "train": train_command(sys.argv[1:]),
         "sample": sample,
         "plot": plot,

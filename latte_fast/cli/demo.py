@@ -1,4 +1,4 @@
-"""latte-fast demo: the doctor's report, oracle and fast model side by side, then a model trained, sampled and judged."""
+"""latte-fast demo: the doctor's report, oracle and fast model side by side, a model trained, sampled and judged."""
 
 import shutil
 from pathlib import Path

@@ -1,9 +1,13 @@
 """What to train on: one frozen description, and the dataset it opens."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from latte_fast.data.shapes import Shapes
+
+if TYPE_CHECKING:
+    from latte_fast.data.clips import Clips
+    from latte_fast.data.latents import Latents
 
 Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "shapes"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -55,7 +59,7 @@ class DataConfig:
             raise ValueError(f"data: image_path must be the folder of the pictures in {self.image_list}, got none")
 
 
-def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> Shapes:
+def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> "Shapes | Clips | Latents":
     """The dataset of a description: `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
 
     An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
@@ -72,4 +76,12 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
             raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
     if config.kind == "shapes":
         return Shapes(config.clips, frames, size, config.seed, images)
-    raise ValueError(f"open_dataset: kind must be shapes, got {config.kind}")
+    if config.kind == "latents":
+        from latte_fast.data.latents import Latents
+
+        return Latents(config, frames, size, images)
+    # PyAV is loaded by those who read videos
+    from latte_fast.data.clips import Clips
+    from latte_fast.data.sources import open_sources
+
+    return Clips(open_sources(config), config, frames, size, images)

@@ -5,20 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-Key = int | tuple[int, int]
-
-
-def split_key(key: Key, length: int) -> tuple[int, int]:
-    """(epoch, index) of a dataset's key; a plain int is epoch 0. IndexError beyond the end, so that `for` stops."""
-    epoch, index = key if isinstance(key, tuple) else (0, key)
-    if not 0 <= index < length or epoch < 0:
-        raise IndexError(f"dataset: key must be (epoch >= 0, 0 <= index < {length}), got {key}")
-    return int(epoch), int(index)
-
-
-def generator(*numbers: int) -> np.random.Generator:
-    """Random numbers that depend on these numbers and nothing else."""
-    return np.random.default_rng(numbers)
+from latte_fast.data.draw import generator
 
 
 class GlobalSampler(Sampler[tuple[int, int]]):

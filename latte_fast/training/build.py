@@ -11,7 +11,7 @@ from torch import nn
 
 from latte_fast.config import LatteConfig
 from latte_fast.data import open_dataset
-from latte_fast.data.vae import open_vae
+from latte_fast.data.vae import VAE, open_vae
 from latte_fast.models.checkpoint import load_state, read_checkpoint
 from latte_fast.models.dit import init_from_dit
 from latte_fast.models.latte import Latte, LatteIMG
@@ -34,7 +34,7 @@ class Task:
     dataset: Any
     latent: tuple[int, ...]  # (F+n, C, h, w)
     classes: list[str]
-    encoded: bool  # by a VAE, online
+    encoded: bool  # by a VAE whose posterior is sampled
 
 
 def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
@@ -78,8 +78,8 @@ def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
         require(False, name, f"{old[name]!r} as in {out / CONFIG}", new[name])
 
 
-def open_task(config: TrainConfig, vae: Any) -> Task:
-    """Opens the data, reads one item, and fits the model's configuration to it."""
+def open_task(config: TrainConfig, vae: VAE | None) -> Task:
+    """Opens the data, reads one item, and fits the model's configuration to it; latents need no VAE but for samples."""
     dataset = open_dataset(config.data, config.frames, config.size, config.images)
     item = dataset[(0, 0)]
     clip = item["latent" if "latent" in item else "video"]
@@ -87,14 +87,17 @@ def open_task(config: TrainConfig, vae: Any) -> Task:
     want = config.frames + config.images
     require(frames == want, "frames", f"with images the {frames} of an item of the data", want)
     require(height == width, "data", "of square clips", (height, width))
-    encoded = "video" in item and config.vae != "identity"
+    encoded = False
     if "video" in item:
-        rule = f"a multiple of the VAE's {vae.factor}"
-        require(height % vae.factor == 0, "size", rule, height)
-        channels, height, width = vae.channels, height // vae.factor, width // vae.factor
+        assert vae is not None
+        require(height % vae.factor == 0, "size", f"a multiple of the VAE's {vae.factor}", height)
+        channels, height = vae.channels, height // vae.factor
+        encoded = vae.random
+    elif vae is not None:
+        require(vae.channels == channels, "vae", f"of the latents' {channels} channels to show samples", config.vae)
     classes = list(dataset.classes) if "label" in item else []
     latte = config.model.latte(channels=channels, side=height, frames=config.frames, classes=len(classes))
-    return Task(latte, dataset, (want, channels, height, width), classes, encoded)
+    return Task(latte, dataset, (want, channels, height, height), classes, encoded)
 
 
 def build_model(latte: LatteConfig, images: int = 0, recompute: str = "none") -> Latte:
@@ -139,5 +142,8 @@ def convert_to_fp8(model: nn.Module) -> None:
     convert_to_float8_training(model, module_filter_fn=fits)
 
 
-def open_run_vae(config: TrainConfig, device: torch.device) -> Any:
+def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
+    """What encodes clips and shows samples; None where neither is asked for."""
+    if config.data.kind == "latents" and not config.sample.every:
+        return None
     return open_vae(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)

@@ -19,6 +19,8 @@ def preview(trainer: "Trainer") -> None:
     if not trainer.ranks.first and trainer.how != "fsdp":
         trainer.ranks.barrier()
         return
+    vae = trainer.vae
+    assert vae is not None
     classes, numbers = len(task.classes), list(range(asked.count))
     condition, null, names = {}, {}, []
     if classes:
@@ -37,13 +39,13 @@ def preview(trainer: "Trainer") -> None:
             scale=asked.scale if trainer.dropout else 1.0,
             condition=condition,
             null=null,
-            clip_denoised=trainer.vae.factor == 1,
+            clip_denoised=vae.factor == 1,
             device=trainer.ranks.device,
         )
     trainer.model.train()
     if trainer.ranks.first:
         folder = trainer.out / "samples"
         folder.mkdir(exist_ok=True)
-        clips = list(to_pixels(trainer.vae.decode(drawn)))
+        clips = list(to_pixels(vae.decode(drawn)))
         write.write_sheet(folder / f"step-{trainer.step:07d}.png", clips, names)
     trainer.ranks.barrier()

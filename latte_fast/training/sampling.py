@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from latte_fast.data import write
 from latte_fast.data.files import atomic
+from latte_fast.data.vae import VAE
 from latte_fast.diffusion import METHODS, Diffusion, create_diffusion
 from latte_fast.diffusion.gaussian import Model
 from latte_fast.diffusion.generate import Chunk, chunks, generate, labels_of
@@ -37,7 +38,7 @@ class Source(Protocol):
     """What clips are drawn from: a trained class-conditional model here, any other that has these."""
 
     model: Model
-    shape: tuple[int, ...]  # of a sample, (F, C, h, w)
+    shape: tuple[int, int, int, int]  # of a sample, (F, C, h, w)
     device: torch.device
     dtype: torch.dtype
     pixels: bool  # x_0 is in [-1, 1]
@@ -88,7 +89,7 @@ class ClassSource:
         dtype: of weights and activations.
     """
 
-    def __init__(self, trained: Trained, vae: Any, wanted: Sequence[str] = (), dtype: torch.dtype = torch.float32):
+    def __init__(self, trained: Trained, vae: VAE, wanted: Sequence[str] = (), dtype: torch.dtype = torch.float32):
         config = trained.model.config
         self.trained, self.vae, self.dtype = trained, vae, dtype
         self.classes = config.num_classes if config.extras == 2 else 0
@@ -153,10 +154,8 @@ def draw(
     source: Source, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
 ) -> tuple[Tensor, list[str]]:
     """Samples `numbers` as uint8 (B, F, H, W, 3), and their names; `tick` is called at each step."""
-    shape, model = source.shape, source.model
-    if request.frames is not None:
-        model = windowed(model, shape[0], request.frames)
-        shape = (request.frames, *shape[1:])
+    model, frames = source.model, request.frames or source.shape[0]
+    model = windowed(model, source.shape[0], frames)
     asked = source.asked(numbers, request.seed)
     if request.scale != 1.0 and asked.condition and not asked.null:
         raise ValueError(f"sample: scale must be 1 for a model trained without dropped labels, got {request.scale}")
@@ -170,7 +169,7 @@ def draw(
         source.process(request.steps),
         ticking,
         numbers,
-        shape,
+        (frames, *source.shape[1:]),
         seed=request.seed,
         method=request.method,
         scale=request.scale,

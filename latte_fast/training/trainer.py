@@ -162,9 +162,9 @@ class Trainer:
         """Sums of each term over a micro-batch, over this rank's share of the batch."""
         x = batch["latent"] if "latent" in batch else batch["video"]
         if self.task.encoded:
-            with torch.no_grad():
-                mean, std = self.vae.encode(x)
-                x = mean.float() + std.float() * batch["eps"]
+            assert self.vae is not None
+            mean, std = self.vae.encode(x)
+            x = mean + std * batch["eps"]
         terms = self.diffusion.training_losses(self.forward, x, batch["t"], self.conditions(batch), batch["noise"])
         return {name: value.sum() / self.share for name, value in terms.items()}
 

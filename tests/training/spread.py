@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from latte_fast.data.vae import open_vae
 from latte_fast.training import Ranks, Trainer, load_trained
 from latte_fast.training.ema import local
 from latte_fast.training.log import LOG, read_log
@@ -30,7 +31,7 @@ def losses(name: str) -> list[list[float]]:
 
 
 def guided(ranks: Ranks) -> None:
-    """A model sharded over ranks, sampled with guidance by its method and by the sampler, gives what the whole gives."""
+    """A model sharded over ranks, called for guidance by its own method, gives what the whole gives."""
     name = f"guided-{ranks.count}"
     config = replace(CONFIG, out=str(FOLDER / name), parallel="fsdp")
     trainer = Trainer(config, ranks, say=lambda text: None)
@@ -56,8 +57,6 @@ def guided(ranks: Ranks) -> None:
 def sampled(count: int) -> dict[str, bytes]:
     out = FOLDER / f"samples-{count}"
     trained = load_trained(FOLDER / "one")
-    from latte_fast.data.vae import open_vae
-
     source = ClassSource(trained, open_vae("identity", "cpu", torch.float32))
     request = Request(count=7, batch=2, steps=3, method="ddpm", frames=3)
     on_ranks(count, lambda ranks: sample_files(source, request, out, ranks))

@@ -52,8 +52,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 @pytest.mark.parametrize(
-    "name", ["ema.safetensors", "model.safetensors", "state/__0_0.distcp", "state/.metadata", "meta.json", "manifest.json"]
-)  # fmt: skip
+    "name",
+    ["ema.safetensors", "model.safetensors", "state/__0_0.distcp", "state/.metadata", "meta.json", "manifest.json"],
+)
 def test_verify_names_the_damaged_file(run: Path, tmp_path: Path, name: str, damage: str) -> None:
     folder = tmp_path / "checkpoints" / "step-0000012"
     subprocess.run(["cp", "-r", str(run / "checkpoints" / "step-0000012"), str(tmp_path / "copy")], check=True)

@@ -1,0 +1,186 @@
+"""A set's VAE latents, written once: sharded safetensors and an index, shard by shard, so that it can go on."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from latte_fast.data.config import DataConfig
+from latte_fast.data.files import atomic
+from latte_fast.data.latents import INDEX, VERSION, load_index
+from latte_fast.data.picture import fit, normalise
+from latte_fast.data.sources import Source, open_sources
+from latte_fast.data.vae import VAE
+from latte_fast.data.video import VideoError
+
+log = logging.getLogger("latte_fast.data")
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+# frames decoded as one piece: bounds what a worker holds at 13 MB (256x256)
+PIECE = 64
+Part = tuple[int, Tensor | str]
+
+
+class Pieces(Dataset):
+    """Every frame that is to be encoded, in order, in pieces: (source, uint8 (n, 3, S, S)), or the reason it broke."""
+
+    def __init__(self, sources: list[Source], first: int, size: int, every: int) -> None:
+        self.sources, self.size = sources, size
+        self.jobs: list[tuple[int, list[int]]] = []
+        for number in range(first, len(sources)):
+            places = list(range(0, len(sources[number]), every))
+            self.jobs += [(number, places[i : i + PIECE]) for i in range(0, len(places), PIECE)]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, job: int) -> Part:
+        number, places = self.jobs[job]
+        try:
+            return number, fit(self.sources[number].read(places), self.size)
+        except VideoError as error:
+            return number, str(error)
+
+
+def encode(
+    config: DataConfig,
+    out: Path,
+    vae: VAE,
+    size: int,
+    every: int = 1,
+    dtype: str = "float16",
+    shard_mb: int = 256,
+    workers: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Writes mean and std of every frame's latents (of the mirrored frame too, where config.flip) to folder `out`.
+
+    Returns the index. After each shard the index on disk tells what is done, and `resume` goes on from there.
+    """
+    for name, value in (("size", size), ("every", every), ("shard_mb", shard_mb)):
+        if value < 1:
+            raise ValueError(f"encode: {name} must be at least 1, got {value}")
+    if config.kind in ("latents", "shapes"):
+        raise ValueError(f"encode: kind must be a set of videos or frames, got {config.kind}")
+    if dtype not in DTYPES:
+        raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if size % vae.factor:
+        raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
+    before = _before(out, resume)
+    found = open_sources(config)
+    names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
+    digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
+    settings = _settings(config, vae, size, every, dtype) | {
+        "classes": found.classes,
+        "videos": len(names),
+        "digest": digest,
+    }
+    unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
+    index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
+    for name, setting in settings.items():
+        if index[name] != setting:
+            what = "the same videos" if name == "digest" else f"{index[name]}, as before"
+            raise ValueError(f"encode: {name} must be {what}, to go on in {out}, got {setting}")
+    if index["complete"]:
+        return index
+    out.mkdir(parents=True, exist_ok=True)
+    pieces = Pieces(found.sources, index["done"], size, every)
+    loader = DataLoader(pieces, batch_size=None, num_workers=workers)
+    shard: dict[str, Tensor] = {}
+    rows: list[list[Any]] = []
+    with tqdm(total=len(names), initial=index["done"], desc="encode", unit="video", disable=None) as bar:
+        for number, parts in groupby(loader, key=lambda part: part[0]):
+            result = _encoded(parts, vae, config.flip, DTYPES[dtype])
+            if isinstance(result, str):
+                if config.on_error == "raise":
+                    raise VideoError(result)
+                log.warning("left out: %s", result)
+                index["broken"].append(names[number])
+            else:
+                label = found.sources[number].place.label
+                rows.append([names[number], label, len(result["mean"]), len(index["shards"])])
+                shard |= {f"{names[number]}/{key}": value for key, value in result.items()}
+            bar.update()
+            last = number == len(names) - 1
+            if last and not rows and not index["clips"]:
+                raise VideoError(f"encode: none of the {len(names)} videos decodes; the last: {result}")
+            if last or _full(shard, shard_mb):
+                _write(out, index, shard, rows, number + 1, last)
+                shard, rows = {}, []
+    return index
+
+
+def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -> dict[str, Any]:
+    """What must be as before when a run goes on."""
+    return {
+        "version": VERSION,
+        "kind": config.kind,
+        "size": size,
+        "every": every,
+        "flip": config.flip,
+        "dtype": dtype,
+        "vae": vae.name,
+        "channels": vae.channels,
+        "factor": vae.factor,
+        "random": vae.random,
+    }
+
+
+def _before(out: Path, resume: bool) -> dict[str, Any] | None:
+    """The index that an earlier run left, when it may be gone on with."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"encode: out must be a folder, got the file {out}")
+    if not (out / INDEX).exists():
+        left = [p for p in out.iterdir() if not (resume and p.name.endswith(".safetensors"))] if out.is_dir() else []
+        if any(not p.name.startswith(".") for p in left):
+            raise ValueError(f"encode: out must be a new or empty folder, got {out}, which has files in it")
+        return None
+    index = load_index(out)
+    if not resume:
+        state = "all" if index["complete"] else f"{index['done']} of {index['videos']} videos; give resume to go on"
+        raise ValueError(f"encode: out must be a new or empty folder, got {out}, which holds latents of {state}")
+    return index
+
+
+def _encoded(parts: Iterable[Part], vae: VAE, flip: bool, dtype: torch.dtype) -> dict[str, Tensor] | str:
+    """Mean and std of one video's frames, mirrored ones too; or why it broke."""
+    pieces: dict[str, list[Tensor]] = {}
+    reason = ""
+    for _, frames in parts:
+        if isinstance(frames, str):
+            reason = reason or frames
+            continue
+        views = {"": frames, "_flip": frames.flip(-1)} if flip else {"": frames}
+        for key, picture in views.items():
+            mean, std = vae.encode(normalise(picture)[None])
+            pieces.setdefault("mean" + key, []).append(mean[0].to("cpu", dtype))
+            if vae.random:
+                pieces.setdefault("std" + key, []).append(std[0].to("cpu", dtype))
+    return reason or {key: torch.cat(tensors).contiguous() for key, tensors in pieces.items()}
+
+
+def _full(shard: dict[str, Tensor], megabytes: int) -> bool:
+    return sum(x.nbytes for x in shard.values()) >= megabytes * 1_000_000
+
+
+def _write(
+    out: Path, index: dict[str, Any], shard: dict[str, Tensor], rows: list[list[Any]], done: int, last: bool
+) -> None:
+    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
+    if shard:
+        name = f"{len(index['shards']):05d}.safetensors"
+        with atomic(out / name) as partial:
+            save_file(shard, partial)
+        index["shards"].append([name, (out / name).stat().st_size])
+    index["clips"] += rows
+    index["done"], index["complete"] = done, last
+    with atomic(out / INDEX) as partial:
+        partial.write_text(json.dumps(index))

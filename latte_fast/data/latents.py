@@ -1,0 +1,123 @@
+"""Training clips out of latents on disk: read by memory map, sampled anew each epoch, no VAE and no video needed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from latte_fast.data.config import DataConfig
+from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
+
+INDEX, VERSION = "index.json", 1
+
+
+def load_index(folder: Path) -> dict[str, Any]:
+    """The index of a folder of latents, of this version."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        version = index["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"latents: {folder / INDEX} must be written by `latte-fast encode`, got {error!r}") from error
+    if version != VERSION:
+        raise ValueError(f"latents: {folder / INDEX} must have version {VERSION}, got {version}")
+    return index
+
+
+class Latents(Dataset):
+    """mean + std * noise of each frame, the noise by (seed, epoch, index) too; crops and flips as from videos."""
+
+    def __init__(self, config: DataConfig, frames: int, size: int, images: int = 0) -> None:
+        self.folder = Path(config.path)
+        if not (self.folder / INDEX).is_file():
+            raise ValueError(
+                f"latents: path must be a folder that `latte-fast encode` wrote\n"
+                f"  path/index.json\n  path/00000.safetensors ...\ngot {self.folder}, which has no {INDEX}"
+            )
+        index = load_index(self.folder)
+        self._check(index, config, size)
+        self.config, self.frames, self.images = config, frames, images
+        self.classes: list[str] = index["classes"]
+        self.step = config.interval // index["every"]
+        lengths = [row[2] for row in index["clips"]]
+        kept = long_enough(lengths, (frames - 1) * self.step + 1, config.short, "latents")
+        self.rows = [index["clips"][i] for i in kept]
+        self.skipped, self.broken = len(lengths) - len(kept), len(index["broken"])
+        self.shards = [self.folder / name for name, _ in index["shards"]]
+        self.random: bool = index["random"]
+        self._open: dict[int, Any] = {}
+
+    def _check(self, index: dict[str, Any], config: DataConfig, size: int) -> None:
+        if not index["complete"]:
+            done = f"{index['done']} of {index['videos']} videos"
+            raise ValueError(
+                f"latents: {self.folder} must be complete, got {done}; `latte-fast encode --resume` goes on"
+            )
+        if index["size"] != size:
+            raise ValueError(f"latents: size must be the {index['size']} pixels of {self.folder}, got {size}")
+        if config.interval % index["every"]:
+            raise ValueError(
+                f"latents: interval must be a multiple of {index['every']}, every which frame of the videos is in "
+                f"{self.folder}, got {config.interval}"
+            )
+        if config.flip and not index["flip"]:
+            raise ValueError(
+                f"latents: flip must be False, {self.folder} was encoded without mirrored frames, got True"
+            )
+        if config.image_path:
+            raise ValueError(
+                f"latents: image_path must be empty, pictures are frames of the clips, got {config.image_path}"
+            )
+        for name, expected in index["shards"]:
+            path = self.folder / name
+            got = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+            if got != f"{expected} bytes":
+                raise ValueError(f"latents: {path} must have {expected} bytes, got {got}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # memory maps do not travel to another process; each opens its own
+        return self.__dict__ | {"_open": {}}
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = split_key(key, len(self))
+        rng = generator(self.config.seed, epoch, index, 0)
+        places = draw_places(rng, self.rows[index][2], self.frames, self.step)
+        parts = [self._read(index, places, rng)]
+        labels = []
+        for _ in range(self.images):
+            which = int(rng.integers(len(self)))
+            parts.append(self._read(which, [int(rng.integers(self.rows[which][2]))], rng))
+            labels.append(self.rows[which][1])
+        item: dict[str, Any] = {"latent": torch.cat(parts)}
+        if self.classes:
+            item["label"] = torch.tensor(self.rows[index][1])
+            if self.images:
+                item["image_labels"] = torch.tensor(labels)
+        return item
+
+    def _read(self, which: int, places: list[int], rng: np.random.Generator) -> Tensor:
+        """float32 (n, C, h, w), one draw of the posterior."""
+        name, _, _, shard = self.rows[which]
+        suffix = "_flip" if self.config.flip and rng.random() < 0.5 else ""
+        first, last = min(places), max(places)
+        rows = [place - first for place in places]
+        try:
+            if shard not in self._open:
+                self._open[shard] = safe_open(self.shards[shard], "pt")
+            file = self._open[shard]
+            # only the pages of these frames are read from the disk
+            latent = file.get_slice(f"{name}/mean{suffix}")[first : last + 1][rows].float()
+            if not self.random:
+                return latent
+            std = file.get_slice(f"{name}/std{suffix}")[first : last + 1][rows].float()
+        except (SafetensorError, OSError) as error:
+            raise RuntimeError(f"latents: {self.shards[shard]}: {name} can't be read: {error}") from error
+        noise = torch.from_numpy(rng.standard_normal(latent.shape, np.float32))
+        return latent.addcmul_(std, noise)

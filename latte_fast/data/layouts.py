@@ -1,0 +1,126 @@
+"""Where each set keeps its clips: upstream's folder layouts, walked, and drawn when a folder is not as expected."""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from latte_fast.data import picture, video
+
+TREES = {
+    "videos": """
+  path/clip.mp4                 without classes, or
+  path/<class>/clip.mp4         one folder a class, clips at any depth in it""",
+    "ffs": """
+  path/**/clip.mp4              videos at any depth, no classes""",
+    "ucf101": """
+  path/<class>/clip.avi         one folder a class: path/ApplyLipstick/v_ApplyLipstick_g01_c01.avi""",
+    "sky": """
+  path/**/<clip>/name_0001.jpg  a folder of numbered pictures a clip, at any depth: path/X/X_1/X_frames_00000001.jpg""",
+    "taichi": """
+  path/**/<clip>/0000001.png    a folder of numbered pictures a clip, at any depth""",
+    "frames": """
+  path/<clip>/0001.jpg          without classes, or
+  path/<class>/<clip>/0001.jpg  one folder a class""",
+}
+
+
+class LayoutError(ValueError):
+    """A folder that is not laid out as its kind asks; the message draws what was expected and lists what was found."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One clip on disk: a video file, or a folder and its pictures in order; and its class's number or None."""
+
+    path: Path
+    label: int | None = None
+    pictures: tuple[str, ...] = ()
+
+
+def find(kind: str, path: str | os.PathLike) -> tuple[list[Place], list[str]]:
+    """Every clip of a set in a fixed order, and the names of its classes (none for a set without)."""
+    root = Path(path)
+    if not root.is_dir():
+        raise LayoutError(f"{kind}: path must be a folder{TREES[kind]}\ngot {root}, which is no folder")
+    search = {"sky": _folders, "taichi": _folders, "frames": _frames, "ffs": _anywhere}.get(kind, _classes)
+    places, classes = search(root)
+    if kind == "ucf101" and not classes:
+        places = []
+    if not places:
+        raise wrong_folder(kind, root)
+    return places, classes
+
+
+def wrong_folder(kind: str, root: Path) -> LayoutError:
+    return LayoutError(f"{kind}: path must hold{TREES[kind]}\nfound in {root}: {summary(root)}")
+
+
+def summary(root: Path, limit: int = 20_000) -> str:
+    """What is in a folder, in a line: its first entries, and files by suffix below it."""
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    if not entries:
+        return "nothing"
+    kinds: Counter[str] = Counter()
+    for _, _, names in os.walk(root):
+        kinds.update(Path(name).suffix.lower() or "no suffix" for name in names)
+        if kinds.total() > limit:
+            break
+    files = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common(5)) or "no files"
+    more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    return f"{', '.join(entries[:5])}{more}; below it {files}"
+
+
+def natural(name: str) -> tuple:
+    """Sort key in which frame_10 comes after frame_9, whatever the zeros."""
+    parts = re.split(r"(\d+)", name)
+    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), name)
+
+
+def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files with these suffixes at any depth, sorted; what starts with a dot is skipped."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(folder, n) for n in sorted(names) if n.lower().endswith(suffixes) and not n.startswith(".")]
+    return found
+
+
+def _anywhere(root: Path) -> tuple[list[Place], list[str]]:
+    return [Place(path) for path in files(root, video.SUFFIXES)], []
+
+
+def _classes(root: Path) -> tuple[list[Place], list[str]]:
+    """Videos in the folder itself, without classes; else its subfolders that hold videos are the classes."""
+    found = files(root, video.SUFFIXES)
+    top = [path for path in found if path.parent == root]
+    if top and len(top) < len(found):
+        raise LayoutError(
+            f"videos: path must hold videos or class folders, not both{TREES['videos']}\n"
+            f"found in {root}: {summary(root)}"
+        )
+    if top:
+        return [Place(path) for path in top], []
+    names = sorted({path.relative_to(root).parts[0] for path in found})
+    number = {name: i for i, name in enumerate(names)}
+    return [Place(path, number[path.relative_to(root).parts[0]]) for path in found], names
+
+
+def _folders(root: Path) -> tuple[list[Place], list[str]]:
+    """Each folder that holds pictures, at any depth, is a clip."""
+    places: dict[Path, list[str]] = {}
+    for path in files(root, picture.SUFFIXES):
+        places.setdefault(path.parent, []).append(path.name)
+    return [Place(f, None, tuple(sorted(names, key=natural))) for f, names in sorted(places.items())], []
+
+
+def _frames(root: Path) -> tuple[list[Place], list[str]]:
+    places = [place for place in _folders(root)[0] if place.path != root]
+    depths = {len(place.path.relative_to(root).parts) for place in places}
+    if depths == {1}:
+        return places, []
+    if depths != {2}:
+        return [], []
+    names = sorted({place.path.parent.name for place in places})
+    return [Place(p.path, names.index(p.path.parent.name), p.pictures) for p in places], names

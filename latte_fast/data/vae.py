@@ -1,0 +1,114 @@
+"""Between pixels and latents: a diffusers AutoencoderKL from a local folder, or nothing at all."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# frames that pass the network at once: 16 of 256x256 take about 3 GB in an encoder's widest layers in fp32
+CHUNK = 16
+
+
+class VAE(Protocol):
+    """Frame by frame: `factor` pixels a latent, `channels` in it; `random` says whether std is anything but zero."""
+
+    name: str
+    channels: int
+    factor: int
+    random: bool
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, F, C, h, w) float32."""
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, F, C, h, w) scaled latents -> (B, F, 3, H, W) float32, about [-1, 1]."""
+        ...
+
+
+class Identity:
+    """Pixels are the latents."""
+
+    name, channels, factor, random = "identity", 3, 1, False
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        _check("encode", "video", video, 3, 1)
+        mean = video.to(self.device, torch.float32)
+        return mean, torch.zeros_like(mean)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        _check("decode", "latent", latent, 3, 1)
+        return latent.to(self.device, torch.float32)
+
+
+class Autoencoder:
+    """A diffusers AutoencoderKL; latents are multiplied by its scaling factor (0.18215 for Stable Diffusion 1)."""
+
+    random = True
+
+    def __init__(self, network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.network = network.to(device, dtype).eval().requires_grad_(False)
+        self.channels = int(network.config.latent_channels)
+        self.factor = 2 ** (len(network.config.block_out_channels) - 1)
+        self.scaling = float(network.config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        _check("encode", "video", video, 3, self.factor)
+        batch, frames = video.shape[:2]
+        means, stds = [], []
+        for part in video.flatten(0, 1).split(CHUNK):
+            posterior = self.network.encode(part.to(self.device, self.dtype)).latent_dist
+            means.append(posterior.mean.float() * self.scaling)
+            stds.append(posterior.std.float() * self.scaling)
+        return torch.cat(means).unflatten(0, (batch, frames)), torch.cat(stds).unflatten(0, (batch, frames))
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        _check("decode", "latent", latent, self.channels, 1)
+        pictures = [
+            self.network.decode((part.to(self.device, torch.float32) / self.scaling).to(self.dtype)).sample.float()
+            for part in latent.flatten(0, 1).split(CHUNK)
+        ]
+        return torch.cat(pictures).unflatten(0, tuple(latent.shape[:2]))
+
+
+def open_vae(
+    path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Identity | Autoencoder:
+    """The VAE in a local folder (or its subfolder vae/), or "identity" for pixels; nothing is downloaded.
+
+    Args:
+        path: "identity", or a folder with config.json and diffusion_pytorch_model.safetensors.
+        device: where it runs.
+        dtype: of its weights and activations; what comes out is float32.
+    """
+    if str(path) == "identity":
+        return Identity(device)
+    folder = next((f for f in (Path(path), Path(path) / "vae") if (f / "config.json").is_file()), None)
+    if folder is None:
+        raise ValueError(
+            f"open_vae: path must be identity or the folder of an AutoencoderKL (config.json and "
+            f"diffusion_pytorch_model.safetensors, or a pipeline's folder with vae/ in it), got {path}"
+        )
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise RuntimeError("open_vae: needs diffusers; pip install 'latte_fast[vae]'") from error
+    try:
+        network = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"open_vae: path must hold an AutoencoderKL, got {folder}: {error}") from error
+    return Autoencoder(network, folder.name if folder.name != "vae" else folder.parent.name, device, dtype)
+
+
+def _check(call: str, name: str, x: Tensor, channels: int, factor: int) -> None:
+    if x.ndim != 5 or x.shape[2] != channels or x.shape[3] % factor or x.shape[4] % factor or not x.numel():
+        rule = f" with H and W multiples of {factor}" if factor > 1 else ""
+        raise ValueError(f"{call}: {name} must be (B, F, {channels}, H, W){rule}, got {tuple(x.shape)}")
