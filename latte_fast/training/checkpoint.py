@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.tensor import DTensor
 
 from latte_fast.models.checkpoint import CheckpointError
-from latte_fast.training.parallel import Ranks
+from latte_fast.training.parallel import Ranks, whole_tensor
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -97,6 +94,9 @@ def save(
         ranks: every one calls this.
         keep: checkpoints that stay.
     """
+    # half of a command's start, so only where it is used
+    import torch.distributed.checkpoint as dcp
+
     home = run / FOLDER
     final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
     if ranks.first:
@@ -107,12 +107,12 @@ def save(
     ranks.barrier()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.save(state, storage_writer=FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
     for stem, tensors in weights.items():
         whole = {}
         for name, tensor in tensors.items():
             # every rank takes part in gathering, one tensor at a time; rank 0 keeps it
-            full = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+            full = whole_tensor(tensor)
             if ranks.first:
                 whole[name] = full.cpu().contiguous()
         if ranks.first:
@@ -133,9 +133,11 @@ def save(
 
 def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
     """Fills the tensors of `state` in place from a verified checkpoint, however many ranks wrote it."""
+    import torch.distributed.checkpoint as dcp
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(state, storage_reader=FileSystemReader(folder / "state"), no_dist=ranks.count == 1)
+        dcp.load(state, storage_reader=dcp.FileSystemReader(folder / "state"), no_dist=ranks.count == 1)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

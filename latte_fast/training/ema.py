@@ -5,12 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-
-def local(x: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
-    return x.to_local() if isinstance(x, DTensor) else x
+from latte_fast.training.parallel import local
 
 
 class Ema:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
@@ -63,6 +62,17 @@ class Ranks:
         return box[0]
 
 
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor; a DTensor is known by its method, whose import costs a second."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    """A tensor gathered from all ranks, which call this together."""
+    x = x.detach()
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
 @contextmanager
 def start() -> Iterator[Ranks]:
     """The ranks torchrun set up, or one; the process group lives as long as the context."""
@@ -88,6 +98,9 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     if how == "fsdp":
+        # a second of imports that one process does without
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
         policy = MixedPrecisionPolicy()
         if precision == "bf16-weights":
             # the shards are the fp32 master; only what is gathered is bf16
@@ -104,8 +117,8 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
 @contextmanager
 def reducing(model: nn.Module, last: bool) -> Iterator[None]:
     """Gradients cross ranks only in the last micro-batch's backward."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    if hasattr(model, "set_requires_gradient_sync"):  # sharded by FSDP2
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield
         return
     alone = isinstance(model, DistributedDataParallel) and not last

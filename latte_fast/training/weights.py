@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from latte_fast.training.ema import local
-from latte_fast.training.parallel import Ranks
+from latte_fast.training.parallel import Ranks, local
 
 
 class Weights:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint
 
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.training import Trainer, checkpoint
@@ -70,7 +71,7 @@ def at_random(folder: Path, kills: int, seed: int) -> None:
 def while_writing(folder: Path) -> None:
     """A child that ends itself before or after each system call of writing costs at most the new checkpoint."""
     stages = [
-        (checkpoint.dcp, "save"),
+        (torch.distributed.checkpoint, "save"),
         (checkpoint, "save_file"),
         (checkpoint, "_seal"),
         (checkpoint.os, "rename"),

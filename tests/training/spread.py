@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from latte_fast.data.vae import open_vae
 from latte_fast.training import Ranks, Trainer, load_trained
-from latte_fast.training.ema import local
 from latte_fast.training.log import LOG, read_log
+from latte_fast.training.parallel import local
 from latte_fast.training.sampling import ClassSource, Request, sample_files
 from tests.training.forks import on_ranks
 from tests.training.tiny import tiny
