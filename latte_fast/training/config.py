@@ -81,7 +81,8 @@ class DiffusionConfig:
         schedule: of the noise.
         steps: of the process.
         prediction: what the model's output is.
-        timesteps: which steps a batch sees: all alike, or sigmoid(N(0, 1)), dense in the middle.
+        timesteps: which steps a batch sees: all alike, or sigmoid(N(shift, 1)), dense in the middle.
+        shift: of lognormal steps; below 0 towards less noise.
         min_snr: gamma of min-SNR weighting, 5 is usual; none by default.
     """
 
@@ -89,6 +90,7 @@ class DiffusionConfig:
     steps: int = 1000
     prediction: Literal["epsilon", "start_x", "v"] = "epsilon"
     timesteps: Literal["uniform", "lognormal"] = "uniform"
+    shift: float = 0.0
     min_snr: float | None = None
 
 

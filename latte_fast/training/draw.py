@@ -66,7 +66,8 @@ class Drawn(Dataset):
         item["noise"] = normal(seed, number, self.latent, Use.NOISE)
         source = generator(seed, number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
-        item["t"] = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source)[0]
+        t = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift)
+        item["t"] = t[0]
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
         if self.encoded:
