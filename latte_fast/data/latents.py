@@ -42,6 +42,7 @@ class Latents(Dataset):
         self._check(index, config, size)
         self.config, self.frames, self.images = config, frames, images
         self.classes: list[str] = index["classes"]
+        self.channels, self.factor, self.vae = int(index["channels"]), int(index["factor"]), str(index["vae"])
         self.step = config.interval // index["every"]
         lengths = [row[2] for row in index["clips"]]
         kept = long_enough(lengths, (frames - 1) * self.step + 1, config.short, "latents")

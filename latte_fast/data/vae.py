@@ -102,7 +102,7 @@ def open_vae(
     except ImportError as error:
         raise RuntimeError("open_vae: needs diffusers; pip install 'latte_fast[vae]'") from error
     try:
-        network = AutoencoderKL.from_pretrained(str(folder), local_files_only=True)
+        network = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"open_vae: path must hold an AutoencoderKL, got {folder}: {error}") from error
     return Autoencoder(network, folder.name if folder.name != "vae" else folder.parent.name, device, dtype)

@@ -21,6 +21,8 @@ ONE_FRAME_A_PACKET = frozenset(
 SKIPPABLE = frozenset(("h264", "mpeg1video", "mpeg2video", "mpeg4"))
 # an MPEG-4 picture that says "as before" and yields no frame is shorter than this, and shorter than any other
 EMPTY_MPEG4 = 10
+# what damaged files make PyAV raise; IndexError where a stream appears in mid-file
+FAILURES = (av.FFmpegError, OSError, IndexError)
 
 
 class VideoError(RuntimeError):
@@ -44,14 +46,16 @@ class Timeline:
 
 
 def _open(path: str | os.PathLike) -> InputContainer:
-    # "file:" keeps a colon in the name from being read as a protocol
-    return av.open(f"file:{os.fspath(path)}")
+    # "file:" keeps a colon in the name from being read as a protocol; old AVIs hold titles in any encoding
+    return av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
 
 
 def _codec(box: InputContainer, path: str | os.PathLike) -> VideoCodecContext:
     if not box.streams.video:
         raise VideoError(f"{path}: has no video stream")
     codec = box.streams.video[0].codec_context
+    if codec is None:
+        raise VideoError(f"{path}: there is no decoder for its video stream")
     # many workers decode many clips: threads inside one decoder only cost
     codec.thread_type, codec.thread_count = "NONE", 1
     return codec
@@ -81,7 +85,7 @@ def scan(path: str | os.PathLike) -> Timeline:
         with _open(path) as box:
             _codec(box, path)
             frames = sum(1 for _ in box.decode(video=0))
-    except (av.FFmpegError, OSError) as error:
+    except FAILURES as error:
         raise VideoError(f"{path}: {_reason(error)}") from error
     if not frames:
         raise VideoError(f"{path}: holds no frames")
@@ -111,7 +115,7 @@ def read(path: str | os.PathLike, timeline: Timeline, places: Sequence[int]) -> 
             if len(found) < len(wanted):
                 # a container may seek past the keyframe asked for; from the start nothing can be missed
                 found = dict(_timed(path, timeline, wanted, seek=False))
-    except (av.FFmpegError, OSError) as error:
+    except FAILURES as error:
         raise VideoError(f"{path}: {_reason(error)}") from error
     missing = [place for place in wanted if place not in found]
     if missing:

@@ -50,6 +50,7 @@ def test_latents_are_draws_of_the_posterior(tmp_path: Path, vae_folder: Path) ->
     encode.encode(config, tmp_path / "latents", vae, 16, dtype="float32")
     stored = DataConfig(kind="latents", path=str(tmp_path / "latents"), interval=1)
     data = open_dataset(stored, 6, 16)
+    assert (data.channels, data.factor, data.vae) == (4, 8, vae.name)
     pixels = open_dataset(DataConfig(kind="ucf101", path=config.path, interval=1), 6, 16)
     mean, std = vae.encode(pixels[1]["video"][None])
     draws = torch.stack([data[epoch, 1]["latent"] for epoch in range(400)])

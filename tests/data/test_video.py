@@ -132,6 +132,29 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
             scan(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["h264", "mpeg4", "mpeg2", "vp9", "h264 transport stream"])
+def test_damaged_files_give_frames_or_a_video_error(tmp_path: Path, name: str) -> None:
+    whole = made(tmp_path, name)
+    data, rng = whole.read_bytes(), np.random.default_rng(0)
+    for number in range(12):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data), size=(1, 20, 200)[number % 3]):
+            damaged[place] = int(rng.integers(256))
+        path = tmp_path / f"damaged{whole.suffix}"
+        path.write_bytes(damaged)
+        try:
+            assert read(path, scan(path), [0]).dtype == np.uint8
+        except VideoError as error:
+            assert str(path) in str(error)
+
+
+def test_a_title_in_an_old_encoding(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.avi", moving(5), "mpeg4")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Lavf", b"Lav\xe9", 1))
+    assert b"Lav\xe9" in path.read_bytes() and len(read(path, scan(path), [4])) == 1
+
+
 def test_a_file_that_lost_its_end_after_it_was_scanned(tmp_path: Path) -> None:
     path = made(tmp_path, "h264 transport stream")
     timeline = scan(path)
