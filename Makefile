@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	touch $@
 
 demo: install
-	$(BIN)/latte-fast demo
+	$(BIN)/latte-fast demo --out demo
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"

@@ -22,6 +22,7 @@ ARROWS = {
     "models": {"config", "backends", "modules"},
     "diffusion": {"ops"},
     "data": {"config"},
+    "training": {"config", "models", "data", "diffusion"},
     "testing": {"config", "backends", "reference"},
     "results": set(),
     "info": EVERYTHING,

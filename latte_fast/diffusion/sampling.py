@@ -23,10 +23,11 @@ class Diffusion(Process):
         clip_denoised: bool = True,
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
-        """One DDPM step: "sample" x_{t-1} and "pred_xstart"."""
+        """One DDPM step: "sample" x_{t-1} and "pred_xstart"; `draw` makes the step's noise, like x."""
         p = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        noise = torch.randn_like(x)
+        noise = draw(x)
         moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
         sample = p["mean"] + moving * torch.exp(0.5 * p["log_variance"]) * noise
         return {"sample": sample, "pred_xstart": p["pred_xstart"]}
@@ -40,13 +41,14 @@ class Diffusion(Process):
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         eta: float = 0.0,
+        draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
-        """One DDIM step; the learned variance plays no part."""
+        """One DDIM step; the learned variance plays no part; `draw` makes the step's noise, like x."""
         start = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
         eps = self.predict_noise(start, x, t)
         bar, before = self.at("alphas_cumprod", t, x), self.at("alphas_cumprod_prev", t, x)
         sigma = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
-        noise = torch.randn_like(x)
+        noise = draw(x)
         mean = start * torch.sqrt(before) + torch.sqrt(1 - before - sigma**2) * eps
         moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
         return {"sample": mean + moving * sigma * noise, "pred_xstart": start}

@@ -1,0 +1,20 @@
+"""latte-fast plot."""
+
+from typing import Annotated
+
+import tyro
+
+from latte_fast.training.plot import plot_run
+
+
+def plot(run: Annotated[str, tyro.conf.Positional], out: str | None = None) -> None:
+    """Draw a run's loss, rate, throughput and gradient norm.
+
+    Args:
+        run: the run's folder.
+        out: the PNG; by default curves.png in the folder.
+    """
+    try:
+        print(plot_run(run, out))
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None

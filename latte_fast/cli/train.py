@@ -1,0 +1,54 @@
+"""latte-fast train."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from latte_fast.training import TrainConfig, Trainer, read_config, start
+
+
+def train_command(args: list[str]) -> Callable[..., None]:
+    """The command, its defaults from --config's YAML, or from the run that is resumed without one."""
+    default = TrainConfig()
+    path = _option(args, "--config")
+    resumed = Path(_option(args, "--out") or default.out) / "config.yaml"
+    if path is None and "--resume" in args and resumed.is_file():
+        path = str(resumed)
+    if args[:1] == ["train"] and path is not None:
+        try:
+            default = read_config(path, TrainConfig)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+
+    def train(
+        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
+        config: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Train a Latte; one process as it is, several under torchrun.
+
+        Args:
+            config: YAML whose values are the defaults of everything below; docs/training.md lists them.
+            resume: go on with the run in `out`, or start it where there is none.
+        """
+        with start() as ranks:
+            try:
+                trainer = Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr))
+            except (ValueError, RuntimeError, FileNotFoundError) as error:
+                raise SystemExit(str(error)) from None
+            trainer.run()
+
+    return train
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """The value of --name x or --name=x."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.removeprefix(name + "=")
+    return None

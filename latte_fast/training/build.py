@@ -1,0 +1,149 @@
+"""From a run's configuration to its data, model and VAE; every check comes before any work."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latte_fast.config import LatteConfig
+from latte_fast.data import open_dataset
+from latte_fast.data.vae import VAE, open_vae
+from latte_fast.models.checkpoint import load_state, read_checkpoint
+from latte_fast.models.dit import init_from_dit
+from latte_fast.models.latte import Latte, LatteIMG
+from latte_fast.training.config import TrainConfig, require
+from latte_fast.training.log import summary_writer
+from latte_fast.training.parallel import Ranks
+from latte_fast.training.yaml import read_config
+
+CONFIG = "config.yaml"
+# what a resumed run may change: none of these changes the numbers of a step
+FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
+        "tensorboard", "pretrained", "vae")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what: the model's configuration, the shape that is noised, the classes."""
+
+    latte: LatteConfig
+    dataset: Any
+    latent: tuple[int, ...]  # (F+n, C, h, w)
+    classes: list[str]
+    encoded: bool  # by a VAE whose posterior is sampled
+
+
+def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
+    """Everything that can be refused without opening the data."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"train: out must be a folder, got the file {out}")
+    if out.is_dir() and any(out.iterdir()):
+        require(resume, "out", "a new folder, or the run resumed (--resume)", str(out))
+        require((out / CONFIG).is_file(), "out", f"a run with {CONFIG} to be resumed", str(out))
+        check_same(config, read_config(out / CONFIG, TrainConfig), out)
+    require(config.batch % ranks.count == 0, "batch", f"a multiple of the {ranks.count} processes", config.batch)
+    share = config.batch // ranks.count
+    micro = config.micro_batch or share
+    require(share % micro == 0, "micro_batch", f"a divisor of the {share} clips of a process", micro)
+    several = ranks.count > 1
+    require(config.parallel != "none" or not several, "parallel", f"ddp or fsdp for {ranks.count} processes", "none")
+    sharded = config.parallel == "fsdp"
+    rule = "fp32, bf16, or used with parallel = fsdp over several processes"
+    require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
+    if config.pretrained is not None:
+        require(Path(config.pretrained).is_file(), "pretrained", "a file", config.pretrained)
+    if config.tensorboard:
+        summary_writer()
+    if config.fp8:
+        if importlib.util.find_spec("torchao") is None:
+            raise RuntimeError("train: fp8 must have torchao; pip install 'latte_fast[fp8]'")
+        require(ranks.device.type == "cuda", "fp8", "used on a CUDA device", config.fp8)
+
+
+def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
+    """A resumed run has the numbers it was started with."""
+    new, old = asdict(config), asdict(before)
+    new["model"].pop("recompute"), old["model"].pop("recompute")
+    for name in old:
+        if name in FREE or new[name] == old[name]:
+            continue
+        if isinstance(old[name], dict):
+            inner = next(key for key in old[name] if old[name][key] != new[name][key])
+            require(False, f"{name}.{inner}", f"{old[name][inner]!r} as in {out / CONFIG}", new[name][inner])
+        require(False, name, f"{old[name]!r} as in {out / CONFIG}", new[name])
+
+
+def open_task(config: TrainConfig, vae: VAE | None) -> Task:
+    """Opens the data, reads one item, and fits the model's configuration to it; latents need no VAE but for samples."""
+    dataset = open_dataset(config.data, config.frames, config.size, config.images)
+    item = dataset[(0, 0)]
+    clip = item["latent" if "latent" in item else "video"]
+    frames, channels, height, width = clip.shape
+    want = config.frames + config.images
+    require(frames == want, "frames", f"with images the {frames} of an item of the data", want)
+    require(height == width, "data", "of square clips", (height, width))
+    encoded = False
+    if "video" in item:
+        assert vae is not None
+        require(height % vae.factor == 0, "size", f"a multiple of the VAE's {vae.factor}", height)
+        channels, height = vae.channels, height // vae.factor
+        encoded = vae.random
+    elif vae is not None:
+        require(vae.channels == channels, "vae", f"of the latents' {channels} channels to show samples", config.vae)
+    classes = list(dataset.classes) if "label" in item else []
+    latte = config.model.latte(channels=channels, side=height, frames=config.frames, classes=len(classes))
+    return Task(latte, dataset, (want, channels, height, height), classes, encoded)
+
+
+def build_model(latte: LatteConfig, images: int = 0, recompute: str = "none") -> Latte:
+    kind = LatteIMG if images else Latte
+    return kind(**asdict(latte), recompute=recompute)
+
+
+def new_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Latte, float]:
+    """A model by the run's seed or its pretrained file, and how often labels are dropped.
+
+    Labels are dropped by sample number before they reach the model, so its own dropout is off; the null class stays.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(task.latte, config.images, config.model.recompute)
+    if config.pretrained is not None:
+        say(start_from(model, config.pretrained))
+    dropout = 0.0
+    if task.classes:
+        dropout, model.y_embedder.dropout_prob = model.y_embedder.dropout_prob, 0.0
+    return model, dropout
+
+
+def start_from(model: nn.Module, path: str) -> str:
+    """Loads a Latte's file strictly, or initialises from a DiT's, which has no positions in time."""
+    state = read_checkpoint(path)
+    if "temp_embed" in state or state.keys() == model.state_dict().keys():
+        load_state(model, state, path)
+        return f"{path}: {len(state)} tensors taken"
+    return f"{path}: {init_from_dit(model, path)}"
+
+
+def convert_to_fp8(model: nn.Module) -> None:
+    """The blocks' linear layers in fp8 where both sides divide by 16, by torchao."""
+    from torchao.float8 import convert_to_float8_training
+
+    def fits(module: nn.Module, name: str) -> bool:
+        if not isinstance(module, nn.Linear) or not name.startswith("blocks.") or "adaLN" in name:
+            return False
+        return module.in_features % 16 == 0 and module.out_features % 16 == 0
+
+    convert_to_float8_training(model, module_filter_fn=fits)
+
+
+def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
+    """What encodes clips and shows samples; None where neither is asked for."""
+    if config.data.kind == "latents" and not config.sample.every:
+        return None
+    return open_vae(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)

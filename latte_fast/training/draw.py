@@ -1,0 +1,75 @@
+"""What a training sample meets beside its clip: noise, step and dropped labels, drawn by (seed, sample number).
+
+They are drawn where the clip is read, in the loader's workers, so they cost the training process nothing.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from latte_fast.diffusion import sample_timesteps
+from latte_fast.diffusion.noise import Use, generator, normal
+from latte_fast.training.config import TrainConfig
+
+# (sample number, (epoch, index))
+Key = tuple[int, tuple[int, int]]
+
+
+class Numbered(Sampler):
+    """A rank's (epoch, index) pairs with their sample numbers in the whole run.
+
+    Args:
+        pairs: of this rank, from sample `start` on, endless.
+        batch: global.
+        rank: of this process.
+        ranks: in all.
+        start: first sample of the run that is not yet trained on, a multiple of `batch`.
+        end: samples of the whole run.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[int, int]], batch: int, rank: int, ranks: int, start: int, end: int):
+        self.pairs, self.batch, self.rank, self.start, self.end = pairs, batch, rank, start, end
+        self.share = batch // ranks
+
+    def __iter__(self) -> Iterator[Key]:
+        first = itertools.count(self.start + self.rank * self.share, self.batch)
+        numbers = (base + i for base in first for i in range(self.share))
+        for number, pair in zip(numbers, self.pairs, strict=False):
+            if number >= self.end:
+                return
+            yield number, pair
+
+
+class Drawn(Dataset):
+    """A dataset's items with "noise" (F+n, C, h, w), "t", and where labels are dropped "drop" (1 + n,).
+
+    Args:
+        dataset: of items by (epoch, index).
+        config: of the run.
+        latent: (F+n, C, h, w), the shape that is noised.
+        dropout: how often a label is dropped.
+        encoded: whether clips go through a VAE whose posterior is sampled, with "eps".
+    """
+
+    def __init__(self, dataset: Any, config: TrainConfig, latent: Sequence[int], dropout: float, encoded: bool):
+        self.dataset, self.config, self.latent = dataset, config, tuple(latent)
+        self.dropout, self.encoded = dropout, encoded
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        number, pair = key
+        item = dict(self.dataset[pair])
+        seed, process = self.config.seed, self.config.diffusion
+        item["noise"] = normal(seed, number, self.latent, Use.NOISE)
+        source = generator(seed, number, Use.TIME)
+        torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
+        t = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift)
+        item["t"] = t[0]
+        if self.dropout:
+            item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
+        if self.encoded:
+            item["eps"] = normal(seed, number, self.latent, Use.LATENT)
+        return item

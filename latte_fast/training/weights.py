@@ -1,0 +1,63 @@
+"""The weights that are trained: the model's own, or an fp32 master of bf16 ones; and the norm of their gradients."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.training.parallel import Ranks, local
+
+
+class Weights:
+    """fp32 weights by upstream's names, and the way between them and the model.
+
+    Args:
+        model: whose parameters they are; turned to bf16 where `master`.
+        master: keep an fp32 copy that is updated, the model running on what it rounds to.
+    """
+
+    def __init__(self, model: nn.Module, master: bool = False):
+        own: dict[str, Tensor] = dict(model.named_parameters())
+        self.own, self.by_name = own, own
+        if master:
+            self.by_name = {name: p.detach().clone().float().requires_grad_(p.requires_grad) for name, p in own.items()}
+            model.to(torch.bfloat16)
+            self.own = dict(model.named_parameters())
+        self.master = master
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.by_name.items() if p.requires_grad}
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Adds the model's gradients to the master's in fp32, after each micro-batch."""
+        if not self.master:
+            return
+        for name, p in self.own.items():
+            if p.grad is not None:
+                total = self.by_name[name]
+                total.grad = p.grad.float() if total.grad is None else total.grad.add_(p.grad)
+                p.grad = None
+
+    @torch.no_grad()
+    def give(self) -> None:
+        """The model's weights from the master, after each update or load."""
+        if self.master:
+            torch._foreach_copy_([p.detach() for p in self.own.values()], list(self.by_name.values()))
+
+
+def gradients(weights: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's part of every gradient."""
+    return [local(p.grad) for p in weights if p.grad is not None]
+
+
+def norm_of(grads: list[Tensor], ranks: Ranks, sharded: bool) -> Tensor:
+    """The L2 norm of all gradients as one vector; each rank has a part of it where they are sharded."""
+    square = torch.stack(torch._foreach_norm(grads)).square().sum()
+    return (ranks.sum(square) if sharded else square).sqrt()
+
+
+def clip(grads: list[Tensor], norm: Tensor, limit: float) -> None:
+    """Scales gradients whose norm is above the limit down to it."""
+    torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -1,0 +1,113 @@
+"""`latte-fast train`, `sample` and `plot` as a person runs them; and the demo at a small size."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latte_fast.cli import main
+
+YAML = """
+model: {patch_size: 4, hidden_size: 16, depth: 2, num_heads: 2}
+optim: {lr: 1e-3}
+frames: 2
+size: 8
+steps: 4
+batch: 2
+log_every: 2
+"""
+
+
+def run(*args: str, ok: bool = True) -> str:
+    """In this process, whose imports are done: all that it prints, and the message it ends with."""
+    out, before = io.StringIO(), sys.argv
+    sys.argv = ["latte-fast", *args]
+    end: object = None
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            main()
+    except SystemExit as exit_:
+        end = exit_.code
+    finally:
+        sys.argv = before
+    text = f"{out.getvalue()}{end}"
+    assert (end in (None, 0)) == ok, text
+    return text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "x.yaml").write_text(YAML)
+    run("train", "--config", str(folder / "x.yaml"), "--out", str(folder / "run"), "--model.depth", "4")
+    return folder
+
+
+def test_train_overrides_the_yaml(trained: Path) -> None:
+    assert "depth: 4" in (trained / "run" / "config.yaml").read_text()
+    assert "hidden_size: 16" in (trained / "run" / "config.yaml").read_text()
+    lines = [json.loads(line) for line in (trained / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert {"loss", "lr", "grad_norm", "clips_per_s", "data_wait", "peak_bytes"} <= lines[0].keys()
+
+
+def test_train_resumes_without_a_config(trained: Path) -> None:
+    assert "new folder" in run("train", "--out", str(trained / "run"), "--steps", "6", ok=False)
+    assert "resumed" in run("train", "--out", str(trained / "run"), "--steps", "6", "--resume")
+    assert (trained / "run" / "checkpoints" / "step-0000006").is_dir()
+
+
+def test_train_names_a_wrong_key(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("stesp: 4")
+    assert "got stesp" in run("train", "--config", str(tmp_path / "x.yaml"), ok=False)
+
+
+def test_sample_and_plot(trained: Path) -> None:
+    out = trained / "samples"
+    args = ("sample", str(trained / "run"), "--out", str(out), "--count", "2", "--steps", "2")
+    run(*args, "--format", "npz", "--classes", "circle up", "3")
+    assert sorted(p.name for p in out.iterdir()) == ["000000.npz", "000001.npz", "samples.json"]
+    assert "must not hold these samples yet" in run(*args, "--format", "npz", ok=False)
+    assert "classes must be below 12" in run(*args, "--format", "png", "--classes", "x", ok=False)
+    pytest.importorskip("matplotlib")
+    assert "curves.png" in run("plot", str(trained / "run"))
+    assert (trained / "run" / "curves.png").stat().st_size > 1000
+    assert "log.jsonl" in run("plot", str(trained), ok=False)
+
+
+def test_plot_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    from latte_fast.training.plot import pyplot
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'latte_fast\[plot\]'"):
+        pyplot()
+
+
+@pytest.mark.slow
+def test_torchrun_is_the_same_command(trained: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    code = "import sys; from latte_fast.cli import main; sys.argv[0] = 'latte-fast'; main()"
+    script = trained / "latte-fast.py"
+    script.write_text(code)
+    args = ["train", "--config", str(trained / "x.yaml"), "--out", str(trained / "two"), "--parallel", "fsdp"]
+    done = subprocess.run([*torchrun, str(script), *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    args = [
+        "sample",
+        str(trained / "two"),
+        "--out",
+        str(trained / "pair"),
+        "--count",
+        "3",
+        "--batch",
+        "1",
+        "--steps",
+        "2",
+    ]
+    done = subprocess.run([*torchrun, str(script), *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((trained / "pair").glob("*.mp4"))) == 3

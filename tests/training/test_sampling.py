@@ -1,0 +1,154 @@
+"""Samples: what sample i is, chunks, windows, files, and refusals."""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latte_fast import testing
+from latte_fast.config import preset
+from latte_fast.data.vae import open_vae
+from latte_fast.diffusion import create_diffusion
+from latte_fast.diffusion.generate import chunks, generate
+from latte_fast.diffusion.noise import StepNoise, Use, normal
+from latte_fast.diffusion.windows import window_starts, windowed
+from latte_fast.models.latte import Latte
+from latte_fast.training import Ranks, TrainConfig, load_trained
+from latte_fast.training.load import Trained
+from latte_fast.training.sampling import ClassSource, Request, draw, sample_files
+
+SIZES = {"input_size": 8, "patch_size": 4, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def source() -> ClassSource:
+    torch.manual_seed(0)
+    model = testing.refill(Latte(**SIZES, num_frames=4, num_classes=3, extras=2)).eval()
+    return ClassSource(Trained(model, TrainConfig(), ["a", "b", "c"], 0), open_vae("identity"), ("b", "2"))
+
+
+def test_chunks_cover_every_sample_once() -> None:
+    for ranks in (1, 2, 3, 4):
+        dealt = [chunk for rank in range(ranks) for chunk in chunks(11, 4, rank, ranks)]
+        kept = sorted(n for chunk in dealt for n in chunk.numbers[: chunk.wanted])
+        assert kept == list(range(11)) and all(len(chunk.numbers) == 4 for chunk in dealt)
+        steps = {len(chunks(11, 4, rank, ranks, in_step=True)) for rank in range(ranks)}
+        assert len(steps) == 1
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm++"])
+def test_sample_depends_on_its_number_alone(source: ClassSource, method: Any) -> None:
+    request = Request(batch=3, steps=4, method=method, eta=1.0 if method == "ddim" else 0.0)
+    together, names = draw(source, request, [0, 1, 2])
+    alone, _ = draw(source, request, [2, 0, 1])
+    assert names == ["b", "c", "b"]
+    assert (together[[2, 0, 1]].int() - alone.int()).abs().max() <= 1
+    other, _ = draw(source, replace(request, seed=1), [0, 1, 2])
+    assert (together != other).float().mean() > 0.2
+
+
+def test_step_noise_is_each_samples_own() -> None:
+    one, two = StepNoise(7, [4, 9]), StepNoise(7, [9])
+    x = torch.zeros(2, 3, 5)
+    for step in range(3):
+        drawn = one(x)
+        assert torch.equal(drawn[1:], two(x[1:])) and torch.equal(drawn[0], normal(7, 4, (3, 5), Use.STEP, step))
+    with pytest.raises(ValueError, match="x must hold 2 samples, got 3"):
+        one(torch.zeros(3, 1))
+
+
+def test_guidance_needs_a_null_class(source: ClassSource) -> None:
+    model = Latte(**SIZES, num_frames=4, num_classes=3, extras=2, class_dropout_prob=0.0).eval()
+    plain = ClassSource(Trained(model, TrainConfig(), [], 0), open_vae("identity"))
+    with pytest.raises(ValueError, match="scale must be 1 for a model trained without dropped labels"):
+        draw(plain, Request(steps=2), [0])
+    draw(plain, Request(steps=2, scale=1.0), [0])
+
+
+def test_windows_cover_and_blend() -> None:
+    assert window_starts(16, 16, 8) == [0]
+    assert window_starts(40, 16, 8) == [0, 8, 16, 24]
+    assert window_starts(21, 16, 8) == [0, 5]
+    with pytest.raises(ValueError, match="frames must be at least the model's 16, got 9"):
+        window_starts(9, 16, 8)
+    seen: list[tuple[int, ...]] = []
+
+    def double(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append((len(x), len(t), len(y)))
+        return 2 * x + y.view(-1, 1, 1, 1, 1)
+
+    x, y = torch.randn(2, 11, 1, 2, 2), torch.tensor([1.0, 5.0])
+    out = windowed(double, 4, 11)(x, torch.zeros(2), y=y)
+    torch.testing.assert_close(out, 2 * x + y.view(2, 1, 1, 1, 1))
+    assert seen == [(10, 10, 10)]
+
+
+def test_longer_clips_are_made_of_windows(source: ClassSource) -> None:
+    videos, _ = draw(source, Request(steps=3, frames=9), [0, 1])
+    assert videos.shape == (2, 9, 8, 8, 3) and videos.dtype == torch.uint8
+
+
+def test_generate_without_conditions_equals_the_loop() -> None:
+    diffusion = create_diffusion("5", learn_sigma=False)
+    model = partial(lambda x, t: 0.1 * x)
+    want = torch.stack([normal(3, n, (2, 1, 4, 4), Use.START) for n in (0, 1)])
+    got = generate(diffusion, model, [0, 1], (2, 1, 4, 4), seed=3, method="ddim", clip_denoised=True)
+    torch.testing.assert_close(got, diffusion.ddim_sample_loop(model, want.shape, noise=want))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif", "png", "npz"])
+def test_files(source: ClassSource, tmp_path: Path, kind: Any) -> None:
+    request = Request(count=3, batch=2, steps=2, format=kind)
+    sample_files(source, request, tmp_path / "out", Ranks())
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    films = {f"{n:06d}.{kind}" for n in range(3)}
+    assert names == {"samples.json"} | ({"000000-000001.png", "000002-000002.png"} if kind == "png" else films)
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["names"] == ["b", "c", "b"]
+    if kind == "npz":
+        stored = np.load(tmp_path / "out" / "000001.npz")
+        assert stored["video"].shape == (4, 8, 8, 3) and stored["name"] == "c"
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match="out must not hold these samples yet"):
+        sample_files(source, replace(request, seed=5), tmp_path / "out", Ranks())
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+def test_published_files_are_recognised(tmp_path: Path) -> None:
+    """A width that a preset has, everything else read from the shapes."""
+    keywords = preset("S", 4) | {"depth": 4, "input_size": 16, "num_frames": 5, "num_classes": 9, "extras": 2}
+    model = testing.refill(Latte(**keywords))
+    torch.save({"ema": model.state_dict(), "model": {}}, tmp_path / "ucf101.pt")
+    trained = load_trained(tmp_path / "ucf101.pt")
+    assert trained.model.config == model.config
+    assert asdict(trained.config.diffusion)["schedule"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": 0}, "count must be at least 1"),
+        ({"method": "euler"}, "method must be one of ddpm, ddim, dpm++"),
+        ({"format": "avi"}, "format must be one of mp4, gif, png, npz"),
+        ({"fps": 0}, "fps must be positive"),
+        ({"scale": -1}, "scale must be at least 0"),
+    ],
+)
+def test_request_refuses(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Request(**given)
+    assert message in str(error.value)
+
+
+def test_source_refuses(source: ClassSource, tmp_path: Path) -> None:
+    for wanted, message in (("d", "classes must be below 3 or one of a, b, c, got 'd'"), ("3", "below 3")):
+        with pytest.raises(ValueError, match=message):
+            ClassSource(source.trained, open_vae("identity"), (wanted,))
+    with pytest.raises(ValueError, match=r"steps must be in \[1, 1000\]"):
+        draw(source, Request(steps=1001), [0])
+    with pytest.raises(ValueError, match="path must be a run's folder"):
+        load_trained(tmp_path)

@@ -1,0 +1,205 @@
+"""One process: what a step computes, precision by precision."""
+
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latte_fast.data import DataConfig
+from latte_fast.diffusion.noise import Use, normal
+from latte_fast.models.latte import Latte
+from latte_fast.training import OptimConfig, Trainer, load_trained
+from latte_fast.training.draw import Drawn, Numbered
+from latte_fast.training.ema import Ema
+from latte_fast.training.log import LOG, read_log
+from tests.training.tiny import MODEL, tiny
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_log(out / LOG)]
+
+
+def trained(out: Path, **changes: Any) -> list[float]:
+    assert Trainer(tiny(out, **changes)).run() == 12
+    return losses(out)
+
+
+def test_numbers_are_shared_out_in_order() -> None:
+    """Ranks' parts laid end to end are the batch of one process, and the run's last sample is the last."""
+    pairs = [(0, i) for i in range(100)]
+    alone = list(Numbered(pairs, 8, 0, 1, 16, 40))
+    assert [number for number, _ in alone] == list(range(16, 40))
+    parts = [[number for number, _ in Numbered(pairs, 8, rank, 4, 16, 40)] for rank in range(4)]
+    joined = [n for step in range(3) for part in parts for n in part[2 * step : 2 * step + 2]]
+    assert joined == list(range(16, 40))
+
+
+def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path / "run"))
+    drawn = Drawn(trainer.task.dataset, trainer.config, trainer.task.latent, 0.5, True)
+    items = [drawn[(number, (0, 3))] for number in (5, 6, 5)]
+    assert all(torch.equal(items[0][key], items[2][key]) for key in ("noise", "t", "drop", "eps", "video"))
+    assert not torch.equal(items[0]["noise"], items[1]["noise"])
+    assert not torch.equal(items[0]["noise"], items[0]["eps"])
+    share = torch.stack([drawn[(number, (0, 0))]["drop"] for number in range(400)]).float().mean()
+    assert 0.4 < share < 0.6
+    many = torch.cat([normal(0, number, (64,), Use.START) for number in range(500)])
+    assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+
+
+def test_labels_are_dropped_once(tmp_path: Path) -> None:
+    """By number, in the trainer; the model's own dropout is off though its null class is there."""
+    trainer = Trainer(tiny(tmp_path / "run"))
+    assert trainer.dropout == 0.2 and trainer.model.y_embedder.dropout_prob == 0.0
+    assert trainer.model.y_embedder.embedding_table.num_embeddings == 13
+    batch = next(iter(trainer.batches()))
+    batch["drop"] = torch.tensor([[True], [False], [True], [False]])
+    kept = trainer.conditions(batch)["y"]
+    assert kept.tolist() == [12, batch["label"][1].item(), 12, batch["label"][3].item()]
+    state = torch.get_rng_state()
+    trainer.loss(batch)
+    assert torch.equal(torch.get_rng_state(), state), "a step draws from torch's own generator"
+
+
+def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
+    """Against torch's own clip_grad_norm_, unfused AdamW and a lerp of the average, on the same batches."""
+    config = tiny(tmp_path / "run", micro_batch=2)
+    trainer = Trainer(config)
+    twin = Trainer(replace(config, out=str(tmp_path / "twin")))
+    own = dict(twin.model.named_parameters())
+    free = [p for p in own.values() if p.requires_grad]
+    optimizer = torch.optim.AdamW(free, lr=config.optim.lr, weight_decay=0.0, foreach=False, fused=False)
+    average = {name: p.detach().clone() for name, p in own.items()}
+    batches, same = trainer.batches(), twin.batches()
+    for step in range(6):
+        trainer.update(batches)
+        for batch in islice(same, 2):
+            twin.loss(batch)["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(free, config.optim.clip)
+        torch.testing.assert_close(trainer.norm, norm)
+        optimizer.param_groups[0]["lr"] = config.optim.lr * min(1, (step + 1) / 5)
+        if step >= 5:
+            break
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, p in own.items():
+            average[name] = 0.9 * average[name] + 0.1 * p.detach()
+            torch.testing.assert_close(trainer.weights.by_name[name].detach(), p.detach(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(trainer.ema.average[name], average[name], rtol=1e-4, atol=1e-6)
+    assert norm > 0
+
+
+def test_clip_limits_the_norm(tmp_path: Path) -> None:
+    from latte_fast.training.weights import clip, norm_of
+
+    grads = [torch.full((3, 4), 2.0), torch.full((5,), -1.0)]
+    trainer = Trainer(tiny(tmp_path / "run"))
+    norm = norm_of(grads, trainer.ranks, sharded=False)
+    assert norm == pytest.approx(53**0.5)
+    clip(grads, norm, 0.5)
+    assert norm_of(grads, trainer.ranks, sharded=False) == pytest.approx(0.5, rel=1e-5)
+    before = [g.clone() for g in grads]
+    clip(grads, norm_of(grads, trainer.ranks, sharded=False), 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(grads, before, strict=True))
+
+
+def test_ema_swaps_back_bit_for_bit() -> None:
+    params = {"a": torch.randn(7), "b": torch.randn(2, 3)}
+    before = {name: p.clone() for name, p in params.items()}
+    ema = Ema(params, 0.5)
+    for p in params.values():
+        p.mul_(3)
+    ema.update(0)
+    with ema.in_place_of(params):
+        torch.testing.assert_close(params["a"], 2 * before["a"])
+    assert torch.equal(params["a"], 3 * before["a"])
+    warm = Ema(params, 0.9999, warmup=True)
+    params["a"].zero_()
+    warm.update(0)
+    torch.testing.assert_close(warm.average["a"], 0.3 * before["a"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-weights"])
+def test_half_precision_follows_fp32(tmp_path: Path, precision: str) -> None:
+    full = trained(tmp_path / "fp32")
+    half = trained(tmp_path / "half", precision=precision)
+    torch.testing.assert_close(torch.tensor(half), torch.tensor(full), rtol=0.02, atol=0)
+    assert half != full
+    model = load_trained(tmp_path / "half").model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_master_keeps_what_bf16_rounds_away(tmp_path: Path) -> None:
+    optim = OptimConfig(lr=1e-6)
+    trainer = Trainer(tiny(tmp_path / "run", precision="bf16-weights", optim=optim, micro_batch=2))
+    name = "x_embedder.proj.weight"
+    before, shown = trainer.weights.by_name[name].detach().clone(), trainer.weights.own[name].detach().clone()
+    batches = trainer.batches()
+    # the first update moves the head alone, whose zeros let no gradient through
+    for _ in range(4):
+        trainer.update(batches)
+    moved = (trainer.weights.by_name[name] != before).float().mean()
+    assert shown.dtype == torch.bfloat16 and moved > 0.5
+    assert (trainer.weights.own[name] != shown).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("policy", ["elementwise", "mlp", "block"])
+def test_recompute_changes_no_loss(tmp_path: Path, policy: str) -> None:
+    plain = trained(tmp_path / "none")
+    again = trained(tmp_path / policy, model=replace(MODEL, recompute=policy))
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(plain), rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_compile_changes_no_loss(tmp_path: Path) -> None:
+    plain = trained(tmp_path / "eager")
+    compiled = trained(tmp_path / "compiled", compile=True)
+    torch.testing.assert_close(torch.tensor(compiled), torch.tensor(plain), rtol=1e-4, atol=0)
+
+
+def test_workers_change_no_loss(tmp_path: Path) -> None:
+    assert trained(tmp_path / "two", workers=2) == trained(tmp_path / "none")
+
+
+def test_joint_images(tmp_path: Path) -> None:
+    """Two images beside each clip, with their own labels; samples are clips."""
+    out = tmp_path / "run"
+    sample = replace(tiny("").sample, every=12, count=2, steps=2)
+    values = trained(out, images=2, sample=sample)
+    assert len(values) == 12 and all(0 < v < 5 for v in values)
+    assert (out / "samples" / "step-0000012.png").is_file()
+
+
+def test_no_classes_and_other_processes(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path / "run", data=DataConfig(kind="shapes", clips=5)))
+    trainer.task.classes.clear()
+    assert trainer.conditions({}) == {}
+    process = replace(
+        tiny("").diffusion, prediction="v", schedule="squaredcos_cap_v2", timesteps="lognormal", min_snr=5.0
+    )
+    assert len(trained(tmp_path / "v", diffusion=process, model=replace(MODEL, learn_sigma=False))) == 12
+
+
+def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    latte = Trainer(tiny(tmp_path / "unused")).task.latte
+    model = Latte(**asdict(latte))
+    torch.save({"ema": model.state_dict()}, tmp_path / "ffs.pt")
+    trainer = Trainer(tiny(tmp_path / "run", pretrained=str(tmp_path / "ffs.pt")))
+    for name, p in trainer.weights.by_name.items():
+        assert torch.equal(p, model.state_dict()[name]), name
+    dit = {key: value for key, value in model.state_dict().items() if key != "temp_embed"}
+    dit["y_embedder.embedding_table.weight"] = torch.randn(1001, latte.hidden_size)
+    torch.save(dit, tmp_path / "DiT.pt")
+    said: list[str] = []
+    trainer = Trainer(tiny(tmp_path / "run", pretrained=str(tmp_path / "DiT.pt")), say=said.append)
+    assert "tensors taken" in said[0]
+    assert torch.equal(trainer.weights.by_name["blocks.1.attn.qkv.weight"], dit["blocks.1.attn.qkv.weight"])
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="loss must be finite, got nan at step"):
+        Trainer(tiny(tmp_path / "run", optim=OptimConfig(lr=1e30))).run()
