@@ -1,5 +1,6 @@
 """latte-fast sample."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -8,20 +9,21 @@ import tyro
 from latte_fast.data.vae import open_vae
 from latte_fast.training import load_trained, start
 from latte_fast.training.sampling import ClassSource, Request, sample_files
+from latte_fast.training.text_sampling import TextRequest, read_prompts, sample_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def sample(
-    path: Annotated[str, tyro.conf.Positional],
+    path: Annotated[str | None, tyro.conf.Positional] = None,
     out: str = "samples",
     classes: tuple[str, ...] = (),
-    count: int = 8,
+    count: int | None = None,
     batch: int = 4,
     seed: int = 0,
     steps: int = 50,
     method: Literal["ddpm", "ddim", "dpm++"] = "ddim",
-    scale: float = 4.0,
+    scale: float | None = None,
     eta: float = 0.0,
     frames: int | None = None,
     format: Literal["mp4", "gif", "png", "npz"] = "mp4",
@@ -29,32 +31,61 @@ def sample(
     weights: Literal["ema", "model"] = "ema",
     vae: str | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    pretrained: str | None = None,
+    prompt: tuple[str, ...] = (),
+    prompts: Path | None = None,
+    negative: str = "",
+    scheduler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    over_time: bool = True,
+    temporal_decoder: bool = False,
 ) -> None:
-    """Draw clips from a trained model; one process as it is, several under torchrun, the same files.
+    """Draw clips from a trained model, or from text; one process as it is, several under torchrun, the same files.
 
     Args:
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
         out: folder of the files; none that is there is overwritten.
         classes: names or numbers, in turn over the samples; none draws them by the seed.
-        count: samples in all.
-        batch: samples at once; another batch may change their last bits.
+        count: samples in all; by default 8, or one a prompt.
+        batch: samples at once; another batch may change their last bits. Text is sampled one by one.
         seed: sample i depends on the seed and i alone.
         steps: of sampling.
-        method: of sampling.
-        scale: of classifier-free guidance; 1 is none.
+        method: of sampling from a trained model.
+        scale: of classifier-free guidance, 1 is none; by default 4, for text 7.5.
         eta: of ddim, 1 is as noisy as ddpm.
-        frames: of a clip; more than the model's are made of overlapping windows.
+        frames: of a clip; more than a trained model's are made of overlapping windows.
         format: a film or an array a sample, or a contact sheet a batch.
         fps: of the films.
         weights: the average, or the weights themselves.
         vae: a diffusers AutoencoderKL folder or identity; by default what the run was trained with.
         dtype: of weights and activations.
+        pretrained: a local folder of diffusers' LattePipeline (Latte-1), for text instead of `path`.
+        prompt: what to show, in turn over the samples.
+        prompts: a file with a prompt a line, after those of --prompt.
+        negative: what not to show.
+        scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
+        height: of the film in pixels, by default the model's.
+        width: of the film in pixels, by default the model's.
+        over_time: --no-over-time skips the attention over time, as upstream's image sampling does.
+        temporal_decoder: decode with the folder's vae_temporal_decoder.
     """
     try:
+        asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
+        if (path is None) == (pretrained is None):
+            raise ValueError("sample: give a trained model's path, or --pretrained with --prompt")
+        if (pretrained is None) == bool(asked):
+            raise ValueError("sample: --prompt or --prompts and --pretrained belong together")
+        count = count if count is not None else len(asked) or 8
+        scale = scale if scale is not None else 7.5 if asked else 4.0
         request = Request(count, batch, seed, steps, method, scale, eta, frames, format, fps)
         with start() as ranks:
-            trained = load_trained(path, weights, ranks.device)
             kind = DTYPES[dtype]
+            if pretrained is not None:
+                text = TextRequest(asked, negative, scheduler, height, width, frames, over_time, temporal_decoder)
+                sample_text(pretrained, text, request, out, ranks, kind)
+                return
+            trained = load_trained(str(path), weights, ranks.device)
             opened = open_vae(vae or trained.config.vae, ranks.device, kind)
             sample_files(ClassSource(trained, opened, classes, kind), request, out, ranks)
     except (ValueError, FileNotFoundError) as error:

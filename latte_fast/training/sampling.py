@@ -203,7 +203,7 @@ def sample_files(source: Source, request: Request, out: str | Path, ranks: Ranks
     """
     out = Path(out)
     every = [name for chunk in chunks(request.count, request.batch) for name in files_of(chunk, request)]
-    ranks.from_first(lambda: _make_room(out, [*every, "samples.json"]))
+    ranks.from_first(lambda: make_room(out, [*every, "samples.json"]))
     mine = chunks(request.count, request.batch, ranks.rank, ranks.count, in_step)
     steps = sum(1 for _ in mine) * request.steps
     with tqdm(total=steps, desc="sample", unit="step", disable=None if ranks.first else True) as bar:
@@ -233,7 +233,8 @@ def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], reque
             write.write_mp4(out / file, video, request.fps)
 
 
-def _make_room(out: Path, names: list[str]) -> None:
+def make_room(out: Path, names: list[str]) -> None:
+    """The folder, where none of these files may be yet."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     there = [name for name in names if (out / name).exists()]

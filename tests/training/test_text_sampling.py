@@ -1,0 +1,133 @@
+"""Text to files from a pipeline's folder: the pipeline's own numbers, any number of ranks, every wrong folder named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latte_fast.cli.sample import sample
+from latte_fast.training.parallel import Ranks
+from latte_fast.training.sampling import Request
+from latte_fast.training.text_sampling import SCHEDULERS, TextRequest, open_pipeline, sample_text
+from tests.models.pipelines import diffusers, pipeline
+
+SMALL = {"steps": 2, "height": 16, "width": 16, "format": "npz"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("latte-1")
+    pipeline().save_pretrained(path)
+    return path
+
+
+def clip(path: Path) -> np.ndarray:
+    return np.load(path)["video"]
+
+
+def test_sample_is_the_pipeline_s(folder: Path, tmp_path: Path) -> None:
+    sample(pretrained=str(folder), prompt=("a dog runs", "rain"), out=str(tmp_path / "out"), seed=3, **SMALL)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.npz", "000001.npz", "samples.json"]
+    names = json.loads((tmp_path / "out" / "samples.json").read_text())["names"]
+    assert names == ["a dog runs", "rain"]
+    pipe = diffusers.LattePipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(3 * 1_000_003 + 1)
+    video = pipe("rain", num_inference_steps=2, height=16, width=16, video_length=3, guidance_scale=7.5,
+                 generator=noise, clean_caption=False, output_type="pt").frames[0]  # fmt: skip
+    want = (video * 255 + 0.5).clamp(0, 255).to(torch.uint8).movedim(1, -1).numpy()
+    got = clip(tmp_path / "out" / "000001.npz")
+    assert got.shape == (3, 16, 16, 3) and got.std() > 1
+    assert np.abs(got.astype(int) - want).max() <= 1
+
+
+def test_two_ranks_make_the_same_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = TextRequest(("a dog runs", "rain"), height=16, width=16)
+    how = Request(count=3, steps=1, scale=7.5, format="npz")
+    sample_text(folder, request, how, tmp_path / "one", Ranks(), torch.float32)
+    monkeypatch.setattr(Ranks, "barrier", lambda self: None)
+    monkeypatch.setattr(Ranks, "from_first", lambda self, make: (tmp_path / "two").mkdir(exist_ok=True))
+    for rank in range(2):
+        sample_text(folder, request, how, tmp_path / "two", Ranks(rank, 2), torch.float32)
+    for name in ("000000.npz", "000001.npz", "000002.npz"):
+        assert np.array_equal(clip(tmp_path / "one" / name), clip(tmp_path / "two" / name))
+
+
+@pytest.mark.parametrize("frames", [1, None])
+def test_images_and_formats(folder: Path, tmp_path: Path, frames: int | None) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a dog\n\nrain\n")
+    out = tmp_path / "out"
+    sample(pretrained=str(folder), prompts=file, out=str(out), frames=frames, **SMALL | {"format": "mp4", "steps": 1})
+    assert {p.name for p in out.iterdir()} == {"000000.mp4", "000001.mp4", "samples.json"}
+    with pytest.raises(SystemExit, match="must not hold these samples yet"):
+        sample(pretrained=str(folder), prompts=file, out=str(out), frames=frames, **SMALL | {"format": "mp4"})
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_steps(folder: Path, tmp_path: Path, scheduler: str) -> None:
+    """From a folder whose scheduler learned its variance, as upstream's config says."""
+    shutil.copytree(folder, tmp_path / "x")
+    config = tmp_path / "x" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"variance_type": "learned_range"}))
+    folder = tmp_path / "x"
+    request = TextRequest(("rain",), scheduler=scheduler)
+    pipe = open_pipeline(folder, request, torch.device("cpu"), torch.float32)
+    assert type(pipe.scheduler).__name__ == f"{scheduler}Scheduler"
+    out = pipe("rain", num_inference_steps=6, height=16, width=16, video_length=3, output_type="latent",
+               clean_caption=False).frames  # fmt: skip
+    assert out.isfinite().all()
+
+
+def test_temporal_decoder(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = diffusers.AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), latent_channels=4
+    )
+    pipe = diffusers.LattePipeline.from_pretrained(folder)
+    pipe.save_pretrained(tmp_path / "both")
+    decoder.save_pretrained(tmp_path / "both" / "vae_temporal_decoder")
+    out = tmp_path / "out"
+    sample(pretrained=str(tmp_path / "both"), prompt=("rain",), temporal_decoder=True, out=str(out), **SMALL)
+    assert clip(out / "000000.npz").shape == (3, 16, 16, 3)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "both": ({"path": "x", "prompt": ("a",)}, "give a trained model's path, or --pretrained"),
+    "no prompt": ({}, "belong together"),
+    "empty": ({"prompt": (" ",)}, "prompt must not be empty"),
+    "scheduler": ({"prompt": ("a",), "scheduler": "Magic"}, "scheduler must be one of DDIM, .*got 'Magic'"),
+    "frames": ({"prompt": ("a",), "frames": 5}, "frames must be 3 as the model's table, or 1, got 5"),
+    "file": ({"prompts": Path("none.txt")}, "prompts must be a file with a prompt a line, got none.txt"),
+    "decoder": ({"prompt": ("a",), "temporal_decoder": True}, "vae_temporal_decoder is missing"),
+    "folder": ({"prompt": ("a",), "pretrained": "maxin-cn/Latte-1"}, "pretrained must be a local folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_cost_nothing(folder: Path, tmp_path: Path, name: str) -> None:
+    kwargs, message = BAD[name]
+    with pytest.raises(SystemExit, match=message):
+        sample(**{"pretrained": str(folder), "out": str(tmp_path / "out"), **SMALL, **kwargs})
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_transformer_is_named(folder: Path, tmp_path: Path) -> None:
+    pipe = diffusers.LattePipeline.from_pretrained(folder)
+    pipe.save_pretrained(tmp_path / "x")
+    config = tmp_path / "x" / "transformer" / "config.json"
+    config.write_text(config.read_text().replace("LatteTransformer3DModel", "SD3Transformer2DModel"))
+    with pytest.raises(SystemExit, match="transformer must be a LatteTransformer3DModel or LatteT2V, got 'SD3"):
+        sample(pretrained=str(tmp_path / "x"), prompt=("a",), out=str(tmp_path / "out"), **SMALL)
+
+
+def test_long_prompts_are_cut_with_a_warning(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    logging.getLogger("diffusers").propagate = True
+    sample(pretrained=str(folder), prompt=("a " * 200,), out=str(tmp_path / "out"), **SMALL | {"steps": 1})
+    assert "truncated" in caplog.text and "120" in caplog.text
