@@ -1,0 +1,61 @@
+"""Sampling end to end: guided DDIM steps of a class-conditional model, then the VAE's decoder to pixels."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.contenders import FRAMES, PRESETS, SIDE, affordable, device, titled
+from latte_fast import Latte, reference, testing
+from latte_fast.diffusion import create_diffusion, guided
+
+HALF, STEPS, CLASSES = torch.bfloat16, 4, 101
+
+
+def decoder() -> Any:
+    """A diffusers AutoencoderKL of Stable Diffusion's shape at a quarter of its width; random, so it makes noise."""
+    from diffusers import AutoencoderKL
+
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    widths = (32, 64, 128, 128)
+    vae = AutoencoderKL(down_block_types=down, up_block_types=up, block_out_channels=widths, layers_per_block=2)
+    return vae.eval().to(device(), HALF)
+
+
+@pytest.mark.parametrize("name", ["Latte-S/2", pytest.param("Latte-XL/2", marks=pytest.mark.full)])
+def test_clip(name: str, compare: Any) -> None:
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    depth = max(2, affordable(name, 2) // 2)
+    kwargs = PRESETS[name] | {"depth": depth, "num_frames": FRAMES, "input_size": SIDE, "num_classes": CLASSES}
+    oracle = testing.refill(reference.latte.Latte(**kwargs, extras=2)).eval()
+    ours = Latte(**kwargs, extras=2).eval()
+    ours.load_state_dict(oracle.state_dict())
+    vae = decoder()
+    diffusion = create_diffusion(f"ddim{STEPS}")
+    noise = torch.randn(1, FRAMES, 4, SIDE, SIDE)
+    labels = torch.tensor([7, CLASSES], device=device())
+
+    @torch.no_grad()
+    def latents(model: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return model(x.to(dtype), t, y=labels).float()
+
+        x = noise.to(device())
+        return diffusion.ddim_sample_loop(guided(predict, 4.0), x.shape, x, clip_denoised=False)
+
+    @torch.no_grad()
+    def clip(model: nn.Module) -> torch.Tensor:
+        return vae.decode(latents(model, HALF)[0].to(HALF) / 0.18215).sample
+
+    def check() -> None:
+        exact = latents(oracle.float(), torch.float32)
+        same = latents(oracle.to(device(), HALF), HALF)
+        testing.assert_no_worse_than_torch("latents", latents(ours.to(device(), HALF), HALF), same, exact)
+
+    oracle.to(device())
+    ours.to(device())
+    contenders = {"ours": lambda: clip(ours), "oracle eager (upstream's code path)": lambda: clip(oracle)}
+    title = f"{titled(name, depth, HALF)}, {STEPS} guided DDIM steps and a narrow VAE"
+    compare(title, contenders, check, seconds=15.0)
