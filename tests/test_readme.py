@@ -1,14 +1,18 @@
 """Every Python snippet of the README runs, in order, at a size that a test can afford."""
 
+import functools
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 import latte_fast
 from latte_fast import Latte, testing
+from latte_fast.cli import commands
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -33,6 +37,27 @@ def test_snippets_run(small_xl: None) -> None:
     out = namespace["model"](x, torch.tensor([3]), y=torch.tensor([5]))
     assert out.shape == (1, 16, 8, 32, 32)
     assert out.abs().max() > 0
+
+
+def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every latte-fast line of README and docs is one that the command understands."""
+    lines = [
+        line.split("#")[0].split("$(which latte-fast)")[-1].removeprefix("latte-fast").strip()
+        for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        for line in re.findall(r"^(?:torchrun .*\$\(which latte-fast\)|latte-fast) .*$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(lines) >= 6
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("steps: 10\n")
+    for line in lines:
+        argv = shlex.split(line)
+        known = {
+            name: functools.wraps(fn)(lambda *args, **kwargs: None) for name, fn in commands.commands(argv).items()
+        }
+        try:
+            tyro.extras.subcommand_cli_from_dict(known, args=argv, prog="latte-fast")
+        except SystemExit as error:
+            raise AssertionError(f"latte-fast {line}") from error
 
 
 def test_commands_of_the_readme_exist() -> None:

@@ -17,16 +17,20 @@ from latte_fast.cli.train import train_command
 from latte_fast.cli.tune import tune
 
 
-def run() -> None:
-    commands: dict[str, Callable[..., Any]] = {
+def commands(argv: list[str]) -> dict[str, Callable[..., Any]]:
+    return {
         "doctor": doctor,
         "demo": demo,
         "encode": encode,
-        "train": train_command(sys.argv[1:]),
+        "train": train_command(argv),
         "sample": sample,
         "plot": plot,
         "cost": cost,
         "tune": tune,
         "bench": bench,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, prog="latte-fast", description="Fast Latte: check, compare, run.")
+
+
+def run() -> None:
+    known = commands(sys.argv[1:])
+    tyro.extras.subcommand_cli_from_dict(known, prog="latte-fast", description="Fast Latte: check, compare, run.")
