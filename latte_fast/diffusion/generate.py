@@ -85,11 +85,16 @@ def generate(
         dtype: of the model's input.
         progress: whether to show the steps.
     """
+
+    def in_dtype(x: Tensor, t: Tensor, **given: Any) -> Tensor:
+        return unguided(x.to(dtype), t, **given).float()
+
+    unguided, model = model, in_dtype
     condition = dict(condition or {})
     if scale != 1.0 and condition:
         if null is None or set(null) != set(condition):
             raise ValueError(f"generate: null must hold {', '.join(condition)} for guidance, got {null and list(null)}")
-        model = guided(model, scale)
+        model = guided(in_dtype, scale)
         condition = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
     noise = torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(device)
     kwargs: dict[str, Any] = {}
@@ -99,13 +104,9 @@ def generate(
         kwargs["draw"] = torch.zeros_like
     if method == "ddim":
         kwargs["eta"] = eta
-
-    def in_dtype(x: Tensor, t: Tensor, **given: Any) -> Tensor:
-        return model(x.to(dtype), t, **given).float()
-
     return diffusion.sample(
         method,
-        in_dtype,
+        model,
         tuple(noise.shape),
         noise=noise,
         clip_denoised=clip_denoised,

@@ -15,6 +15,8 @@ METHODS = ("ddpm", "ddim", "dpm++")
 class Diffusion(Process):
     """A Process with upstream's sampling methods."""
 
+    _compiled: tuple[str, ...] = ()
+
     def p_sample(
         self,
         model: Model,
@@ -26,11 +28,8 @@ class Diffusion(Process):
         draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
         """One DDPM step: "sample" x_{t-1} and "pred_xstart"; `draw` makes the step's noise, like x."""
-        p = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        noise = draw(x)
-        moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
-        sample = p["mean"] + moving * torch.exp(0.5 * p["log_variance"]) * noise
-        return {"sample": sample, "pred_xstart": p["pred_xstart"]}
+        out, guide = self._model_output(model, x, t, model_kwargs)
+        return self._update("ddpm", out, x, t, draw(x), guide, clip_denoised, denoised_fn)
 
     def ddim_sample(
         self,
@@ -44,11 +43,69 @@ class Diffusion(Process):
         draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
         """One DDIM step; the learned variance plays no part; `draw` makes the step's noise, like x."""
-        start = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)["pred_xstart"]
+        out, guide = self._model_output(model, x, t, model_kwargs)
+        return self._update("ddim", out, x, t, draw(x), guide, clip_denoised, denoised_fn, eta)
+
+    def compile_updates(self, **options: Any) -> "Diffusion":
+        """Makes what follows the model in a step of DDPM or DDIM (guidance, mean, noise) one compiled region each.
+
+        It costs a compilation on the first step, so it is for long or many runs; options are torch.compile's.
+        """
+        for name in ("ddpm", "ddim"):
+            self._updates[name] = torch.compile(getattr(self, f"_{name}"), fullgraph=True, **options)
+        self._compiled = ("ddpm", "ddim")
+        return self
+
+    def _model_output(
+        self, model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None
+    ) -> "tuple[Tensor, Guided | None]":
+        """The model's output, and the guidance it still needs."""
+        kwargs, times = model_kwargs or {}, self.model_time(t)
+        if isinstance(model, Guided):
+            return model.both(x, times, **kwargs), model
+        return model(x, times, **kwargs), None
+
+    def _update(self, name: str, out: Tensor, x: Tensor, t: Tensor, *args: Any) -> dict[str, Tensor]:
+        if name in self._compiled:
+            # tables reach the device before anything is traced
+            for table in self.tables.names():
+                self.at(table, t, x)
+        return self._updates[name](out, x, t, *args)
+
+    @property
+    def _updates(self) -> dict[str, Callable[..., dict[str, Tensor]]]:
+        return self.__dict__.setdefault("_update_functions", {"ddpm": self._ddpm, "ddim": self._ddim})
+
+    def _ddpm(
+        self,
+        out: Tensor,
+        x: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        guide: "Guided | None",
+        clip_denoised: bool,
+        denoised_fn: Callable[[Tensor], Tensor] | None,
+    ) -> dict[str, Tensor]:
+        p = self.mean_variance_of(_guided_output(guide, out, x), x, t, clip_denoised, denoised_fn)
+        moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
+        sample = p["mean"] + moving * torch.exp(0.5 * p["log_variance"]) * noise
+        return {"sample": sample, "pred_xstart": p["pred_xstart"]}
+
+    def _ddim(
+        self,
+        out: Tensor,
+        x: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        guide: "Guided | None",
+        clip_denoised: bool,
+        denoised_fn: Callable[[Tensor], Tensor] | None,
+        eta: float,
+    ) -> dict[str, Tensor]:
+        start = self.mean_variance_of(_guided_output(guide, out, x), x, t, clip_denoised, denoised_fn)["pred_xstart"]
         eps = self.predict_noise(start, x, t)
         bar, before = self.at("alphas_cumprod", t, x), self.at("alphas_cumprod_prev", t, x)
         sigma = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
-        noise = draw(x)
         mean = start * torch.sqrt(before) + torch.sqrt(1 - before - sigma**2) * eps
         moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
         return {"sample": mean + moving * sigma * noise, "pred_xstart": start}
@@ -148,7 +205,8 @@ class Diffusion(Process):
 
 def _device_of(model: Model) -> torch.device:
     """Where the model's parameters are, it being a module or a module's method; else the CPU."""
-    owner = getattr(model, "__self__", model)
+    owner = model.model if isinstance(model, Guided) else model
+    owner = getattr(owner, "__self__", owner)
     first = next(owner.parameters(), None) if isinstance(owner, torch.nn.Module) else None
     return torch.device("cpu") if first is None else first.device
 
@@ -160,7 +218,31 @@ def _last(steps: Iterator[dict[str, Tensor]]) -> Tensor:
     return out["sample"]
 
 
-def guided(model: Model, scale: float, order: str = "cond_uncond") -> Model:
+class Guided:
+    """A model called on a doubled batch, its two halves combined; see `guided`."""
+
+    def __init__(self, model: Model, scale: float, order: str):
+        self.model, self.scale, self.order = model, scale, order
+
+    def both(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """(2B, F, C', H, W), with and without the condition."""
+        return self.model(torch.cat([x, x]), torch.cat([t, t]), **kwargs)
+
+    def combine(self, out: Tensor, channels: int) -> Tensor:
+        first, second = out.chunk(2)
+        cond, uncond = (first, second) if self.order == "cond_uncond" else (second, first)
+        eps = uncond[:, :, :channels] + self.scale * (cond[:, :, :channels] - uncond[:, :, :channels])
+        return torch.cat([eps, cond[:, :, channels:]], dim=2)
+
+    def __call__(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        return self.combine(self.both(x, t, **kwargs), x.shape[2])
+
+
+def _guided_output(guide: Guided | None, out: Tensor, x: Tensor) -> Tensor:
+    return out if guide is None else guide.combine(out, x.shape[2])
+
+
+def guided(model: Model, scale: float, order: str = "cond_uncond") -> Guided:
     """Classifier-free guidance around a model that sees a doubled batch.
 
     Args:
@@ -170,13 +252,4 @@ def guided(model: Model, scale: float, order: str = "cond_uncond") -> Model:
     """
     if order not in ("cond_uncond", "uncond_cond"):
         raise ValueError(f"guided: order must be cond_uncond or uncond_cond, got {order!r}")
-
-    def run(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        out = model(torch.cat([x, x]), torch.cat([t, t]), **kwargs)
-        first, second = out.chunk(2)
-        cond, uncond = (first, second) if order == "cond_uncond" else (second, first)
-        channels = x.shape[2]
-        eps = uncond[:, :, :channels] + scale * (cond[:, :, :channels] - uncond[:, :, :channels])
-        return torch.cat([eps, cond[:, :, channels:]], dim=2)
-
-    return run
+    return Guided(model, scale, order)

@@ -73,6 +73,10 @@ class Tables:
             raise ValueError("Tables: betas must be one axis of values in (0, 1]")
         self.betas = betas.astype(np.float64)
 
+    @classmethod
+    def names(cls) -> list[str]:
+        return ["betas", *(name for name, value in vars(cls).items() if isinstance(value, cached_property))]
+
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
         return np.cumprod(1 - self.betas)

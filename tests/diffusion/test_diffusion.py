@@ -1,6 +1,7 @@
 """The diffusion process against an independent float64 computation, and against published landmarks."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,3 +250,32 @@ def test_timesteps(kind: str) -> None:
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["p_sample", "ddim_sample"])
+def test_an_update_is_one_compiled_region(name: str) -> None:
+    """Guidance, mean and noise: one graph without a break, the eager numbers, no recompilation from step to step."""
+    from torch._dynamo.utils import counters
+
+    x, t = torch.randn(2, 3, 4, 8, 8), torch.tensor([0, 37])
+    out = torch.randn(4, 3, 8, 8, 8)
+    noise = torch.randn_like(x)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return out
+
+    def step(diffusion: Any) -> dict:
+        more = {"eta": 0.7} if name == "ddim_sample" else {}
+        return getattr(diffusion, name)(guided(model, 3.0), x, t, False, draw=lambda x: noise, **more)
+
+    eager = step(create_diffusion("50"))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = create_diffusion("50").compile_updates()
+    got = step(compiled)
+    assert counters["stats"]["unique_graphs"] == 1
+    for key, want in eager.items():
+        assert torch.allclose(got[key], want, rtol=1e-5, atol=1e-6), key
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        t += 1
+        step(compiled)
