@@ -20,9 +20,10 @@ from latte_fast.training.recognise import recognised, train_recogniser
 from latte_fast.training.sampling import ClassSource, Request, draw
 
 SCALE = 8  # of the films: screens have more pixels than the shapes
+STEPS, GUIDANCE = 6000, 3.0
 
 
-def demo_config(out: str, steps: int, batch: int = 16) -> TrainConfig:
+def demo_config(out: str, steps: int, batch: int = 8) -> TrainConfig:
     """A Latte small enough for two cores. It predicts x_0, the linear schedule and middle steps for most batches.
 
     Measured at 24 pixels and 1200 steps of 32: predicting v left the patches without a common motion; a cosine schedule
@@ -32,9 +33,9 @@ def demo_config(out: str, steps: int, batch: int = 16) -> TrainConfig:
         out=out,
         model=ModelConfig(patch_size=6, hidden_size=128, depth=6, num_heads=4, learn_sigma=False),
         data=DataConfig(kind="shapes", clips=12000),
-        diffusion=DiffusionConfig(prediction="start_x", timesteps="lognormal"),
+        diffusion=DiffusionConfig(prediction="start_x", timesteps="lognormal", shift=-0.2),
         optim=OptimConfig(
-            lr=2e-3, betas=(0.9, 0.99), rate="cosine", warmup=min(50, steps), clip=1.0, ema=0.99, ema_warmup=True
+            lr=1.5e-3, betas=(0.9, 0.99), rate="cosine", warmup=min(50, steps), clip=1.0, ema=0.99, ema_warmup=True
         ),
         frames=4,
         size=24,
@@ -58,9 +59,10 @@ def demo(
     model: str = "Latte-S/2",
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16",
     repeats: int = 3,
-    steps: int = 3000,
+    steps: int = STEPS,
     per_class: int = 8,
-    scale: float = 4.0,
+    scale: float = GUIDANCE,
+    classifier: int = 400,
 ) -> None:
     """Compare the fast model with the oracle; train a small Latte on moving shapes, sample it, and judge the samples.
 
@@ -72,10 +74,11 @@ def demo(
         steps: of training.
         per_class: samples of each of the 12 classes.
         scale: of guidance.
+        classifier: steps of training the classifier that judges.
     """
     if model not in PRESETS:
         raise SystemExit(f"demo: model must be one of {', '.join(PRESETS)}, got {model}")
-    for name, value in (("repeats", repeats), ("steps", steps), ("per_class", per_class)):
+    for name, value in (("repeats", repeats), ("steps", steps), ("per_class", per_class), ("classifier", classifier)):
         if value < 1:
             raise SystemExit(f"demo: {name} must be at least 1, got {value}")
     try:
@@ -90,7 +93,7 @@ def demo(
     folder = Path(out)
     fallen = train(folder, steps)
     videos, labels = samples(folder, per_class, scale, device)
-    judge(videos, labels, folder)
+    judge(videos, labels, classifier)
     problems = [compared.red] if compared.red else []
     problems += [] if fallen else ["the loss did not fall to half of its first value"]
     if problems:
@@ -130,10 +133,10 @@ def samples(folder: Path, per_class: int, scale: float, device: torch.device) ->
     return videos, labels
 
 
-def judge(videos: Tensor, labels: Tensor, folder: Path) -> float:
+def judge(videos: Tensor, labels: Tensor, steps: int = 400) -> float:
     """Prints how many samples a classifier of the same shapes recognises."""
     _, frames, size = videos.shape[:3]
-    classifier, on_clips = train_recogniser(frames, size, steps=400, progress=True)
+    classifier, on_clips = train_recogniser(frames, size, steps=steps, progress=True)
     video = videos.movedim(-1, -3).float() / 127.5 - 1
     share = recognised(classifier, video, labels)
     verdict = "" if share >= 0.8 else ", fewer than the 80 % expected"
