@@ -28,7 +28,7 @@ def run(out: Path, **changes: int) -> str:
 def test_demo_writes_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "compare", lambda *args: GREEN)
     out = run(tmp_path, steps=60)
-    for word in ("oracle", "fast is 2.00x", "max error", "loss 0.", "recognises", "of 12 samples"):
+    for word in ("oracle", "fast is 2.00x", "max error", "loss 0.", "recognises", "of 8 samples"):
         assert word in out
     assert {"samples.mp4", "samples.png", "loss.png", "run"} == {p.name for p in tmp_path.iterdir()}
     red = replace(GREEN, step={"oracle": 0.3, "fast": 0.6})
