@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from latte_fast.data.shapes import Shapes
+from latte_fast.data.shapes import SHAPES, Shapes
 
 if TYPE_CHECKING:
     from latte_fast.data.clips import Clips
@@ -30,6 +30,7 @@ class DataConfig:
         image_path: folder of the pictures for joint training; empty takes frames of the clips themselves.
         image_list: text file of pictures below image_path, one a line; empty takes all.
         clips: in one epoch of shapes.
+        outlines: which of circle, square and triangle the shapes are.
     """
 
     kind: Kind = "shapes"
@@ -43,6 +44,7 @@ class DataConfig:
     image_path: str = ""
     image_list: str = ""
     clips: int = 1200
+    outlines: tuple[str, ...] = SHAPES
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("short", ("skip", "loop")), ("on_error", ("skip", "raise"))):
@@ -51,6 +53,8 @@ class DataConfig:
         for name, least in (("interval", 1), ("seed", 0), ("clips", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"data: {name} must be at least {least}, got {getattr(self, name)}")
+        if not self.outlines or not set(self.outlines) <= set(SHAPES):
+            raise ValueError(f"data: outlines must be among {', '.join(SHAPES)}, got {self.outlines}")
         if self.kind == "shapes" and self.flip:
             raise ValueError("data: flip must be False for shapes, whose classes are directions, got True")
         if self.kind != "shapes" and not self.path:
@@ -75,7 +79,7 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
         if value < least:
             raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
     if config.kind == "shapes":
-        return Shapes(config.clips, frames, size, config.seed, images)
+        return Shapes(config.clips, frames, size, config.seed, images, config.outlines)
     if config.kind == "latents":
         from latte_fast.data.latents import Latents
 

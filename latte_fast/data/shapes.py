@@ -1,6 +1,7 @@
 """Moving coloured shapes: a labelled set of clips without a file, class = shape and direction."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,23 @@ def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
 
 
 class Shapes(Dataset):
-    """Clips made as they are asked for, new ones in each epoch: index i has class i % 12."""
+    """Clips made as they are asked for, new ones in each epoch: index i has class i % the number of classes.
 
-    def __init__(self, length: int, frames: int, size: int, seed: int = 0, images: int = 0) -> None:
-        self.classes = list(CLASSES)
+    Args:
+        length: of an epoch.
+        frames: of a clip.
+        size: of its side.
+        seed: of everything drawn.
+        images: single frames behind each clip.
+        outlines: of SHAPES, whose classes alone there are.
+    """
+
+    def __init__(
+        self, length: int, frames: int, size: int, seed: int = 0, images: int = 0, outlines: Sequence[str] = SHAPES
+    ) -> None:
+        # a clip is that of its class's number among all, whichever are left out
+        self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
+        self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
 
     def __len__(self) -> int:
@@ -72,12 +86,12 @@ class Shapes(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = split_key(key, self.length)
         rng = generator(self.seed, epoch, index)
-        label = index % len(CLASSES)
-        parts = [clip(label, int(rng.integers(2**31)), self.frames, self.size)]
-        image_labels = rng.integers(len(CLASSES), size=self.images)
+        label = index % len(self.numbers)
+        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size)]
+        image_labels = rng.integers(len(self.numbers), size=self.images)
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
-            parts.append(clip(int(image_label), seed, self.frames, self.size)[frame : frame + 1])
+            parts.append(clip(self.numbers[image_label], seed, self.frames, self.size)[frame : frame + 1])
         item = {"video": torch.cat(parts).float().div_(127.5).sub_(1), "label": torch.tensor(label)}
         if self.images:
             item["image_labels"] = torch.from_numpy(image_labels)

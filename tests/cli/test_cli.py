@@ -26,11 +26,6 @@ def test_doctor_gives_a_reason_for_every_no() -> None:
     assert "WARNING" not in out  # one OpenMP runtime
 
 
-def test_demo_compares_both_models() -> None:
-    out = run("demo", "--model", "Latte-S/8", "--repeats", "1", "--dtype", "float32")
-    assert "oracle" in out and "fast" in out and "max error" in out
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [

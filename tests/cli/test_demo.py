@@ -1,0 +1,51 @@
+"""The demo at a small size: what it writes, prints, and ends with."""
+
+import contextlib
+import importlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from latte_fast.cli.compare import Comparison, compare, table
+
+# the package holds the function under this name
+demo_module = importlib.import_module("latte_fast.cli.demo")
+GREEN = Comparison(
+    {"oracle": 0.2, "fast": 0.1}, {"oracle": 0.6, "fast": 0.3}, {"oracle": 9, "fast": 5}, {"oracle": 1e-2, "fast": 1e-2}
+)
+
+
+def run(out: Path, **changes: int) -> str:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        demo_module.demo(str(out), per_class=1, classifier=3, repeats=1, **changes)
+    return said.getvalue()
+
+
+def test_demo_writes_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "compare", lambda *args: GREEN)
+    out = run(tmp_path, steps=60)
+    for word in ("oracle", "fast is 2.00x", "max error", "loss 0.", "recognises", "of 8 samples"):
+        assert word in out
+    assert {"samples.mp4", "samples.png", "loss.png", "run"} == {p.name for p in tmp_path.iterdir()}
+    red = replace(GREEN, step={"oracle": 0.3, "fast": 0.6})
+    monkeypatch.setattr(demo_module, "compare", lambda *args: red)
+    with pytest.raises(SystemExit, match=r"step takes 2\.00x the oracle's time; the loss did not fall to half"):
+        run(tmp_path, steps=1)
+
+
+def test_red_is_slow_or_wrong() -> None:
+    assert GREEN.red is None
+    assert "forward takes" in str(replace(GREEN, forward={"oracle": 1.0, "fast": 1.0}).red)
+    assert "error" in str(replace(GREEN, error={"oracle": 1e-3, "fast": 3e-3}).red)
+    assert "error" in str(replace(GREEN, error={"oracle": 1e-3, "fast": float("nan")}).red)
+
+
+def test_compare_measures_both() -> None:
+    result = compare("Latte-S/8", torch.float32, 1, torch.device("cpu"))
+    assert max(result.error.values()) <= 3e-6
+    assert result.kept["fast"] < result.kept["oracle"] and result.step["fast"] > result.forward["fast"] > 0
+    assert table(result).count("\n") == 3
