@@ -12,6 +12,7 @@ EVERYTHING = {"*"}
 # layer: the layers it may import; a layer may always import itself
 ARROWS = {
     "config": set(),
+    "files": set(),
     "cost": {"config"},
     "reference": {"config"},
     "kernels": set(),
@@ -19,12 +20,12 @@ ARROWS = {
     "backends": {"config"},
     "ops": {"config", "backends", "kernels", "_ext", "reference.functional"},
     "modules": {"config", "backends", "ops"},
-    "models": {"config", "backends", "modules"},
+    "models": {"config", "files", "backends", "modules"},
     "diffusion": {"ops"},
-    "data": {"config"},
-    "training": {"config", "models", "data", "diffusion"},
+    "data": {"config", "files"},
+    "training": {"config", "files", "models", "data", "diffusion"},
     "testing": {"config", "backends", "reference"},
-    "results": set(),
+    "results": {"files"},
     "info": EVERYTHING,
     "cli": EVERYTHING,
 }

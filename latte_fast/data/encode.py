@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from latte_fast.data.config import DataConfig
-from latte_fast.data.files import atomic
 from latte_fast.data.latents import INDEX, VERSION, load_index
 from latte_fast.data.picture import fit, normalise
 from latte_fast.data.sources import Source, open_sources
 from latte_fast.data.vae import VAE
 from latte_fast.data.video import VideoError
+from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from latte_fast.data import layouts, video
 from latte_fast.data.config import DataConfig
-from latte_fast.data.files import atomic
 from latte_fast.data.layouts import LayoutError, Place
 from latte_fast.data.picture import read_picture
 from latte_fast.data.video import Timeline, VideoError
+from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")
 INDEX_VERSION = 1

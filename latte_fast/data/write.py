@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latte_fast.data.files import atomic
 from latte_fast.data.font import text
+from latte_fast.files import atomic
 
 Video = Tensor | np.ndarray
 GAP = 2

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from latte_fast.files import atomic
 
 PREFIXES = ("_orig_mod.", "module.")
 
@@ -96,10 +97,5 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name}")
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with atomic(path) as partial:
         save_file(state, partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

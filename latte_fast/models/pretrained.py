@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast.config import LatteT2VConfig
+from latte_fast.files import atomic
 from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -67,10 +67,8 @@ def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]
     path.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, path / f"{STEM}.safetensors")
     content = json.dumps({"_class_name": CLASSES[0]} | config, indent=2, sort_keys=True) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=path, prefix=".config.", delete=False) as handle:
-        handle.write(content)
-    os.chmod(handle.name, 0o644)
-    os.replace(handle.name, path / "config.json")
+    with atomic(path / "config.json") as partial:
+        partial.write_text(content)
 
 
 def _folder(folder: str | os.PathLike, subfolder: str | None) -> Path:

@@ -1,12 +1,12 @@
 """One benchmark run as data: the machine, then a row per contender. A file appears whole or not at all."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from latte_fast.files import atomic
 
 FORMAT = 1
 
@@ -67,13 +67,8 @@ class Results:
 
 
 def save(results: Results, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT} | asdict(results), indent=1) + "\n"
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps({"format": FORMAT} | asdict(results), indent=1) + "\n")
 
 
 def load(path: Path | str) -> Results:

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latte_fast.data import write
-from latte_fast.data.files import atomic
 from latte_fast.data.vae import VAE
 from latte_fast.diffusion import METHODS, Diffusion, create_diffusion
 from latte_fast.diffusion.gaussian import Model
 from latte_fast.diffusion.generate import Chunk, chunks, generate, labels_of
 from latte_fast.diffusion.windows import windowed
+from latte_fast.files import atomic
 from latte_fast.training.config import DiffusionConfig
 from latte_fast.training.load import Trained
 from latte_fast.training.parallel import Ranks

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latte_fast.data.files import atomic
 from latte_fast.diffusion.generate import Chunk
+from latte_fast.files import atomic
 from latte_fast.models.patch import patch
 from latte_fast.models.pretrained import CLASSES
 from latte_fast.training.parallel import Ranks
