@@ -20,7 +20,7 @@ LATTE_INLINE void tile(Matrix<const A> a, const A* b, int64_t ldb, A* c, int64_t
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < kVecs; ++j) acc[i][j] = add ? load<A>(c + i * ldc + j * L) : Vec<A>{};
+    for (int j = 0; j < kVecs; ++j) acc[i][j] = Vec<A>{};
   for (int64_t k = 0; k < depth; ++k) {
     Vec<A> rhs[kVecs];
 #pragma GCC unroll 3
@@ -35,8 +35,14 @@ LATTE_INLINE void tile(Matrix<const A> a, const A* b, int64_t ldb, A* c, int64_t
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < kVecs; ++j) store<A>(c + i * ldc + j * L, acc[i][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      A* to = c + i * ldc + j * L;
+      store<A>(to, add ? load<A>(to) + acc[i][j] : acc[i][j]);
+    }
 }
+
+// Sums longer than this are added up from parts: one running fp32 sum of 1024 terms has twice the error
+constexpr int64_t kSum = 256;
 
 // rows is a multiple of kTileRows and cols of the lanes: the buffers are padded
 template <class A>
@@ -46,9 +52,12 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<const A> a, const A*
   for (int64_t j = 0; j < cols;) {
     const bool wide = j + kTileVecs * L <= cols;
     for (int64_t i = 0; i < rows; i += kTileRows) {
-      const Matrix<const A> block{a.p + i * a.row, a.row, a.col};
-      if (wide) tile<A, kTileVecs>(block, b + j, ldb, c + i * ldc + j, ldc, depth, add);
-      else tile<A, 1>(block, b + j, ldb, c + i * ldc + j, ldc, depth, add);
+      for (int64_t k = 0; k < depth; k += kSum) {
+        const Matrix<const A> block{a.p + i * a.row + k * a.col, a.row, a.col};
+        const int64_t part = depth - k < kSum ? depth - k : kSum;
+        if (wide) tile<A, kTileVecs>(block, b + k * ldb + j, ldb, c + i * ldc + j, ldc, part, add || k);
+        else tile<A, 1>(block, b + k * ldb + j, ldb, c + i * ldc + j, ldc, part, add || k);
+      }
     }
     j += wide ? kTileVecs * L : L;
   }
