@@ -1,5 +1,8 @@
 // The CUDA kernels as Python sees them; each call returns an error's text, empty without one.
 #pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <array>
 
 #include "conv_cuda.h"
@@ -20,10 +23,10 @@ inline conv::Window cuda_window(const CudaWindow& w, int transposed, int replica
   return to;
 }
 
-using Correlate = std::string (*)(const conv::Correlation&, int, void*);
+using CorrelateLaunch = std::string (*)(const conv::Correlation&, int, void*);
 
 // shape: batch, groups, depth, cols, dtype, wide, vector, transposed, replicate
-inline auto cuda_correlation(Correlate launch) {
+inline auto cuda_correlation(CorrelateLaunch launch) {
   return [launch](const CudaVolume& in, const CudaVolume& out, int64_t w, int64_t bias, const std::array<int, 9>& shape,
                   const CudaWindow& window, int device, int64_t stream) {
     return launch({cuda_window(window, shape[7], shape[8]), cuda_volume(in), cuda_volume(out),
@@ -33,20 +36,29 @@ inline auto cuda_correlation(Correlate launch) {
   };
 }
 
-template <class Module> void bind_cuda(Module& m) {
-  m.def("conv_correlate_cuda", cuda_correlation(&conv::correlate));
-  m.def("conv_direct_cuda", cuda_correlation(&conv::direct));
-  // shape: batch, groups, channels, cols, splits, dtype
-  m.def("conv_weight_gradient_cuda",
-        [](const CudaVolume& x, const CudaVolume& dy, int64_t sums, int64_t dw, const std::array<int, 6>& shape,
-           const std::array<int, 3>& x_size, const std::array<int, 3>& before, int64_t per_split,
-           const CudaWindow& window, int device, int64_t stream) {
-          conv::WeightGradient a{cuda_window(window, 0, 0), cuda_volume(x), cuda_volume(dy),
-                                 reinterpret_cast<float*>(sums), {}, {}, shape[0], shape[1], shape[2], shape[3],
-                                 per_split, shape[4], shape[5]};
-          for (int i = 0; i < 3; ++i) a.x_size[i] = x_size[i], a.before[i] = before[i];
-          return conv::weight_gradient(a, reinterpret_cast<void*>(dw), device, reinterpret_cast<void*>(stream));
-        });
+using WeightGradientLaunch = std::string (*)(const conv::WeightGradient&, void*, int, void*);
+
+// shape: batch, groups, channels, cols, splits, dtype
+inline auto cuda_weight_gradient(WeightGradientLaunch launch) {
+  return [launch](const CudaVolume& x, const CudaVolume& dy, int64_t sums, int64_t dw, const std::array<int, 6>& shape,
+                  const std::array<int, 3>& x_size, const std::array<int, 3>& before, int64_t per_split,
+                  const CudaWindow& window, int device, int64_t stream) {
+    conv::WeightGradient a{cuda_window(window, 0, 0), cuda_volume(x), cuda_volume(dy), reinterpret_cast<float*>(sums),
+                           {}, {}, shape[0], shape[1], shape[2], shape[3], per_split, shape[4], shape[5]};
+    for (int i = 0; i < 3; ++i) a.x_size[i] = x_size[i], a.before[i] = before[i];
+    return launch(a, reinterpret_cast<void*>(dw), device, reinterpret_cast<void*>(stream));
+  };
+}
+
+inline void bind_conv(pybind11::module_& m, CorrelateLaunch correlate, CorrelateLaunch direct,
+                      WeightGradientLaunch gradient) {
+  m.def("conv_correlate_cuda", cuda_correlation(correlate));
+  m.def("conv_direct_cuda", cuda_correlation(direct));
+  m.def("conv_weight_gradient_cuda", cuda_weight_gradient(gradient));
+}
+
+inline void bind_cuda(pybind11::module_& m) {
+  bind_conv(m, &conv::correlate, &conv::direct, &conv::weight_gradient);
 }
 
 }  // namespace latte

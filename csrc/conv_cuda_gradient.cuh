@@ -85,9 +85,7 @@ template <class T> LATTE_KERNEL(256) add_splits_kernel(const WeightGradient a, v
   for (int64_t i = block() * 256 + thread(); i < size; i += blocks() * 256) {
     float sum = 0;
     for (int split = 0; split < a.splits; ++split) sum += read(a.sums + split * size + i);
-    const int64_t col = i % a.cols, channel = i / a.cols % a.channels, matrix = i / a.cols / a.channels;
-    const int64_t row = matrix / a.taps() * a.channels + channel;
-    write(static_cast<T*>(dw) + (row * a.cols + col) * a.taps() + matrix % a.taps(), narrowed<T>(sum));
+    write(static_cast<T*>(dw) + gradient_address(a, i), narrowed<T>(sum));
   }
 }
 

@@ -216,5 +216,12 @@ LATTE_BOTH Meeting meeting_of(const WeightGradient& a, const WeightWork& at, con
   return {(t | h | w) >= 0, a.x.at(i.n, xt, xh, xw) + at.group * a.x.group, a.dy.at(i.n, t, h, w) + at.group * a.dy.group};
 }
 
+// Where entry i of (groups, taps, channels, cols) lies in dw (groups channels, cols, taps)
+LATTE_BOTH int64_t gradient_address(const WeightGradient& a, int64_t i) {
+  const int64_t col = i % a.cols, channel = i / a.cols % a.channels, matrix = i / a.cols / a.channels;
+  const int64_t row = matrix / a.taps() * a.channels + channel;
+  return (row * a.cols + col) * a.taps() + matrix % a.taps();
+}
+
 }  // namespace conv
 }  // namespace latte

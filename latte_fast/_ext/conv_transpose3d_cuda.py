@@ -14,13 +14,20 @@ DIRECT_DEPTH, DIRECT_COLS = 8, 64  # kMostDepth, kMostCols
 TILE, SLAB = 64, 32  # kColTile, kWidePixels
 
 
-def why_not(x: Tensor, w: Tensor) -> str | None:
+def why_not(
+    x: Tensor, w: Tensor, stride: Triple = (1,) * 3, padding: Triple = (0,) * 3, dilation: Triple = (1,) * 3
+) -> str | None:
     if x.dtype not in CODES or x.dtype == torch.float64:
         return f"the CUDA kernels need fp32, bf16 or fp16, got {x.dtype}"
     if 0 in x.shape[1:] or 0 in w.shape:
         return f"the CUDA kernels need sizes above zero, got x {tuple(x.shape)} and w {tuple(w.shape)}"
-    if max(*x.shape, *w.shape) >= LIMIT:
-        return f"the CUDA kernels need sizes below 2**30, got x {tuple(x.shape)} and w {tuple(w.shape)}"
+    spans = zip(x.shape[-3:], w.shape[2:], stride, padding, dilation, strict=True)
+    reach = max(n * s + p + d * k for n, k, s, p, d in spans)
+    if max(*x.shape, *w.shape, reach) >= LIMIT:
+        return (
+            f"the CUDA kernels need sizes and reaches below 2**30, got x {tuple(x.shape)}, w {tuple(w.shape)}, "
+            f"stride {stride}, padding {padding}, dilation {dilation}"
+        )
     return None
 
 
@@ -70,11 +77,11 @@ def _input_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry)
     size, padding = extended(x, g)
     folds = size != tuple(x.shape[2:])
     # what the repeated edges receive is added before anything is rounded
-    dx = empty((*x.shape[:2], *size), x, torch.float32 if folds else x.dtype)
+    dx = empty((*x.shape[:2], *size), x, torch.promote_types(x.dtype, torch.float32) if folds else x.dtype)
     if not dx.numel():
         return dx
     if not dy.numel():
-        return x.new_zeros(x.shape)
+        return empty(x.shape, x).zero_()
     matrices = _matrices(w.reshape(g.groups, x.shape[1] // g.groups, w.shape[1], -1).permute(0, 3, 1, 2))
     window = (dy.shape[2:], size, g.kernel, g.stride, padding, g.dilation)
     _correlate(rows, dx, matrices, None, g.groups, window, False, False)
@@ -83,15 +90,16 @@ def _input_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry)
 
 def _weight_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
     if not dy.numel():
-        return torch.zeros_like(w)
+        return w.new_zeros(w.shape)
     size, padding = extended(x, g)
     channels, cols, taps = x.shape[1] // g.groups, w.shape[1], w[0, 0].numel()
     pixels = x.shape[0] * size[0] * size[1] * size[2]
     splits, per_split = cut(pixels, g.groups * taps * -(-channels // TILE) * -(-cols // TILE), _multiprocessors(x))
     sums = torch.empty((splits, g.groups, taps, channels, cols), dtype=torch.float32, device=x.device)
     dw = torch.empty(w.shape, dtype=w.dtype, device=w.device)
+    x_rows = _channels_last(x, g.groups)  # named, so that it outlives the launch
     _launch(
-        "conv_weight_gradient_cuda", x, _packed(_channels_last(x, g.groups)), _packed(rows), _at(sums), _at(dw),
+        "conv_weight_gradient_cuda", x, _packed(x_rows), _packed(rows), _at(sums), _at(dw),
         (x.shape[0], g.groups, channels, cols, splits, CODES[x.dtype]), x.shape[2:], g.before, per_split,
         (dy.shape[2:], size, g.kernel, g.stride, padding, g.dilation),
     )  # fmt: skip
@@ -111,8 +119,8 @@ def _correlate(
     lanes = 16 // out.element_size()
     cols = out.shape[1] // groups
     vector = out.is_contiguous(memory_format=torch.channels_last_3d) and out.stride(1) == 1 and cols % lanes == 0
-    shape = (out.shape[0], groups, w.shape[-1], cols, CODES[x.dtype], int(out.dtype != x.dtype), int(vector))
-    shape = (*shape, int(transposed), int(replicate))
+    layout = (int(out.dtype != x.dtype), int(vector), int(transposed), int(replicate))
+    shape = (out.shape[0], groups, w.shape[-1], cols, CODES[x.dtype], *layout)
     _launch("conv_correlate_cuda", x, _packed(x), _volume(out, groups), _at(w), _at(b), shape, window)
 
 
