@@ -78,9 +78,7 @@ def _input_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry)
     folds = size != tuple(x.shape[2:])
     # what the repeated edges receive is added before anything is rounded
     dx = empty((*x.shape[:2], *size), x, torch.promote_types(x.dtype, torch.float32) if folds else x.dtype)
-    if not dx.numel():
-        return dx
-    if not dy.numel():
+    if not dx.numel() or not dy.numel():
         return empty(x.shape, x).zero_()
     matrices = _matrices(w.reshape(g.groups, x.shape[1] // g.groups, w.shape[1], -1).permute(0, 3, 1, 2))
     window = (dy.shape[2:], size, g.kernel, g.stride, padding, g.dilation)
