@@ -31,7 +31,7 @@ inline auto cuda_correlation(CorrelateLaunch launch) {
                   const CudaWindow& window, int device, int64_t stream) {
     return launch({cuda_window(window, shape[7], shape[8]), cuda_volume(in), cuda_volume(out),
                    reinterpret_cast<void*>(w), reinterpret_cast<void*>(bias), shape[0], shape[1], shape[2], shape[3],
-                   shape[4], shape[5], shape[6]},
+                   shape[4], shape[5], shape[6], 0},
                   device, reinterpret_cast<void*>(stream));
   };
 }
@@ -50,15 +50,28 @@ inline auto cuda_weight_gradient(WeightGradientLaunch launch) {
   };
 }
 
-inline void bind_conv(pybind11::module_& m, CorrelateLaunch correlate, CorrelateLaunch direct,
+using PackLaunch = std::string (*)(const conv::Pack&, int, void*);
+
+// shape: batch, groups, depth, padded, item size
+inline auto cuda_pack(PackLaunch launch) {
+  return [launch](const CudaVolume& from, int64_t to, const std::array<int, 5>& shape, const std::array<int, 3>& size,
+                  int device, int64_t stream) {
+    return launch({cuda_volume(from), reinterpret_cast<void*>(to), shape[0], shape[1], shape[2], shape[3],
+                   {size[0], size[1], size[2]}, shape[4]},
+                  device, reinterpret_cast<void*>(stream));
+  };
+}
+
+inline void bind_conv(pybind11::module_& m, PackLaunch pack, CorrelateLaunch correlate, CorrelateLaunch direct,
                       WeightGradientLaunch gradient) {
+  m.def("conv_pack_cuda", cuda_pack(pack));
   m.def("conv_correlate_cuda", cuda_correlation(correlate));
   m.def("conv_direct_cuda", cuda_correlation(direct));
   m.def("conv_weight_gradient_cuda", cuda_weight_gradient(gradient));
 }
 
 inline void bind_cuda(pybind11::module_& m) {
-  bind_conv(m, &conv::correlate, &conv::direct, &conv::weight_gradient);
+  bind_conv(m, &conv::pack, &conv::correlate, &conv::direct, &conv::weight_gradient);
 }
 
 }  // namespace latte

@@ -7,6 +7,7 @@
 namespace latte {
 namespace conv {
 
+std::string pack(const Pack& a, int device, void* stream);
 std::string correlate(const Correlation& a, int device, void* stream);
 std::string direct(const Correlation& a, int device, void* stream);
 std::string weight_gradient(const WeightGradient& a, void* dw, int device, void* stream);

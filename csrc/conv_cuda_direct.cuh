@@ -16,11 +16,11 @@ LATTE_BOTH int64_t direct_blocks(const Correlation& a) {
 }
 
 // A thread takes one input pixel through one tap; x, the output and w (groups depth, cols, taps) as they are
-template <class T> LATTE_KERNEL(kDirectThreads) direct_kernel(const Correlation a) {
+template <class T> LATTE_KERNEL(kDirectThreads, 4) direct_kernel(const Correlation a) {
   const Axis* axis = a.window.axis;
   const int taps = axis[0].kernel * axis[1].kernel * axis[2].kernel;
-  const int tap = static_cast<int>(block() % taps), group = static_cast<int>(block() / taps % a.groups);
-  const int64_t i = block() / taps / a.groups * kDirectThreads + thread();
+  const int tap = block() % taps, group = block() / taps % a.groups;
+  const int64_t i = int64_t(block() / taps / a.groups) * kDirectThreads + thread();
 
   float* weights = reinterpret_cast<float*>(shared_memory());  // (kMostDepth, cols), zero beyond depth
   for (int e = thread(); e < kMostDepth * a.cols; e += kDirectThreads) {

@@ -44,7 +44,7 @@ template <class T> struct PixelSlabs {
   }
 };
 
-template <class T> LATTE_KERNEL(kThreads) weight_gradient_kernel(const WeightGradient a) {
+template <class T> LATTE_KERNEL(kThreads, 2) weight_gradient_kernel(const WeightGradient a) {
   unsigned char* shared = shared_memory();
   const WeightWork at = work_of(a, block());
   PixelSlabs<T> slabs(a, at);
@@ -80,9 +80,9 @@ template <class T> LATTE_KERNEL(kThreads) weight_gradient_kernel(const WeightGra
 }
 
 // dw (groups channels, cols, taps) from the splits (groups, taps, channels, cols)
-template <class T> LATTE_KERNEL(256) add_splits_kernel(const WeightGradient a, void* dw) {
+template <class T> LATTE_KERNEL(256, 4) add_splits_kernel(const WeightGradient a, void* dw) {
   const int64_t size = a.size();
-  for (int64_t i = block() * 256 + thread(); i < size; i += blocks() * 256) {
+  for (int64_t i = int64_t(block()) * 256 + thread(); i < size; i += int64_t(blocks()) * 256) {
     float sum = 0;
     for (int split = 0; split < a.splits; ++split) sum += read(a.sums + split * size + i);
     write(static_cast<T*>(dw) + gradient_address(a, i), narrowed<T>(sum));

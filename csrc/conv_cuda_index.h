@@ -36,15 +36,16 @@ LATTE_BOTH int phases(const Axis& a, bool transposed) {
   return !transposed ? 1 : a.stride < a.out ? a.stride : a.out;
 }
 
+// 32 bits hold it all: the launchers refuse windows whose reach does not stay below 2^30
 LATTE_BOTH Phase phase_of(const Axis& a, bool transposed, int f) {
   if (!transposed) return {a.out, 1, a.kernel, 0, 1, a.stride, -a.padding, a.dilation};
   Phase p{(a.out - f + a.stride - 1) / a.stride, a.stride, 0, 0, 1, 1, 0, 0};
-  while (p.first < a.kernel && (f + a.padding - p.first * int64_t(a.dilation)) % a.stride) ++p.first;
+  while (p.first < a.kernel && (f + a.padding - p.first * a.dilation) % a.stride) ++p.first;
   if (p.first == a.kernel) return p;
-  while (p.every * int64_t(a.dilation) % a.stride) ++p.every;
+  while (p.every * a.dilation % a.stride) ++p.every;
   p.taps = (a.kernel - p.first + p.every - 1) / p.every;
-  p.offset = static_cast<int>((f + a.padding - p.first * int64_t(a.dilation)) / a.stride);
-  p.shift = static_cast<int>(-(p.every * int64_t(a.dilation) / a.stride));
+  p.offset = (f + a.padding - p.first * a.dilation) / a.stride;
+  p.shift = -(p.every * a.dilation / a.stride);
   return p;
 }
 
@@ -58,9 +59,15 @@ struct Pixel {
   int n, t, h, w;
 };
 
-LATTE_BOTH Pixel pixel_of(int64_t i, int t, int h, int w) {
-  const int64_t row = i / w, plane = row / h;
+template <class I> LATTE_BOTH Pixel split_pixel(I i, I t, I h, I w) {
+  const I row = i / w, plane = row / h;
   return {static_cast<int>(plane / t), static_cast<int>(plane % t), static_cast<int>(row % h), static_cast<int>(i % w)};
+}
+
+// a 64-bit division is a hundred instructions
+LATTE_BOTH Pixel pixel_of(int64_t i, int t, int h, int w) {
+  if (i <= INT32_MAX) return split_pixel<uint32_t>(static_cast<uint32_t>(i), t, h, w);
+  return split_pixel<int64_t>(i, t, h, w);
 }
 
 // p + by, both in the mixed base (t, h, w): a step without a division
@@ -95,6 +102,7 @@ struct Correlation {
   int batch, groups, depth, cols;
   int dtype, wide;  // wide: the output is fp32
   int vector;       // the output's channels can be stored 16 bytes at a time
+  int row_tiles;    // of the first phase, which has the most rows
 };
 
 LATTE_BOTH int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -105,10 +113,17 @@ LATTE_BOTH int64_t most_rows(const Correlation& a) {
   return rows;
 }
 
-LATTE_BOTH int64_t blocks_of(const Correlation& a, int row_tile) {
-  int64_t blocks = a.groups * ceil_div(a.cols, kColTile) * ceil_div(most_rows(a), row_tile);
+LATTE_BOTH int64_t blocks_of(const Correlation& a) {
+  int64_t blocks = a.groups * ceil_div(a.cols, kColTile) * a.row_tiles;
   for (int i = 0; i < 3; ++i) blocks *= phases(a.window.axis[i], a.window.transposed);
   return blocks;
+}
+
+// The first of `n` digits of a block's number, which it loses
+LATTE_BOTH int take_digit(int& block, int n) {
+  const int digit = block % n;
+  block /= n;
+  return digit;
 }
 
 // What one block computes. The phases of the same pixels run side by side: they share inputs and their outputs interleave.
@@ -117,19 +132,12 @@ struct Work {
   int col, group, f[3];
 };
 
-LATTE_BOTH Work work_of(const Correlation& a, int row_tile, int64_t block) {
+LATTE_BOTH Work work_of(const Correlation& a, int row_tile, int block) {
   Work to{};
-  const int64_t cols = ceil_div(a.cols, kColTile);
-  to.col = static_cast<int>(block % cols) * kColTile;
-  block /= cols;
-  for (int i = 2; i >= 0; --i) {
-    const int n = phases(a.window.axis[i], a.window.transposed);
-    to.f[i] = static_cast<int>(block % n);
-    block /= n;
-  }
-  const int64_t tiles = ceil_div(most_rows(a), row_tile);
-  to.row = block % tiles * row_tile;
-  to.group = static_cast<int>(block / tiles);
+  to.col = take_digit(block, static_cast<int>(ceil_div(a.cols, kColTile))) * kColTile;
+  for (int i = 2; i >= 0; --i) to.f[i] = take_digit(block, phases(a.window.axis[i], a.window.transposed));
+  to.row = int64_t(take_digit(block, a.row_tiles)) * row_tile;
+  to.group = block;
   return to;
 }
 
@@ -179,21 +187,15 @@ struct WeightWork {
   int row, col, tap, group, split, k[3];
 };
 
-LATTE_BOTH WeightWork work_of(const WeightGradient& a, int64_t block) {
+LATTE_BOTH WeightWork work_of(const WeightGradient& a, int block) {
   WeightWork to{};
-  const int64_t cols = ceil_div(a.cols, kColTile), rows = ceil_div(a.channels, kColTile);
-  to.col = static_cast<int>(block % cols) * kColTile;
-  block /= cols;
-  to.row = static_cast<int>(block % rows) * kColTile;
-  block /= rows;
-  to.tap = static_cast<int>(block % a.taps());
-  block /= a.taps();
-  to.group = static_cast<int>(block % a.groups);
-  to.split = static_cast<int>(block / a.groups);
-  const Axis* axis = a.window.axis;
-  to.k[0] = to.tap / axis[2].kernel / axis[1].kernel;
-  to.k[1] = to.tap / axis[2].kernel % axis[1].kernel;
-  to.k[2] = to.tap % axis[2].kernel;
+  to.col = take_digit(block, static_cast<int>(ceil_div(a.cols, kColTile))) * kColTile;
+  to.row = take_digit(block, static_cast<int>(ceil_div(a.channels, kColTile))) * kColTile;
+  to.tap = take_digit(block, a.taps());
+  to.group = take_digit(block, a.groups);
+  to.split = block;
+  int tap = to.tap;
+  for (int i = 2; i >= 0; --i) to.k[i] = take_digit(tap, a.window.axis[i].kernel);
   return to;
 }
 
@@ -221,6 +223,45 @@ LATTE_BOTH int64_t gradient_address(const WeightGradient& a, int64_t i) {
   const int64_t col = i % a.cols, channel = i / a.cols % a.channels, matrix = i / a.cols / a.channels;
   const int64_t row = matrix / a.taps() * a.channels + channel;
   return (row * a.cols + col) * a.taps() + matrix % a.taps();
+}
+
+// from (batch, size, groups, depth) to the same order, contiguous, its last axis `padded` long
+struct Pack {
+  Volume from;
+  void* to;
+  int batch, groups, depth, padded, size[3], item;
+  LATTE_BOTH int64_t pixels() const { return int64_t(size[0]) * size[1] * size[2]; }
+};
+
+struct PackWork {
+  int64_t pixel;
+  int batch, group, channel;
+};
+
+LATTE_BOTH int64_t blocks_of(const Pack& a, int side) {
+  return int64_t(a.batch) * a.groups * ceil_div(a.pixels(), side) * ceil_div(a.padded, side);
+}
+
+LATTE_BOTH PackWork work_of(const Pack& a, int side, int block) {
+  PackWork to{};
+  to.channel = take_digit(block, static_cast<int>(ceil_div(a.padded, side))) * side;
+  to.pixel = int64_t(take_digit(block, static_cast<int>(ceil_div(a.pixels(), side)))) * side;
+  to.group = take_digit(block, a.groups);
+  to.batch = block;
+  return to;
+}
+
+// -1 where zeros go
+LATTE_BOTH int64_t read_address(const Pack& a, const PackWork& at, int64_t pixel, int channel) {
+  if (pixel >= a.pixels() || channel >= a.depth) return -1;
+  const Pixel p = pixel_of(pixel, a.size[0], a.size[1], a.size[2]);
+  return a.from.at(at.batch, p.t, p.h, p.w) + at.group * a.from.group + channel * a.from.c;
+}
+
+// -1 where there is nothing to write
+LATTE_BOTH int64_t write_address(const Pack& a, const PackWork& at, int64_t pixel, int channel) {
+  if (pixel >= a.pixels() || channel >= a.padded) return -1;
+  return ((at.batch * a.pixels() + pixel) * a.groups + at.group) * a.padded + channel;
 }
 
 }  // namespace conv

@@ -9,7 +9,8 @@
 #include <string>
 
 #define LATTE_DEVICE __device__ __forceinline__
-#define LATTE_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// threads a block, and blocks a multiprocessor that the registers have to allow
+#define LATTE_KERNEL(threads, resident) __global__ void __launch_bounds__(threads, resident)
 
 namespace latte {
 namespace conv {
@@ -18,9 +19,11 @@ using bf16 = __nv_bfloat16;
 using f16 = __half;
 
 LATTE_DEVICE int thread() { return threadIdx.x; }
-LATTE_DEVICE int64_t block() { return blockIdx.x; }
-LATTE_DEVICE int64_t blocks() { return gridDim.x; }
+LATTE_DEVICE int block() { return blockIdx.x; }
+LATTE_DEVICE int blocks() { return gridDim.x; }
 LATTE_DEVICE void barrier() { __syncthreads(); }
+
+LATTE_DEVICE int64_t shuffle(int64_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 
 LATTE_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char bytes[];
@@ -88,6 +91,8 @@ std::string launch(void (*kernel)(Args...), int64_t grid, int threads, int share
                    Args... args) {
   if (grid > INT32_MAX) return "too many blocks: " + std::to_string(grid);
   cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess && shared > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error == cudaSuccess) {
     kernel<<<static_cast<unsigned>(grid), threads, shared, static_cast<cudaStream_t>(stream)>>>(args...);
     error = cudaGetLastError();

@@ -64,7 +64,8 @@ LATTE_DEVICE void multiply(Sums<MI>& c, const uint32_t (&a)[MI][4], const uint32
   }
 }
 
-// Rows of 64 bytes: eight rows of one chunk, and two rows of four, lie in different banks
+// Rows of 64 bytes: eight rows of one chunk, and two rows of four, lie in different banks. It repeats every eight rows,
+// so that one address serves rows a constant apart.
 LATTE_DEVICE int deep_chunk(int row, int chunk) { return (row * 4 + (chunk ^ (row >> 1 & 3))) * 16; }
 
 // c += a b^T: both hold a row's (column's) channels contiguous, 64 bytes a slab
@@ -76,10 +77,10 @@ LATTE_DEVICE void multiply_deep(Sums<MI>& c, const unsigned char* a, const unsig
   for (int step = 0; step < 2; ++step) {
     uint32_t fa[MI][4], fb[kColFragments / 2][4], pairs[kColFragments][2];
 #pragma unroll
-    for (int i = 0; i < MI; ++i) load_matrices(fa[i], a + deep_chunk(row + 16 * i, 2 * step + lane / 16));
+    for (int i = 0; i < MI; ++i) load_matrices(fa[i], a + i * 16 * 64 + deep_chunk(row, 2 * step + lane / 16));
 #pragma unroll
     for (int j = 0; j < kColFragments / 2; ++j) {
-      load_matrices(fb[j], b + deep_chunk(col + 16 * j, 2 * step + lane / 8 % 2));
+      load_matrices(fb[j], b + j * 16 * 64 + deep_chunk(col, 2 * step + lane / 8 % 2));
 #pragma unroll
       for (int r = 0; r < 4; ++r) pairs[2 * j + r / 2][r % 2] = fb[j][r];
     }

@@ -3,6 +3,7 @@
 #include "conv_cuda_correlate.cuh"
 #include "conv_cuda_direct.cuh"
 #include "conv_cuda_gradient.cuh"
+#include "conv_cuda_pack.cuh"
 
 namespace latte {
 namespace conv {
@@ -18,11 +19,23 @@ template <class Body> std::string with_type(int dtype, Body body) {
 
 }  // namespace
 
-std::string correlate(const Correlation& a, int device, void* stream) {
+std::string pack(const Pack& a, int device, void* stream) {
+  const auto run = [&](auto t) {
+    using T = decltype(t);
+    const int shared = kPackSide * (kPackSide + 1) * int(sizeof(T));
+    return launch(pack_kernel<T>, blocks_of(a, kPackSide), kPackThreads, shared, device, stream, a);
+  };
+  return a.item == 2 ? run(uint16_t{}) : run(uint32_t{});
+}
+
+std::string correlate(const Correlation& given, int device, void* stream) {
+  Correlation a = given;
   return with_type(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const int64_t grid = blocks_of(a, kRowTile<T>);
-    return launch(correlate_kernel<T>, grid, kThreads, kCorrelateShared<T>, device, stream, a);
+    const int64_t tiles = ceil_div(most_rows(a), kRowTile<T>);
+    if (tiles > INT32_MAX) return "too many rows: " + std::to_string(most_rows(a));
+    a.row_tiles = static_cast<int>(tiles);
+    return launch(correlate_kernel<T>, blocks_of(a), kThreads, kCorrelateShared<T>, device, stream, a);
   });
 }
 

@@ -124,26 +124,25 @@ def _correlate(
 
 def _channels_last(x: Tensor, groups: int) -> Tensor:
     """x (B, C, T, H, W) as (B, T, H, W, groups, channels), x itself where 16-byte copies can read it, else a copy."""
-    view = x.permute(0, 2, 3, 4, 1).unflatten(-1, (groups, x.shape[1] // groups))
-    return _rows(view)
+    return _rows(x.permute(0, 2, 3, 4, 1).unflatten(-1, (groups, x.shape[1] // groups)))
 
 
 def _matrices(w: Tensor) -> Tensor:
     """w (groups, taps, cols, depth) in that order, its depth padded."""
-    return _rows(w).contiguous()
+    return _rows(w[:, None, None]).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with its last axis contiguous, its rows 16 bytes aligned and a multiple of 16 bytes, padded with zeros."""
+    """x (B, T, H, W, groups, channels) with rows of channels aligned to 16 bytes and padded to 16 with zeros."""
     lanes = 16 // x.element_size()
-    width = x.shape[-1]
+    depth = x.shape[-1]
     strides = [s for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n > 1]
-    if width % lanes == 0 and x.stride(-1) == 1 and not any(s % lanes for s in strides) and x.data_ptr() % 16 == 0:
+    if depth % lanes == 0 and x.stride(-1) == 1 and not any(s % lanes for s in strides) and x.data_ptr() % 16 == 0:
         return x
-    padded = -(-width // lanes) * lanes
+    padded = -(-depth // lanes) * lanes
     to = torch.empty((*x.shape[:-1], padded), dtype=x.dtype, device=x.device)
-    to[..., :width].copy_(x)
-    to[..., width:].zero_()
+    shape = (x.shape[0], x.shape[4], depth, padded, x.element_size())
+    _launch("conv_pack_cuda", x, _packed(x), _at(to), shape, x.shape[1:4])
     return to
 
 

@@ -59,7 +59,7 @@ def test_kernels_use_tensor_cores_and_no_local_memory(arch: str, folder: Path) -
     usage = dump([tool("cuobjdump"), "--dump-resource-usage", built]).stdout
     stacks = dict(re.findall(r"Function (\S+):\n\s*REG:\d+ STACK:(\d+)", usage))
     functions = dump([tool("cuobjdump"), "--dump-sass", built]).stdout.split("Function : ")[1:]
-    assert len(functions) == len(stacks) == 12
+    assert len(functions) == len(stacks) == 14
     for text in functions:
         name = text.split()[0]
         assert stacks[name] == "0", name

@@ -12,11 +12,26 @@ namespace py = pybind11;
 namespace latte {
 namespace conv {
 
+std::string walk_pack(const Pack& a, int, void*) {
+  for (int block = 0; block < blocks_of(a, kPackSide); ++block) {
+    const PackWork at = work_of(a, kPackSide, block);
+    for (int64_t p = at.pixel; p < at.pixel + kPackSide; ++p)
+      for (int c = at.channel; c < at.channel + kPackSide; ++c) {
+        const int64_t from = read_address(a, at, p, c), to = write_address(a, at, p, c);
+        const double value = from < 0 ? 0 : read(static_cast<const double*>(a.from.p) + from);
+        if (to >= 0) write(static_cast<double*>(a.to) + to, value);
+      }
+  }
+  return memory.error;
+}
+
 // out = the correlation in double, by the kernel's blocks, phases, taps and addresses
-std::string walk(const Correlation& a, int, void*) {
+std::string walk(const Correlation& given, int, void*) {
   const int row_tile = kRowTile<float>;
+  Correlation a = given;
+  a.row_tiles = static_cast<int>(ceil_div(most_rows(a), row_tile));
   double* out = static_cast<double*>(a.out.p);
-  for (int64_t block = 0; block < blocks_of(a, row_tile); ++block) {
+  for (int block = 0; block < blocks_of(a); ++block) {
     const Work at = work_of(a, row_tile, block);
     Phase p[3];
     for (int i = 0; i < 3; ++i) p[i] = phase_of(a.window.axis[i], a.window.transposed, at.f[i]);
@@ -45,7 +60,7 @@ std::string walk_gradient(const WeightGradient& a, void* to, int, void*) {
   std::vector<double> parts(a.splits * a.size());
   std::vector<int> written(parts.size());
   const Axis* axis = a.window.axis;
-  for (int64_t block = 0; block < a.blocks(); ++block) {
+  for (int block = 0; block < a.blocks(); ++block) {
     const WeightWork at = work_of(a, block);
     const int rows = a.channels - at.row < kColTile ? a.channels - at.row : kColTile;
     const int cols = a.cols - at.col < kColTile ? a.cols - at.col : kColTile;
@@ -82,7 +97,7 @@ PYBIND11_MODULE(conv_emulation, m) {
   using latte::conv::memory;
   latte::bind_cuda(m);
   py::module_ walks = m.def_submodule("walks");
-  latte::bind_conv(walks, &latte::conv::walk, &latte::conv::walk, &latte::conv::walk_gradient);
+  latte::bind_conv(walks, &latte::conv::walk_pack, &latte::conv::walk, &latte::conv::walk, &latte::conv::walk_gradient);
   m.def("begin", [](bool lazy, bool backwards) {
     memory = {};
     memory.lazy = lazy;

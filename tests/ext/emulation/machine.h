@@ -15,7 +15,7 @@
 #include <vector>
 
 #define LATTE_DEVICE inline
-#define LATTE_KERNEL(threads) void
+#define LATTE_KERNEL(threads, resident) void
 
 namespace latte {
 namespace conv {
@@ -109,15 +109,15 @@ struct Machine {
   Gathering all, warps[32];
   void* given[32][32];
   int current = 0, live = 0;
-  int64_t block = 0, blocks = 0;
+  int block = 0, blocks = 0;
   std::function<void()> body;
   jmp_buf home;
 };
 inline Machine machine;
 
 inline int thread() { return machine.current; }
-inline int64_t block() { return machine.block; }
-inline int64_t blocks() { return machine.blocks; }
+inline int block() { return machine.block; }
+inline int blocks() { return machine.blocks; }
 inline unsigned char* shared_memory() { return machine.shared.data(); }
 
 [[noreturn]] inline void next_fiber() {
@@ -153,6 +153,18 @@ template <class T, class Work> void warp_wide(T& mine, Work work) {
   meet(machine.warps[warp], 32, [&] { work(reinterpret_cast<T**>(machine.given[warp])); });
 }
 
+struct Shuffle {
+  int64_t x, to;
+  int lane;
+};
+inline int64_t shuffle(int64_t x, int lane) {
+  Shuffle mine{x, 0, lane};
+  warp_wide(mine, [](Shuffle** lanes) {
+    for (int l = 0; l < 32; ++l) lanes[l]->to = lanes[lanes[l]->lane]->x;
+  });
+  return mine.to;
+}
+
 inline void fiber_main() {
   machine.body();
   machine.fibers[machine.current].done = true;
@@ -181,10 +193,10 @@ template <class... Args>
 std::string launch(void (*kernel)(Args...), int64_t grid, int threads, int shared, int, void*, Args... args) {
   if (grid > INT_MAX) return "too many blocks: " + std::to_string(grid);
   Machine& m = machine;
-  m.blocks = grid;
+  m.blocks = static_cast<int>(grid);
   m.body = [&] { kernel(args...); };
   m.fibers = std::vector<Fiber>(threads);
-  for (m.block = 0; m.block < grid && memory.error.empty(); ++m.block) {
+  for (m.block = 0; m.block < m.blocks && memory.error.empty(); ++m.block) {
     m.shared.assign(shared, 0xff);
     m.live = threads;
     m.all = {};
