@@ -71,22 +71,23 @@ def _choose(x: Tensor, w: Tensor, stride: Window, padding: Window, dilation: Win
     backend = backends.choose("conv_transpose3d", x, w, stride, padding, dilation)
     if backend != "cuda" or backends.forced("conv_transpose3d") or _why_not_cudnn(x, w):
         return backend
-    return "cudnn" if _cudnn_is_faster(shape_key(x, w, stride), groups, x.device.index) else backend
+    return "cudnn" if _cudnn_is_faster(x, w, stride, groups) else backend
+
+
+def _cudnn_is_faster(x: Tensor, w: Tensor, stride: Window, groups: int) -> bool:
+    """By this GPU's measurement of the shape; without one, for groups, whose products are too narrow for the tiles."""
+    if torch.compiler.is_compiling():  # sizes may be symbols, which no table holds
+        return groups > 1
+    from latte_fast.kernels import tuning
+
+    measured = tuning.measured(tuning.gpu_of(x.device).name)
+    return bool(measured.get(f"conv_transpose3d/{shape_key(x, w, stride)}", {}).get("cudnn", groups > 1))
 
 
 def shape_key(x: Tensor, w: Tensor, stride: Window) -> str:
     """A call's name in kernels/configs/<gpu>.json: `D256-C128-k4x4x4-s2x2x2-8x32x32-bfloat16`."""
     kernel, step, size = ("x".join(str(n) for n in v) for v in (w.shape[2:], stride, x.shape[-3:]))
     return f"D{w.shape[0]}-C{w.shape[1]}-k{kernel}-s{step}-{size}-{str(x.dtype).removeprefix('torch.')}"
-
-
-@torch.compiler.assume_constant_result
-def _cudnn_is_faster(key: str, groups: int, device: int) -> bool:
-    """By this GPU's measurement of the shape; without one, for groups, whose products are too narrow for the tiles."""
-    from latte_fast.kernels import tuning
-
-    measured = tuning.measured(tuning.gpu_of(torch.device("cuda", device)).name)
-    return bool(measured.get(f"conv_transpose3d/{key}", {}).get("cudnn", groups > 1))
 
 
 def _launchers(backend: str) -> ModuleType:

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from latte_fast.reference.functional import conv_transpose3d_ref
 from latte_fast.testing import compare, poisoned_empty
 from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
 
+tune = importlib.import_module("latte_fast.cli.tune")
 op = importlib.import_module("latte_fast.ops.conv_transpose3d")  # the package's attribute is the function
 SOURCE = Path(__file__).parents[2] / "csrc/conv_transpose3d_cuda.cu"
 TENSOR_CORES = ("correlate_kernel", "weight_gradient_kernel")
@@ -105,18 +108,60 @@ def test_backends_say_why_not() -> None:
 
 def test_cudnn_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = torch.randn(1, 4, 2, 3, 3).bfloat16(), torch.randn(4, 3, 2, 2, 2).bfloat16()
-    key = op.shape_key(x, w, (2, 1, 1))
+    stride = (2, 1, 1)
+    key = op.shape_key(x, w, stride)
     assert key == "D4-C3-k2x2x2-s2x1x1-2x3x3-bfloat16"
     from latte_fast.kernels import tuning
 
     monkeypatch.setattr(tuning, "gpu_of", lambda device: tuning.Gpu("some gpu", 132, 9))
     stored: dict[str, dict[str, int]] = {}
     monkeypatch.setattr(tuning, "measured", lambda gpu: stored)
-    assert not op._cudnn_is_faster(key, 1, 0) and op._cudnn_is_faster(key, 2, 0)
+    assert not op._cudnn_is_faster(x, w, stride, 1) and op._cudnn_is_faster(x, w, stride, 2)
     stored[f"conv_transpose3d/{key}"] = {"cudnn": 1}
-    assert op._cudnn_is_faster(key, 1, 0)
+    assert op._cudnn_is_faster(x, w, stride, 1)
     stored[f"conv_transpose3d/{key}"] = {"cudnn": 0}
-    assert not op._cudnn_is_faster(key, 2, 0)
+    assert not op._cudnn_is_faster(x, w, stride, 2)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_choice_compiles_without_a_break(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    """What decides between our kernels and cuDNN's is traced, with symbols for sizes too."""
+    monkeypatch.setattr(op, "why_not_cuda", lambda x: None)
+    monkeypatch.setattr(op, "_why_not_cudnn", lambda x, w: None)
+    monkeypatch.setitem(backends._probes["conv_transpose3d"], "cpu", lambda *args: "not in this test")
+    seen: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch._dynamo.reset()
+    jit = torch.compile(
+        lambda x, w, g: ops.conv_transpose3d(x, w, groups=g), fullgraph=True, backend=keep, dynamic=dynamic
+    )
+    x, w = torch.randn(0, 4, 2, 3, 3), torch.randn(4, 3, 2, 2, 2)
+    jit(x, w, 1)
+    assert "latte_fast.conv_transpose3d.default" in seen
+    jit(x, w, 2)
+    assert "conv_transpose3d of type object" in " ".join(seen)
+
+
+def test_tune_stores_who_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[str] = []
+    monkeypatch.setattr(backends, "why_not", lambda *args: None)
+    monkeypatch.setattr(tune, "use_backend", lambda conv_transpose3d: forced.append(conv_transpose3d) or nullcontext())
+
+    def timer(step: Callable) -> float:
+        assert len(step()) == 3
+        return {"cuda": 1.0, "cudnn": 2.0}[forced[-1]] * (-1 if len(forced) > 2 else 1)
+
+    cases = [(4, 3, (2, 3, 3), (2, 2, 2), (2, 1, 1), 0), (8, 8, (1, 2, 2), (1, 1, 1), (1, 1, 1), 0)]
+    choices = tune.cudnn_choices(cases, torch.bfloat16, torch.device("cpu"), timer)
+    assert forced == ["cuda", "cudnn"] * 2
+    assert choices == {
+        "conv_transpose3d/D4-C3-k2x2x2-s2x1x1-2x3x3-bfloat16": {"cudnn": 0},
+        "conv_transpose3d/D8-C8-k1x1x1-s1x1x1-1x2x2-bfloat16": {"cudnn": 1},
+    }
 
 
 def on_gpu(tensors: tuple) -> tuple:

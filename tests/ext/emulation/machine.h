@@ -120,18 +120,24 @@ inline int block() { return machine.block; }
 inline int blocks() { return machine.blocks; }
 inline unsigned char* shared_memory() { return machine.shared.data(); }
 
-[[noreturn]] inline void next_fiber() {
+// Warps are as far apart as barriers let them be: a thread gives way to its own warp's, and only where the block meets,
+// or at its end, to the next one's
+[[noreturn]] inline void next_fiber(int among) {
   Machine& m = machine;
   if (!m.live) _longjmp(m.home, 1);
-  const int n = static_cast<int>(m.fibers.size());
-  do m.current = (m.current + (memory.backwards ? n - 1 : 1)) % n;
-  while (m.fibers[m.current].done);
-  _longjmp(m.fibers[m.current].at, 1);
+  const int step = memory.backwards ? among - 1 : 1, first = m.current / among * among;
+  for (int i = 1; i <= among; ++i) {
+    const int next = first + (m.current - first + i * step) % among;
+    if (m.fibers[next].done) continue;
+    m.current = next;
+    _longjmp(m.fibers[next].at, 1);
+  }
+  next_fiber(static_cast<int>(m.fibers.size()));
 }
-inline void yield() {
-  if (!_setjmp(machine.fibers[machine.current].at)) next_fiber();
+inline void yield(int among) {
+  if (!_setjmp(machine.fibers[machine.current].at)) next_fiber(among);
 }
-// true for the last to arrive; the others return once it has released them
+// The last to arrive does the work, which lets the others go on
 template <class Work> void meet(Gathering& m, int expected, Work work) {
   const uint64_t generation = m.generation;
   if (++m.arrived == expected) {
@@ -140,7 +146,7 @@ template <class Work> void meet(Gathering& m, int expected, Work work) {
     ++m.generation;
     return;
   }
-  while (m.generation == generation) yield();
+  while (m.generation == generation) yield(expected);
 }
 inline void barrier() {
   if (machine.live != static_cast<int>(machine.fibers.size())) memory.fail("a barrier after a thread has left");
@@ -169,7 +175,7 @@ inline void fiber_main() {
   machine.body();
   machine.fibers[machine.current].done = true;
   --machine.live;
-  next_fiber();
+  next_fiber(32);
 }
 
 // Takes a fiber onto its own stack and back; from then on it is only jumped to, which costs no system call
