@@ -36,13 +36,13 @@ LATTE_BOTH int phases(const Axis& a, bool transposed) {
   return !transposed ? 1 : a.stride < a.out ? a.stride : a.out;
 }
 
-// 32 bits hold it all: the launchers refuse windows whose reach does not stay below 2^30
+// 32 bits hold it all: windows whose reach does not stay below 2^30 are refused before a launch
 LATTE_BOTH Phase phase_of(const Axis& a, bool transposed, int f) {
   if (!transposed) return {a.out, 1, a.kernel, 0, 1, a.stride, -a.padding, a.dilation};
   Phase p{(a.out - f + a.stride - 1) / a.stride, a.stride, 0, 0, 1, 1, 0, 0};
   while (p.first < a.kernel && (f + a.padding - p.first * a.dilation) % a.stride) ++p.first;
   if (p.first == a.kernel) return p;
-  while (p.every * a.dilation % a.stride) ++p.every;
+  while (p.first + p.every < a.kernel && p.every * a.dilation % a.stride) ++p.every;
   p.taps = (a.kernel - p.first + p.every - 1) / p.every;
   p.offset = (f + a.padding - p.first * a.dilation) / a.stride;
   p.shift = -(p.every * a.dilation / a.stride);
@@ -126,7 +126,7 @@ LATTE_BOTH int take_digit(int& block, int n) {
   return digit;
 }
 
-// What one block computes. The phases of the same pixels run side by side: they share inputs and their outputs interleave.
+// What one block computes. The phases of the same pixels run side by side: they share inputs, and outputs interleave.
 struct Work {
   int64_t row;
   int col, group, f[3];
@@ -215,7 +215,8 @@ LATTE_BOTH Meeting meeting_of(const WeightGradient& a, const WeightWork& at, con
   const int t = met(axis[0], i.t, at.k[0]), h = met(axis[1], i.h, at.k[1]), w = met(axis[2], i.w, at.k[2]);
   const int xt = inside(i.t - a.before[0], a.x_size[0], true), xh = inside(i.h - a.before[1], a.x_size[1], true);
   const int xw = inside(i.w - a.before[2], a.x_size[2], true);
-  return {(t | h | w) >= 0, a.x.at(i.n, xt, xh, xw) + at.group * a.x.group, a.dy.at(i.n, t, h, w) + at.group * a.dy.group};
+  return {(t | h | w) >= 0, a.x.at(i.n, xt, xh, xw) + at.group * a.x.group,
+          a.dy.at(i.n, t, h, w) + at.group * a.dy.group};
 }
 
 // Where entry i of (groups, taps, channels, cols) lies in dw (groups channels, cols, taps)

@@ -4,6 +4,7 @@ The machine (emulation/machine.h) checks every access against the tensors passed
 gives fragments, asynchronous copies and barriers the meaning that the PTX manual gives them.
 """
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -122,23 +123,25 @@ def forward_and_gradients(machine: Emulated, args: tuple, kw: dict, dy: Tensor) 
 
 
 def compare(machine: Emulated, args: tuple, kw: dict) -> None:
-    """The criterion of latte_fast.testing.compare, on the launchers."""
+    """The criterion of latte_fast.testing.compare, on the launchers; of 16 bits only the last rounding is forgiven.
 
-    def ref(*tensors: Tensor) -> Tensor:
-        return conv_transpose3d_ref(*tensors, **kw)
+    Torch's own 16-bit error is no measure here: oneDNN's bf16 gradient of w reads memory that nobody wrote (torch 2.13
+    with AMX: 10 of 40 runs gave NaN where the heap held some).
+    """
 
-    x = args[0]
-    wide = wider(x.dtype)
-    leaves = [t if t is None else t.detach().requires_grad_() for t in args]
-    dy = torch.randn(ref(*args).shape).to(x.dtype)
+    def run(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t if t is None else t.detach().to(dtype).requires_grad_() for t in args]
+        out, grads = run_with_grads(functools.partial(conv_transpose3d_ref, **kw), leaves, [dy.to(dtype)])
+        return [*out, *grads]
+
+    dtype = args[0].dtype
+    dy = torch.randn(conv_transpose3d_ref(*args, **kw).shape).to(dtype)
+    oracle = run(wider(dtype))
+    same = run(dtype) if dtype == torch.float32 else [t.to(dtype) for t in oracle]
     got = forward_and_gradients(machine, args, kw, dy)
-    same, oracle = (
-        [t for part in run_with_grads(ref, [t if t is None else t.to(d) for t in leaves], [dy.to(d)]) for t in part]
-        for d in (x.dtype, wide)
-    )
     largest = max(t.abs().max().item() for t in oracle[1:])
     for i, row in enumerate(zip(("y", "dx", "dw", "db")[: len(got)], got, same, oracle, strict=True)):
-        assert_no_worse_than_torch(*row, vanishing=8 * torch.finfo(x.dtype).eps * largest if i else 0.0)
+        assert_no_worse_than_torch(*row, vanishing=8 * torch.finfo(dtype).eps * largest if i else 0.0)
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -233,6 +236,13 @@ def test_op_on_the_emulated_machine(emulated: Emulated, monkeypatch: pytest.Monk
         torch.testing.assert_close(got, expected)
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
     assert empty.shape == (0, 2, 4, 6, 8) and not any(g.any() for g in nothing)
+
+
+def test_strides_and_dilations_whose_product_is_beyond_32_bits(walks: Emulated) -> None:
+    x, w = torch.randn(1, 2, 1, 1, 2).double(), torch.randn(2, 2, 1, 1, 2).double()
+    size, window = (1, 1, 99_991 + 100_003 - 199_000 + 1), ((1, 1, 99_991), (0, 0, 99_500), (1, 1, 100_003))
+    y = launchers.conv_transpose3d_fwd(x, w, None, size, window, 1, False)
+    torch.testing.assert_close(y, F.conv_transpose3d(x, w, None, *window[:2], 0, 1, window[2]))
 
 
 def test_addresses_beyond_32_bits(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
