@@ -5,6 +5,9 @@
 
 #include "device_info.h"
 #include "bindings_cpu.h"
+#ifdef LATTE_HAS_CUDA
+#include "bindings_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -13,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef LATTE_HAS_CUDA
   m.def("cuda_runtime", &latte::cuda_runtime,
         "(runtime version, driver version, device count); driver 0 where there is none");
+  latte::bind_cuda(m);
 #endif
   latte::bind_cpu(m);
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 Probe = Callable[..., str | None]
-NAMES = ("reference", "triton", "cuda", "cpu", "sdpa", "flash_attn", "xformers", "auto")
+NAMES = ("reference", "triton", "cuda", "cpu", "cudnn", "sdpa", "flash_attn", "xformers", "auto")
 
 log = logging.getLogger("latte_fast")
 _probes: dict[str, dict[str, Probe]] = {}  # op -> backend -> its probe, in order of preference
@@ -39,6 +39,11 @@ def why_not(op: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
     if backend not in _probes[op]:
         return f"{op} has no backend {backend}"
     return _probes[op][backend](*args, **kwargs)
+
+
+def forced(op: str) -> bool:
+    """Whether somebody asked for a backend of op by name."""
+    return _forced.get(op, "auto") != "auto"
 
 
 def choose(op: str, *args: Any, **kwargs: Any) -> str:

@@ -31,8 +31,19 @@ except ImportError as error:
     )
 
 
+_has_cuda = hasattr(_module, "cuda_runtime")
+_cuda_reason = "" if _has_cuda else build_info().get("cuda_reason", "")
+
+
 def why_not_built() -> str | None:
     return _reason
+
+
+def why_no_cuda() -> str | None:
+    """Why there are no CUDA kernels, or None where there are."""
+    if _reason or _has_cuda:
+        return _reason
+    return f"the extension was built without CUDA ({_cuda_reason})"
 
 
 def load() -> ModuleType:

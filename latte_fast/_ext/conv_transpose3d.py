@@ -37,7 +37,7 @@ def _volume(x: Tensor) -> tuple[int, ...]:
     return x.data_ptr(), CODES[x.dtype], *x.stride()
 
 
-def _geometry(x: Tensor, w: Tensor, out: Triple, window: tuple, groups: int, replicate: bool) -> Geometry:
+def geometry(x: Tensor, w: Tensor, out: Triple, window: tuple, groups: int, replicate: bool) -> Geometry:
     kernel = tuple(w.shape[2:])
     stride, padding, dilation = window
     if not replicate:
@@ -75,7 +75,7 @@ def conv_transpose3d_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, w and the bias, each empty where `needs` does not ask for it."""
     w = w.contiguous()
-    g = _geometry(x, w, tuple(dy.shape[2:]), window, groups, replicate)
+    g = geometry(x, w, tuple(dy.shape[2:]), window, groups, replicate)
     dx = _input_gradient(dy, x, w, g) if needs[0] else x.new_empty(0)
     dw = _weight_gradient(dy, x, w, g) if needs[1] else w.new_empty(0)
     db = dy.sum((0, 2, 3, 4)) if needs[2] else w.new_empty(0)
@@ -89,14 +89,14 @@ def empty(shape: Triple, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout)
 
 
-def _extended(x: Tensor, g: Geometry) -> tuple[Triple, Triple]:
+def extended(x: Tensor, g: Geometry) -> tuple[Triple, Triple]:
     """x's sizes with the repeated edges, and the padding that then holds."""
     size = tuple(n + a + z for n, a, z in zip(x.shape[2:], g.before, g.after, strict=True))
     return size, tuple(p + a * s for p, a, s in zip(g.padding, g.before, g.stride, strict=True))
 
 
 def _input_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
-    size, padding = _extended(x, g)
+    size, padding = extended(x, g)
     folds = size != tuple(x.shape[2:])
     # what the repeated edges receive is added before anything is rounded
     dtype = torch.promote_types(x.dtype, torch.float32) if folds else x.dtype
@@ -109,8 +109,11 @@ def _input_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
             (x.shape[0], g.groups, depth, cols, 0, 0, torch.get_num_threads()),
             ((depth * cols * taps, taps, depth * taps), g.kernel, dy.shape[2:], size, g.stride, padding, g.dilation),
         )  # fmt: skip
-    if not folds:
-        return dx
+    return folded(dx, x, g) if folds else dx
+
+
+def folded(dx: Tensor, x: Tensor, g: Geometry) -> Tensor:
+    """The gradient of x from that of x with its edges repeated, which is overwritten."""
     for axis, (before, n) in enumerate(zip(g.before, x.shape[2:], strict=True), start=2):
         first = dx.narrow(axis, 0, before).sum(axis)
         last = dx.narrow(axis, before + n, dx.shape[axis] - before - n).sum(axis)
@@ -123,7 +126,7 @@ def _input_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
 def _weight_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
     if not dy.numel():
         return torch.zeros_like(w)
-    size, padding = _extended(x, g)
+    size, padding = extended(x, g)
     channels, depth = x.shape[1] // g.groups, w.shape[1]
     dw = torch.empty((g.groups, *g.kernel, channels, depth), dtype=w.dtype)
     _ext.load().conv_weight_gradient(

@@ -1,16 +1,23 @@
 """latte-fast tune."""
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from latte_fast import ops, use_backend
+from latte_fast import backends, ops, use_backend
 from latte_fast.config import SIZES
 
 FRAMES, PATCHES = 16, 256
+# depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder and Latte's frames
+CONVOLUTIONS = [
+    (depth, cols, size, (4, 4, 4), stride, 1)
+    for depth, cols, size in ((256, 256, (4, 16, 16)), (256, 128, (8, 32, 32)), (128, 64, (16, 64, 64)))
+    for stride in ((2, 2, 2), (1, 2, 2))
+] + [(8, 8, (8, 32, 32), (n, 1, 1), (n, 1, 1), 0) for n in (2, 4)]
 
 
 def tune(
@@ -18,7 +25,7 @@ def tune(
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     clips: int = 8,
 ) -> None:
-    """Measure the Triton kernels' tiles on this machine's GPU and keep the best in kernels/configs/<gpu>.json.
+    """Measure the Triton kernels' tiles, and where cuDNN convolves faster, and keep it in kernels/configs/<gpu>.json.
 
     Args:
         sizes: of the model, whose widths and heads are measured.
@@ -33,12 +40,42 @@ def tune(
         raise SystemExit(f"tune: clips must be at least 1, got {clips}")
     from latte_fast.kernels import tuner
 
+    device = torch.device("cuda", torch.cuda.current_device())
+    choices = cudnn_choices(CONVOLUTIONS, getattr(torch, dtype), device, tuner.milliseconds)
+    tuner.save(choices, device)
+    for key, choice in choices.items():
+        print(f"  {key:80} {'cuDNN' if choice['cudnn'] else 'ours'}")
     for size in sizes:
         best = tuner.tune(list(launches(size, getattr(torch, dtype), clips)))
-        tuner.save(best, torch.device("cuda", torch.cuda.current_device()))
+        tuner.save(best, device)
         print(f"{size}: {len(best)} tiles beat the analytic ones")
         for key, fields in sorted(best.items()):
             print(f"  {key:48} {', '.join(f'{name} {value}' for name, value in fields.items())}")
+
+
+def cudnn_choices(
+    cases: Iterable[tuple], dtype: torch.dtype, device: torch.device, timer: Callable[[Callable[[], Any]], float]
+) -> dict[str, dict[str, int]]:
+    """`conv_transpose3d/<shape>` -> whether cuDNN is faster, forward and backward together, where both can serve."""
+    shape_key = importlib.import_module("latte_fast.ops.conv_transpose3d").shape_key
+    choices = {}
+    for depth, cols, size, kernel, stride, padding in cases:
+        shapes = ((1, depth, *size), (depth, cols, *kernel), (cols,))
+        x, w, b = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes)
+        times = {}
+        for backend in ("cuda", "cudnn"):
+            if backends.why_not("conv_transpose3d", backend, x, w):
+                break
+
+            def step(backend: str = backend, leaves: tuple = (x, w, b), window: tuple = (stride, padding)) -> Any:
+                with use_backend(conv_transpose3d=backend):
+                    y = ops.conv_transpose3d(*leaves, *window)
+                return torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+            times[backend] = timer(step)
+        if len(times) == 2:
+            choices[f"conv_transpose3d/{shape_key(x, w, stride)}"] = {"cudnn": int(times["cudnn"] < times["cuda"])}
+    return choices
 
 
 def launches(size: str, dtype: torch.dtype, clips: int, device: str = "cuda") -> Iterator[Callable[[], Any]]:

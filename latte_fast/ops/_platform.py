@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from latte_fast import _ext
@@ -28,6 +29,20 @@ def why_not_cpu(x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"the C++ kernels need a CPU tensor, got one on {x.device.type}"
     return _ext.why_not_built()
+
+
+@torch.compiler.assume_constant_result
+def _major(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def why_not_cuda(x: Tensor) -> str | None:
+    if x.device.type != "cuda":
+        return f"the CUDA kernels need a CUDA tensor, got one on {x.device.type}"
+    reason = _ext.why_no_cuda()
+    if reason is None and _major(x.device.index) < 8:
+        reason = f"the CUDA kernels need compute capability 8.0 or later, got {_major(x.device.index)}.x"
+    return reason
 
 
 def kernel_probes(launchers: Callable[[str], ModuleType]) -> dict[str, Callable[..., str | None]]:

@@ -10,9 +10,11 @@ from torch import Tensor
 from latte_fast import backends
 from latte_fast.backends import autocast_dtype
 from latte_fast.ops._check_conv import Triple, check_conv_transpose3d
-from latte_fast.ops._platform import why_not_cpu
+from latte_fast.ops._platform import why_not_cpu, why_not_cuda
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import conv_transpose3d_ref
+
+Window = tuple[int, ...]
 
 
 def conv_transpose3d(
@@ -51,8 +53,8 @@ def conv_transpose3d(
     stride3, padding3, extra, dilation3 = check_conv_transpose3d(
         x, w, b, stride, padding, output_padding, groups, dilation, pad_mode
     )
-    backend = backends.choose("conv_transpose3d", x, w)
-    if backend == "reference":
+    backend = _choose(x, w, stride3, padding3, dilation3, groups)
+    if backend in ("reference", "cudnn"):
         return conv_transpose3d_ref(x, w, b, stride3, padding3, extra, groups, dilation3, pad_mode)
     batched = x if x.dim() == 5 else x[None]
     spans = zip(batched.shape[2:], w.shape[2:], stride3, padding3, extra, dilation3, strict=True)
@@ -65,9 +67,34 @@ def conv_transpose3d(
     return out if x.dim() == 5 else out[0]
 
 
-def _launchers(backend: str) -> ModuleType:
-    from latte_fast._ext import conv_transpose3d as launchers
+def _choose(x: Tensor, w: Tensor, stride: Window, padding: Window, dilation: Window, groups: int) -> str:
+    backend = backends.choose("conv_transpose3d", x, w, stride, padding, dilation)
+    if backend != "cuda" or backends.forced("conv_transpose3d") or _why_not_cudnn(x, w):
+        return backend
+    return "cudnn" if _cudnn_is_faster(x, w, stride, groups) else backend
 
+
+def _cudnn_is_faster(x: Tensor, w: Tensor, stride: Window, groups: int) -> bool:
+    """By this GPU's measurement of the shape; without one, for groups, whose products are too narrow for the tiles."""
+    if torch.compiler.is_compiling():  # sizes may be symbols, which no table holds
+        return groups > 1
+    from latte_fast.kernels import tuning
+
+    measured = tuning.measured(tuning.gpu_of(x.device).name)
+    return bool(measured.get(f"conv_transpose3d/{shape_key(x, w, stride)}", {}).get("cudnn", groups > 1))
+
+
+def shape_key(x: Tensor, w: Tensor, stride: Window) -> str:
+    """A call's name in kernels/configs/<gpu>.json: `D256-C128-k4x4x4-s2x2x2-8x32x32-bfloat16`."""
+    kernel, step, size = ("x".join(str(n) for n in v) for v in (w.shape[2:], stride, x.shape[-3:]))
+    return f"D{w.shape[0]}-C{w.shape[1]}-k{kernel}-s{step}-{size}-{str(x.dtype).removeprefix('torch.')}"
+
+
+def _launchers(backend: str) -> ModuleType:
+    if backend == "cuda":
+        from latte_fast._ext import conv_transpose3d_cuda as launchers
+    else:
+        from latte_fast._ext import conv_transpose3d as launchers  # type: ignore[no-redef]
     return launchers
 
 
@@ -147,8 +174,22 @@ register_op(
 register_gradient("conv_transpose3d", _setup, _gradient)
 
 
-def _why_not_cpu(x: Tensor, w: Tensor) -> str | None:
+def _why_not_cpu(x: Tensor, w: Tensor, *window: Window) -> str | None:
     return why_not_cpu(x) or _launchers("cpu").why_not(x, w)
 
 
-backends.register("conv_transpose3d", {"cpu": _why_not_cpu})
+def _why_not_cuda(x: Tensor, w: Tensor, *window: Window) -> str | None:
+    return why_not_cuda(x) or _launchers("cuda").why_not(x, w, *window)
+
+
+def _why_not_cudnn(x: Tensor, w: Tensor, *window: Window) -> str | None:
+    if x.device.type != "cuda":
+        return f"cuDNN needs a CUDA tensor, got one on {x.device.type}"
+    if not torch.backends.cudnn.enabled:
+        return "torch.backends.cudnn.enabled is False"
+    if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        return "cuDNN would round fp32 to TF32; set torch.backends.cudnn.allow_tf32 = False"
+    return None
+
+
+backends.register("conv_transpose3d", {"cpu": _why_not_cpu, "cuda": _why_not_cuda, "cudnn": _why_not_cudnn})
