@@ -44,7 +44,7 @@ sanitize() {
   done
 }
 
-ops() { suites ops; }
+ops() { suites ops conv_transpose3d; }
 model() { suites block model t2v memory scaling; }
 training() { suites training; }
 sampling() { if [ -f benchmarks/test_sampling.py ]; then suites sampling; else echo "no sampling suite"; fi; }
