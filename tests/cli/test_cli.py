@@ -46,5 +46,5 @@ def test_cost_prints_the_papers_count() -> None:
 
 def test_tune_needs_a_gpu() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("a GPU is there, so that tune would run")
     assert "needs a CUDA device" in run("tune", ok=False)
