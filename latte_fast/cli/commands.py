@@ -11,6 +11,7 @@ from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
 from latte_fast.cli.encode import encode
+from latte_fast.cli.encode_text import encode_text
 from latte_fast.cli.plot import plot
 from latte_fast.cli.sample import sample
 from latte_fast.cli.train import train_command
@@ -22,6 +23,7 @@ def commands(argv: list[str]) -> dict[str, Callable[..., Any]]:
         "doctor": doctor,
         "demo": demo,
         "encode": encode,
+        "encode-text": encode_text,
         "train": train_command(argv),
         "sample": sample,
         "plot": plot,

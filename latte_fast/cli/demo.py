@@ -17,7 +17,7 @@ from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, Train
 from latte_fast.training.log import LOG, read_log
 from latte_fast.training.plot import plot_run, pyplot
 from latte_fast.training.recognise import recognised, train_recogniser
-from latte_fast.training.sampling import ClassSource, Request, draw
+from latte_fast.training.sampling import Request, TrainedSource, draw
 
 SCALE = 8  # of the films: screens have more pixels than the shapes
 STEPS, GUIDANCE = 3000, 3.0
@@ -121,7 +121,7 @@ def train(folder: Path, steps: int) -> bool:
 def samples(folder: Path, per_class: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Every class with guidance, as films and a sheet: uint8 (B, F, H, W, 3) and their labels."""
     trained = load_trained(folder / "run", device=device)
-    source = ClassSource(trained, open_vae("identity", device, torch.float32), NAMES)
+    source = TrainedSource(trained, open_vae("identity", device, torch.float32), NAMES)
     request = Request(steps=50, method="ddim", scale=scale)
     drawn = [draw(source, request, range(len(NAMES) * i, len(NAMES) * (i + 1)))[0] for i in range(per_class)]
     videos = torch.cat(drawn)

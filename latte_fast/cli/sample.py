@@ -7,8 +7,9 @@ import torch
 import tyro
 
 from latte_fast.data.vae import open_vae
+from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training import load_trained, start
-from latte_fast.training.sampling import ClassSource, Request, sample_files
+from latte_fast.training.sampling import Request, TrainedSource, sample_files
 from latte_fast.training.text_sampling import TextRequest, read_prompts, sample_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,8 +61,9 @@ def sample(
         weights: the average, or the weights themselves.
         vae: a diffusers AutoencoderKL folder or identity; by default what the run was trained with.
         dtype: of weights and activations.
-        pretrained: a local folder of diffusers' LattePipeline (Latte-1), for text instead of `path`.
-        prompt: what to show, in turn over the samples.
+        pretrained: a local folder of diffusers' LattePipeline (Latte-1), for any text; with `path`, a run on captions,
+            its weights in the place of the folder's.
+        prompt: what to show, in turn over the samples; without --pretrained captions that the run was trained on.
         prompts: a file with a prompt a line, after those of --prompt.
         negative: what not to show.
         scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
@@ -72,21 +74,25 @@ def sample(
     """
     try:
         asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
-        if (path is None) == (pretrained is None):
+        if path is None and pretrained is None:
             raise ValueError("sample: give a trained model's path, or --pretrained with --prompt")
-        if (pretrained is None) == bool(asked):
-            raise ValueError("sample: --prompt or --prompts and --pretrained belong together")
+        if pretrained is not None and not asked:
+            raise ValueError("sample: --pretrained needs --prompt or --prompts")
         count = count if count is not None else len(asked) or 8
         scale = scale if scale is not None else 7.5 if asked else 4.0
         request = Request(count, batch, seed, steps, method, scale, eta, frames, format, fps)
         with start() as ranks:
             kind = DTYPES[dtype]
+            trained = None if path is None else load_trained(path, weights, ranks.device)
             if pretrained is not None:
+                model = None if trained is None else trained.model
+                if not isinstance(model, LatteT2V | None):
+                    raise ValueError(f"sample: path must hold a text-to-video model beside --pretrained, got {path}")
                 text = TextRequest(asked, negative, scheduler, height, width, frames, over_time, temporal_decoder)
-                sample_text(pretrained, text, request, out, ranks, kind)
+                sample_text(pretrained, text, request, out, ranks, kind, model)
                 return
-            trained = load_trained(str(path), weights, ranks.device)
+            assert trained is not None
             opened = open_vae(vae or trained.config.vae, ranks.device, kind)
-            sample_files(ClassSource(trained, opened, classes, kind), request, out, ranks)
+            sample_files(TrainedSource(trained, opened, (*classes, *asked), kind), request, out, ranks)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None

@@ -13,6 +13,7 @@ from latte_fast.data import layouts, picture
 from latte_fast.data.config import DataConfig
 from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
 from latte_fast.data.sources import SourceSet
+from latte_fast.data.text import Texts
 from latte_fast.data.video import VideoError
 
 log = logging.getLogger("latte_fast.data")
@@ -23,14 +24,27 @@ ATTEMPTS = 16
 class Clips(Dataset):
     """Clips of a set's videos; `skipped` counts those too short, `broken` those found not to decode so far."""
 
-    def __init__(self, found: SourceSet, config: DataConfig, frames: int, size: int, images: int = 0) -> None:
+    def __init__(
+        self,
+        found: SourceSet,
+        config: DataConfig,
+        frames: int,
+        size: int,
+        images: int = 0,
+        texts: Texts | None = None,
+    ) -> None:
         self.config, self.frames, self.size, self.images = config, frames, size, images
         self.classes = found.classes
         span = (frames - 1) * config.interval + 1
         kept = long_enough([len(s) for s in found.sources], span, config.short, config.kind)
         self.sources = [found.sources[i] for i in kept]
         self.skipped = len(found.sources) - len(kept)
-        self.pictures = list_pictures(config, found.classes) if images and config.image_path else []
+        self.texts = texts
+        self.labels: list[int | None] = [source.place.label for source in self.sources]
+        if texts:
+            names = [source.place.path.relative_to(found.root).as_posix() for source in self.sources]
+            self.labels = list(texts.numbers(names))
+        self.pictures = list_pictures(config, found.classes, texts) if images and config.image_path else []
         self.unopened = len(found.broken)
         # shared with loader workers, so that a video is reported by the first that meets it and by no other
         self.reported = torch.zeros(len(self.sources) + len(self.pictures), dtype=torch.uint8).share_memory_()
@@ -67,8 +81,8 @@ class Clips(Dataset):
             parts.append(part)
             labels.append(label)
         item: dict[str, Any] = {"video": picture.normalise(torch.cat(parts) if self.images else parts[0])}
-        if self.classes:
-            item["label"] = torch.tensor(source.place.label)
+        if self.labels[which] is not None:
+            item["label"] = torch.tensor(self.labels[which])
             if self.images:
                 item["image_labels"] = torch.tensor(labels)
         return item
@@ -87,7 +101,7 @@ class Clips(Dataset):
         if not self.pictures:
             which = int(rng.integers(len(self.sources)))
             source = self.sources[which]
-            return self._read(which, [int(rng.integers(len(source)))], mirrored), source.place.label
+            return self._read(which, [int(rng.integers(len(source)))], mirrored), self.labels[which]
         which = int(rng.integers(len(self.pictures)))
         path, label = self.pictures[which]
         try:
@@ -103,8 +117,8 @@ class Clips(Dataset):
             log.warning("does not decode: %s", error)
 
 
-def list_pictures(config: DataConfig, classes: list[str]) -> list[tuple[Path, int | None]]:
-    """Pictures for joint training and their classes: the lines of image_list below image_path, or all that is there."""
+def list_pictures(config: DataConfig, classes: list[str], texts: Texts | None = None) -> list[tuple[Path, int | None]]:
+    """Pictures for joint training and their labels: the lines of image_list below image_path, or all that is there."""
     root = Path(config.image_path)
     if not root.is_dir():
         raise layouts.LayoutError(f"data: image_path must be a folder of pictures, got {root}, which is no folder")
@@ -120,6 +134,9 @@ def list_pictures(config: DataConfig, classes: list[str]) -> list[tuple[Path, in
     if missing or not paths:
         got = f"{missing[0]} ({len(missing)} missing)" if missing else f"none; found {layouts.summary(root)}"
         raise layouts.LayoutError(f"data: pictures of image_list must lie below image_path {root}, got {got}")
+    if texts:
+        names = [path.relative_to(root).as_posix() for path in paths]
+        return list(zip(paths, texts.numbers(names), strict=True))
     if not classes:
         return [(path, None) for path in paths]
     # the UCF101 archive spells HandstandPushups in folders and HandStandPushups in files

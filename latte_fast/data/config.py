@@ -8,6 +8,7 @@ from latte_fast.data.shapes import SHAPES, Shapes
 if TYPE_CHECKING:
     from latte_fast.data.clips import Clips
     from latte_fast.data.latents import Latents
+    from latte_fast.data.text import Texts
 
 Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "shapes"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -21,6 +22,7 @@ class DataConfig:
         kind: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames (a folder of images
             a clip), latents (what `latte-fast encode` wrote) or shapes (moving shapes made on the fly).
         path: the set's folder; shapes has none.
+        text: folder of captions that `latte-fast encode-text` wrote, for text to video; empty is none.
         interval: frames of the video from one frame of the clip to the next.
         flip: mirror half of the clips, each as a whole. Not for shapes, where left and right are classes.
         seed: of crops, flips, posterior noise and shapes.
@@ -35,6 +37,7 @@ class DataConfig:
 
     kind: Kind = "shapes"
     path: str = ""
+    text: str = ""
     interval: int = 3
     flip: bool = False
     seed: int = 0
@@ -67,7 +70,7 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
     """The dataset of a description: `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
 
     An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
-    has classes, and "image_labels" (images,) too in joint training.
+    has classes, and "image_labels" (images,) too in joint training. With config.text, labels are captions' numbers.
 
     Args:
         config: of the set.
@@ -78,14 +81,23 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
     for name, value, least in (("frames", frames, 1), ("size", size, 1), ("images", images, 0)):
         if value < least:
             raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
+    texts = _open_texts(config)
     if config.kind == "shapes":
-        return Shapes(config.clips, frames, size, config.seed, images, config.outlines)
+        return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts)
     if config.kind == "latents":
         from latte_fast.data.latents import Latents
 
-        return Latents(config, frames, size, images)
+        return Latents(config, frames, size, images, texts)
     # PyAV is loaded by those who read videos
     from latte_fast.data.clips import Clips
     from latte_fast.data.sources import open_sources
 
-    return Clips(open_sources(config), config, frames, size, images)
+    return Clips(open_sources(config), config, frames, size, images, texts)
+
+
+def _open_texts(config: DataConfig) -> "Texts | None":
+    if not config.text:
+        return None
+    from latte_fast.data.text import Texts
+
+    return Texts(config.text)

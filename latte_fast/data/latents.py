@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from latte_fast.data.config import DataConfig
 from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.text import Texts
 
 INDEX, VERSION = "index.json", 1
 
@@ -31,7 +32,7 @@ def load_index(folder: Path) -> dict[str, Any]:
 class Latents(Dataset):
     """mean + std * noise of each frame, the noise by (seed, epoch, index) too; crops and flips as from videos."""
 
-    def __init__(self, config: DataConfig, frames: int, size: int, images: int = 0) -> None:
+    def __init__(self, config: DataConfig, frames: int, size: int, images: int = 0, texts: Texts | None = None) -> None:
         self.folder = Path(config.path)
         if not (self.folder / INDEX).is_file():
             raise ValueError(
@@ -47,6 +48,9 @@ class Latents(Dataset):
         lengths = [row[2] for row in index["clips"]]
         kept = long_enough(lengths, (frames - 1) * self.step + 1, config.short, "latents")
         self.rows = [index["clips"][i] for i in kept]
+        self.texts = texts
+        names = [row[0] for row in self.rows]
+        self.labels = texts.numbers(names) if texts else [row[1] for row in self.rows]
         self.skipped, self.broken = len(lengths) - len(kept), len(index["broken"])
         self.shards = [self.folder / name for name, _ in index["shards"]]
         self.random: bool = index["random"]
@@ -95,10 +99,10 @@ class Latents(Dataset):
         for _ in range(self.images):
             which = int(rng.integers(len(self)))
             parts.append(self._read(which, [int(rng.integers(self.rows[which][2]))], rng))
-            labels.append(self.rows[which][1])
+            labels.append(self.labels[which])
         item: dict[str, Any] = {"latent": torch.cat(parts)}
-        if self.classes:
-            item["label"] = torch.tensor(self.rows[index][1])
+        if self.classes or self.texts:
+            item["label"] = torch.tensor(self.labels[index])
             if self.images:
                 item["image_labels"] = torch.tensor(labels)
         return item

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from latte_fast.data.draw import Key, generator, split_key
+
+if TYPE_CHECKING:
+    from latte_fast.data.text import Texts
 
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
@@ -70,15 +73,25 @@ class Shapes(Dataset):
         seed: of everything drawn.
         images: single frames behind each clip.
         outlines: of SHAPES, whose classes alone there are.
+        texts: captions of the classes, whose numbers are then the labels.
     """
 
     def __init__(
-        self, length: int, frames: int, size: int, seed: int = 0, images: int = 0, outlines: Sequence[str] = SHAPES
+        self,
+        length: int,
+        frames: int,
+        size: int,
+        seed: int = 0,
+        images: int = 0,
+        outlines: Sequence[str] = SHAPES,
+        texts: "Texts | None" = None,
     ) -> None:
         # a clip is that of its class's number among all, whichever are left out
         self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
         self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
+        self.texts = texts
+        self.labels = texts.numbers(self.classes) if texts else list(range(len(self.classes)))
 
     def __len__(self) -> int:
         return self.length
@@ -92,9 +105,9 @@ class Shapes(Dataset):
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
             parts.append(clip(self.numbers[image_label], seed, self.frames, self.size)[frame : frame + 1])
-        item = {"video": torch.cat(parts).float().div_(127.5).sub_(1), "label": torch.tensor(label)}
+        item = {"video": torch.cat(parts).float().div_(127.5).sub_(1), "label": torch.tensor(self.labels[label])}
         if self.images:
-            item["image_labels"] = torch.from_numpy(image_labels)
+            item["image_labels"] = torch.tensor([self.labels[i] for i in image_labels])
         return item
 
 

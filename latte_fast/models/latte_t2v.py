@@ -208,6 +208,12 @@ class LatteT2V(FastT2V):
         self.share_projections()
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """Every block, in the order of the forward."""
+        pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        return [block for pair in pairs for block in pair]
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.proj_out.weight.dtype
 

@@ -45,7 +45,7 @@ def load_t2v(
         variant: as in diffusion_pytorch_model.<variant>.safetensors.
         **overrides: constructor keywords put in the place of the config's: video_length, recompute, ...
     """
-    path = _folder(folder, subfolder)
+    path = folder_of(folder, subfolder)
     config = read_config(path, CLASSES)
     known = {f.name for f in fields(LatteT2VConfig)}
     kwargs = {k: v for k, v in config.items() if k in known} | overrides
@@ -71,7 +71,8 @@ def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]
         partial.write_text(content)
 
 
-def _folder(folder: str | os.PathLike, subfolder: str | None) -> Path:
+def folder_of(folder: str | os.PathLike, subfolder: str | None = None) -> Path:
+    """The folder of a model: itself, a subfolder, or a pipeline's `transformer`."""
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; models are read from local folders only")
@@ -153,7 +154,7 @@ def start_from_pixart(model: "LatteT2V", folder: str | os.PathLike, **kwargs: An
 
     A tensor of the same name and another shape is an error before anything is written.
     """
-    path = _folder(folder, kwargs.get("subfolder"))
+    path = folder_of(folder, kwargs.get("subfolder"))
     read_config(path, PIXART_CLASSES)
     state = read_weights(path, kwargs.get("variant"))
     own = model.state_dict()

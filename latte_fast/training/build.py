@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from latte_fast.config import LatteConfig
 from latte_fast.data import open_dataset
 from latte_fast.data.vae import VAE, open_vae
-from latte_fast.models.checkpoint import load_state, read_checkpoint
-from latte_fast.models.dit import init_from_dit
-from latte_fast.models.latte import Latte, LatteIMG
+from latte_fast.models.pretrained import CLASSES, PIXART_CLASSES, folder_of
+from latte_fast.models.pretrained import read_config as read_model_config
 from latte_fast.training.config import TrainConfig, require
+from latte_fast.training.family import Family
 from latte_fast.training.log import summary_writer
+from latte_fast.training.of_classes import OfClasses
+from latte_fast.training.of_text import OfText
 from latte_fast.training.parallel import Ranks
 from latte_fast.training.yaml import read_config
 
@@ -28,12 +29,11 @@ FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_ev
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what: the model's configuration, the shape that is noised, the classes."""
+    """What is trained on what: the kind of model, the data, the shape that is noised."""
 
-    latte: LatteConfig
+    family: Family
     dataset: Any
     latent: tuple[int, ...]  # (F+n, C, h, w)
-    classes: list[str]
     encoded: bool  # by a VAE whose posterior is sampled
 
 
@@ -56,7 +56,9 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     rule = "fp32, bf16, or used with parallel = fsdp over several processes"
     require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
     if config.pretrained is not None:
-        require(Path(config.pretrained).is_file(), "pretrained", "a file", config.pretrained)
+        start = Path(config.pretrained)
+        rule = "a file, or a model's folder" if config.data.text else "a file"
+        require(start.is_file() or (start.is_dir() and bool(config.data.text)), "pretrained", rule, config.pretrained)
     if config.tensorboard:
         summary_writer()
     if config.fp8:
@@ -95,39 +97,33 @@ def open_task(config: TrainConfig, vae: VAE | None) -> Task:
         encoded = vae.random
     elif vae is not None:
         require(vae.channels == channels, "vae", f"of the latents' {channels} channels to show samples", config.vae)
-    classes = list(dataset.classes) if "label" in item else []
-    latte = config.model.latte(channels=channels, side=height, frames=config.frames, classes=len(classes))
-    return Task(latte, dataset, (want, channels, height, height), classes, encoded)
+    sizes = {"channels": channels, "side": height, "frames": config.frames}
+    family: Family
+    if dataset.texts is not None:
+        begin = begin_of(config.pretrained)
+        captions = dataset.texts.channels
+        family = OfText(config.model.latte_t2v(**sizes, caption_channels=captions, begin=begin), dataset.texts)
+    else:
+        classes = list(dataset.classes) if "label" in item else []
+        family = OfClasses(config.model.latte(**sizes, classes=len(classes)), classes)
+    return Task(family, dataset, (want, channels, height, height), encoded)
 
 
-def build_model(latte: LatteConfig, images: int = 0, recompute: str = "none") -> Latte:
-    kind = LatteIMG if images else Latte
-    return kind(**asdict(latte), recompute=recompute)
+def begin_of(path: str | None) -> dict[str, Any]:
+    """The config of the text-to-video or PixArt-alpha folder that is started from."""
+    if path is None or not Path(path).is_dir():
+        return {}
+    return read_model_config(folder_of(path), CLASSES + PIXART_CLASSES)
 
 
-def new_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[Latte, float]:
-    """A model by the run's seed or its pretrained file, and how often labels are dropped.
-
-    Labels are dropped by sample number before they reach the model, so its own dropout is off; the null class stays.
-    """
+def new_model(config: TrainConfig, task: Task, say: Callable[[str], None]) -> tuple[nn.Module, float]:
+    """A model by the run's seed or what it starts from, and how often labels are dropped, by sample number."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_model(task.latte, config.images, config.model.recompute)
+        model = task.family.build(config.images, config.model.recompute)
     if config.pretrained is not None:
-        say(start_from(model, config.pretrained))
-    dropout = 0.0
-    if task.classes:
-        dropout, model.y_embedder.dropout_prob = model.y_embedder.dropout_prob, 0.0
-    return model, dropout
-
-
-def start_from(model: nn.Module, path: str) -> str:
-    """Loads a Latte's file strictly, or initialises from a DiT's, which has no positions in time."""
-    state = read_checkpoint(path)
-    if "temp_embed" in state or state.keys() == model.state_dict().keys():
-        load_state(model, state, path)
-        return f"{path}: {len(state)} tensors taken"
-    return f"{path}: {init_from_dit(model, path)}"
+        say(task.family.start(model, config.pretrained))
+    return model, config.model.class_dropout_prob if task.family.choices else 0.0
 
 
 def convert_to_fp8(model: nn.Module) -> None:
@@ -135,7 +131,7 @@ def convert_to_fp8(model: nn.Module) -> None:
     from torchao.float8 import convert_to_float8_training
 
     def fits(module: nn.Module, name: str) -> bool:
-        if not isinstance(module, nn.Linear) or not name.startswith("blocks.") or "adaLN" in name:
+        if not isinstance(module, nn.Linear) or "blocks" not in name.split(".")[0] or "adaLN" in name:
             return False
         return module.in_features % 16 == 0 and module.out_features % 16 == 0
 

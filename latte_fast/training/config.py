@@ -1,13 +1,11 @@
 """What a training run is: frozen dataclasses, read from YAML, overridden on the command line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from latte_fast.config import PRESETS, LatteConfig
+from latte_fast.config import PRESETS, LatteConfig, LatteT2VConfig
 from latte_fast.data import DataConfig
-
-# what pixels, classes and frames of the data decide, so that a run cannot contradict itself
-_FROM_DATA = ("input_size", "in_channels", "num_frames", "num_classes", "extras")
 
 
 def require(ok: bool, name: str, rule: str, value: Any) -> None:
@@ -19,14 +17,16 @@ def require(ok: bool, name: str, rule: str, value: Any) -> None:
 class ModelConfig:
     """The model: a preset, or its sizes; channels, latent side, frames and classes come from the data.
 
+    With captions it is the text-to-video model, which has variant 1 alone; a folder to start from gives its sizes too.
+
     Args:
         preset: Latte-{S,B,L,XL}/{2,4,8}, whose sizes the four below override.
         patch_size: of a patch's side in latent pixels.
         hidden_size: width.
-        depth: blocks, spatial and temporal together.
+        depth: blocks, spatial and temporal together; the published text-to-video model has 56.
         num_heads: of an attention.
         mlp_ratio: hidden width of the MLP over the width.
-        class_dropout_prob: how often a label is dropped, for guidance; 0 leaves no null class.
+        class_dropout_prob: how often a label or caption is dropped, for guidance; 0 leaves no null class.
         learn_sigma: whether the model predicts its variance too.
         variant: 1 to 4, the paper's order of space and time.
         patch_frames: frames of a patch.
@@ -53,14 +53,7 @@ class ModelConfig:
 
     def latte(self, *, channels: int, side: int, frames: int, classes: int) -> LatteConfig:
         """The constructor's keywords for data of these sizes; no classes, no condition."""
-        known = ", ".join(PRESETS)
-        require(self.preset is None or self.preset in PRESETS, "model.preset", f"one of {known}", self.preset)
-        sizes = dict(PRESETS[self.preset]) if self.preset else {}
-        for name in ("patch_size", "hidden_size", "depth", "num_heads"):
-            value = getattr(self, name)
-            if value is not None:
-                sizes[name] = value
-            require(name in sizes, f"model.{name}", "given where model.preset is not", value)
+        sizes = self._sizes({})
         common = {f.name for f in fields(self)} & {f.name for f in fields(LatteConfig)} - set(sizes)
         return LatteConfig(
             **sizes,
@@ -71,6 +64,47 @@ class ModelConfig:
             num_classes=max(classes, 1),
             extras=2 if classes else 1,
         )
+
+    def latte_t2v(
+        self, *, channels: int, side: int, frames: int, caption_channels: int, begin: Mapping[str, Any]
+    ) -> LatteT2VConfig:
+        """The same for captions of this width; `begin` is the config of the model that is started from, or empty."""
+        for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
+            only = getattr(ModelConfig, name)
+            require(getattr(self, name) == only, f"model.{name}", f"{only} for text to video", getattr(self, name))
+        known = {}
+        if begin:
+            heads = int(begin["num_attention_heads"])
+            known = {"patch_size": int(begin["patch_size"]), "hidden_size": heads * int(begin["attention_head_dim"]),
+                     "depth": 2 * int(begin["num_layers"]), "num_heads": heads}  # fmt: skip
+        sizes = self._sizes(known)
+        width, heads, depth = sizes["hidden_size"], sizes["num_heads"], sizes["depth"]
+        require(width % heads == 0, "model.hidden_size", f"a multiple of the {heads} heads", width)
+        require(depth % 2 == 0, "model.depth", "even, a space and a time block a pair", depth)
+        return LatteT2VConfig(
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            cross_attention_dim=width,
+            num_layers=depth // 2,
+            patch_size=sizes["patch_size"],
+            in_channels=channels,
+            out_channels=channels * (1 + self.learn_sigma),
+            sample_size=side,
+            caption_channels=caption_channels,
+            video_length=frames,
+        )
+
+    def _sizes(self, known: Mapping[str, int]) -> dict[str, Any]:
+        """The four sizes: given, the preset's, or those known otherwise."""
+        presets = ", ".join(PRESETS)
+        require(self.preset is None or self.preset in PRESETS, "model.preset", f"one of {presets}", self.preset)
+        sizes = dict(known) | (dict(PRESETS[self.preset]) if self.preset else {})
+        for name in ("patch_size", "hidden_size", "depth", "num_heads"):
+            value = getattr(self, name)
+            if value is not None:
+                sizes[name] = value
+            require(name in sizes, f"model.{name}", "given where model.preset is not", value)
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -160,7 +194,8 @@ class TrainConfig:
         parallel: over ranks; auto is ddp where there are several.
         compile: whether each block is compiled.
         fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
-        pretrained: a file to start from: .pt or .safetensors of upstream, of this package or of an ImageNet DiT.
+        pretrained: to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for text
+            to video also the folder of a Latte, whose sizes the model then has, or of a PixArt-alpha.
         workers: processes a rank that read data; 0 reads in the training process.
         log_every: steps between lines of the log.
         save_every: steps between checkpoints; the last step always has one.

@@ -4,8 +4,7 @@ They are drawn where the clip is read, in the loader's workers, so they cost the
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from latte_fast.diffusion import sample_timesteps
 from latte_fast.diffusion.noise import Use, generator, normal
+from latte_fast.training.build import Task
 from latte_fast.training.config import TrainConfig
 
 # (sample number, (epoch, index))
@@ -45,31 +45,28 @@ class Numbered(Sampler):
 
 
 class Drawn(Dataset):
-    """A dataset's items with "noise" (F+n, C, h, w), "t", and where labels are dropped "drop" (1 + n,).
+    """A task's items with "noise" (F+n, C, h, w), "t", "drop" (1 + n,) where labels are dropped, and the family's own.
 
     Args:
-        dataset: of items by (epoch, index).
+        task: whose dataset has items by (epoch, index).
         config: of the run.
-        latent: (F+n, C, h, w), the shape that is noised.
         dropout: how often a label is dropped.
-        encoded: whether clips go through a VAE whose posterior is sampled, with "eps".
     """
 
-    def __init__(self, dataset: Any, config: TrainConfig, latent: Sequence[int], dropout: float, encoded: bool):
-        self.dataset, self.config, self.latent = dataset, config, tuple(latent)
-        self.dropout, self.encoded = dropout, encoded
+    def __init__(self, task: Task, config: TrainConfig, dropout: float):
+        self.task, self.config, self.dropout = task, config, dropout
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         number, pair = key
-        item = dict(self.dataset[pair])
+        item = dict(self.task.dataset[pair])
         seed, process = self.config.seed, self.config.diffusion
-        item["noise"] = normal(seed, number, self.latent, Use.NOISE)
+        item["noise"] = normal(seed, number, self.task.latent, Use.NOISE)
         source = generator(seed, number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
         t = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift)
         item["t"] = t[0]
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
-        if self.encoded:
-            item["eps"] = normal(seed, number, self.latent, Use.LATENT)
-        return item
+        if self.task.encoded:
+            item["eps"] = normal(seed, number, self.task.latent, Use.LATENT)
+        return item | self.task.family.drawn(item)

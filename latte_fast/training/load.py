@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latte_fast.config import SIZES, LatteConfig
+from latte_fast.config import SIZES, LatteConfig, LatteT2VConfig
 from latte_fast.models.checkpoint import load_checkpoint, load_state, read_checkpoint
 from latte_fast.models.latte import Latte
+from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training import checkpoint
-from latte_fast.training.build import CONFIG, build_model
+from latte_fast.training.build import CONFIG
 from latte_fast.training.config import TrainConfig
+from latte_fast.training.of_classes import OfClasses
+from latte_fast.training.of_text import OfText
 from latte_fast.training.yaml import from_mapping, read_config
 
 
@@ -21,7 +24,7 @@ from latte_fast.training.yaml import from_mapping, read_config
 class Trained:
     """A model in evaluation, and what is known of it."""
 
-    model: Latte
+    model: Latte | LatteT2V
     config: TrainConfig
     classes: list[str]
     step: int
@@ -40,9 +43,9 @@ def load_trained(path: str | Path, weights: str = "ema", device: torch.device | 
         raise ValueError(f"load_trained: weights must be ema or model, got {weights!r}")
     if path.is_file():
         state = read_checkpoint(path, weights)
-        model = build_model(config_of(state, str(path)))
-        load_state(model, state, str(path))
-        return Trained(model.to(device).eval(), TrainConfig(), [], 0)
+        found_model = OfClasses(config_of(state, str(path)), []).build()
+        load_state(found_model, state, str(path))
+        return Trained(found_model.to(device).eval(), TrainConfig(), [], 0)
     if path.parent.name == checkpoint.FOLDER:
         folder, run = path, path.parents[1]
         checkpoint.verify(folder)
@@ -57,7 +60,12 @@ def load_trained(path: str | Path, weights: str = "ema", device: torch.device | 
         folder = found
     config = read_config(run / CONFIG, TrainConfig)
     meta = checkpoint.read_meta(folder)
-    model = build_model(from_mapping(LatteConfig, meta["model"], str(folder / "meta.json")), config.images)
+    where = str(folder / "meta.json")
+    model: Latte | LatteT2V
+    if config.data.text:
+        model = OfText(from_mapping(LatteT2VConfig, meta["model"], where), None).build()
+    else:
+        model = OfClasses(from_mapping(LatteConfig, meta["model"], where), []).build(config.images)
     load_checkpoint(model, folder / f"{weights}.safetensors")
     return Trained(model.to(device).eval(), config, list(meta["classes"]), meta["step"])
 

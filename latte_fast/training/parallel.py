@@ -110,7 +110,8 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
-        register_fsdp_forward_method(model, "forward_with_cfg")
+        if hasattr(model, "forward_with_cfg"):
+            register_fsdp_forward_method(model, "forward_with_cfg")
     return model
 
 

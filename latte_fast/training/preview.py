@@ -21,12 +21,9 @@ def preview(trainer: "Trainer") -> None:
         return
     vae = trainer.vae
     assert vae is not None
-    classes, numbers = len(task.classes), list(range(asked.count))
-    condition, null, names = {}, {}, []
-    if classes:
-        labels = labels_of(numbers, range(classes), classes, config.seed)
-        condition, null = {"y": labels}, {"y": torch.full_like(labels, classes)}
-        names = [task.classes[label] for label in labels.tolist()]
+    numbers, choices = list(range(asked.count)), task.family.choices
+    labels = labels_of(numbers, range(choices), choices, config.seed).tolist() if choices else numbers
+    told = task.family.asked(labels, guidable=trainer.dropout > 0)
     trainer.model.eval()
     with trainer.ema.in_place_of(trainer.weights.own):
         drawn = generate(
@@ -37,8 +34,8 @@ def preview(trainer: "Trainer") -> None:
             seed=config.seed,
             method=asked.method,
             scale=asked.scale if trainer.dropout else 1.0,
-            condition=condition,
-            null=null,
+            condition=told.condition,
+            null=told.null,
             clip_denoised=vae.factor == 1,
             device=trainer.ranks.device,
         )
@@ -47,5 +44,5 @@ def preview(trainer: "Trainer") -> None:
         folder = trainer.out / "samples"
         folder.mkdir(exist_ok=True)
         clips = list(to_pixels(vae.decode(drawn)))
-        write.write_sheet(folder / f"step-{trainer.step:07d}.png", clips, names)
+        write.write_sheet(folder / f"step-{trainer.step:07d}.png", clips, told.names if choices else ())
     trainer.ranks.barrier()

@@ -4,44 +4,40 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from latte_fast.config import LatteT2VConfig
 from latte_fast.data import write
+from latte_fast.data.text import Texts
 from latte_fast.data.vae import VAE
 from latte_fast.diffusion import METHODS, Diffusion, create_diffusion
-from latte_fast.diffusion.gaussian import Model
 from latte_fast.diffusion.generate import Chunk, chunks, generate, labels_of
 from latte_fast.diffusion.windows import windowed
 from latte_fast.files import atomic
 from latte_fast.training.config import DiffusionConfig
+from latte_fast.training.family import Asked, Conditions, Family
 from latte_fast.training.load import Trained
+from latte_fast.training.of_classes import OfClasses
+from latte_fast.training.of_text import OfText
 from latte_fast.training.parallel import Ranks
 
-Conditions = dict[str, Tensor]
 FORMATS = ("mp4", "gif", "png", "npz")
 
 
-class Asked(NamedTuple):
-    """What samples are conditioned on: the model's keywords, the same for nothing, and a name for each sample."""
-
-    condition: Conditions
-    null: Conditions
-    names: list[str]
-
-
 class Source(Protocol):
-    """What clips are drawn from: a trained class-conditional model here, any other that has these."""
+    """What clips are drawn from: a trained model here, any other that has these."""
 
-    model: Model
     shape: tuple[int, int, int, int]  # of a sample, (F, C, h, w)
     device: torch.device
     dtype: torch.dtype
     pixels: bool  # x_0 is in [-1, 1]
+
+    def model(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor: ...
 
     def process(self, steps: int) -> Diffusion: ...
 
@@ -79,56 +75,74 @@ class Request:
             raise ValueError(f"sample: fps must be positive, got {self.fps}")
 
 
-class ClassSource:
-    """A trained Latte, of classes or of none.
+class TrainedSource:
+    """A trained model: of classes, of captions whose embeddings are there, or of nothing.
 
     Args:
         trained: the model and its configuration.
         vae: which decodes what it makes.
-        wanted: classes by number or name, in turn over the samples; none draws them by the seed.
+        wanted: classes or captions by number or name, in turn over the samples; none draws them by the seed.
         dtype: of weights and activations.
     """
 
     def __init__(self, trained: Trained, vae: VAE, wanted: Sequence[str] = (), dtype: torch.dtype = torch.float32):
-        config = trained.model.config
         self.trained, self.vae, self.dtype = trained, vae, dtype
-        self.classes = config.num_classes if config.extras == 2 else 0
-        self.wanted = [class_number(name, trained.classes, self.classes) for name in wanted]
-        # a table without a row for the null class was trained without dropout
-        self.guidable = bool(self.classes) and config.class_dropout_prob > 0
-        if vae.channels != config.in_channels:
-            raise ValueError(f"sample: vae must have the model's {config.in_channels} channels, got {vae.channels}")
-        self.model: Model = trained.model.to(dtype)
+        self.family, channels = family_of(trained), trained.model.config.in_channels
+        if vae.channels != channels:
+            raise ValueError(f"sample: vae must have the model's {channels} channels, got {vae.channels}")
+        self.wanted = [self.number(name) for name in wanted]
         self.device = next(trained.model.parameters()).device
-        self.shape = (config.num_frames, config.in_channels, config.input_size, config.input_size)
+        self.net = trained.model.to(dtype)
+        config = trained.model.config
+        if isinstance(config, LatteT2VConfig):
+            frames, side, self.learn_sigma = config.video_length, config.sample_size, config.channels_out > channels
+            self.guidable = trained.config.model.class_dropout_prob > 0
+        else:
+            frames, side, self.learn_sigma = config.num_frames, config.input_size, config.learn_sigma
+            # a table without a row for the null class was trained without dropout
+            self.guidable = config.class_dropout_prob > 0
+        self.shape = (frames, channels, side, side)
         self.pixels = vae.factor == 1
 
+    def model(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        return self.family.call(self.net, x, t, **conditions)
+
     def process(self, steps: int) -> Diffusion:
-        return sampling_process(self.trained.config.diffusion, steps, self.trained.model.learn_sigma)
+        return sampling_process(self.trained.config.diffusion, steps, self.learn_sigma)
+
+    def number(self, name: str) -> int:
+        """A class or caption by its name or number."""
+        family = self.family
+        what, known = ("captions", family.texts.captions) if isinstance(family, OfText) and family.texts else (
+            "classes", self.trained.classes)  # fmt: skip
+        if not family.choices:
+            raise ValueError(f"sample: {what} must be left out for a model without, got {name!r}")
+        if name in known:
+            return list(known).index(name)
+        if name.isdigit() and int(name) < family.choices:
+            return int(name)
+        names = f" or one of {', '.join(known[:20])}{', ...' * (len(known) > 20)}" if known else ""
+        other = "; --pretrained takes any prompt" if what == "captions" else ""
+        raise ValueError(f"sample: {what} must be below {family.choices}{names}, got {name!r}{other}")
 
     def asked(self, numbers: Sequence[int], seed: int) -> Asked:
-        if not self.classes:
-            return Asked({}, {}, [str(number) for number in numbers])
-        labels = labels_of(numbers, self.wanted, self.classes, seed)
-        known = self.trained.classes
-        names = [known[i] if i < len(known) else str(i) for i in labels.tolist()]
-        null = {"y": torch.full_like(labels, self.classes)} if self.guidable else {}
-        return Asked({"y": labels}, null, names)
+        choices = self.family.choices
+        labels = labels_of(numbers, self.wanted, choices, seed).tolist() if choices else list(numbers)
+        condition, null, names = self.family.asked(labels, self.guidable)
+        return Asked(self._in_dtype(condition), self._in_dtype(null), names)
+
+    def _in_dtype(self, given: Conditions) -> Conditions:
+        return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in given.items()}
 
     def decode(self, drawn: Tensor) -> Tensor:
         return self.vae.decode(drawn)
 
 
-def class_number(name: str, known: Sequence[str], classes: int) -> int:
-    """A class by its name or number."""
-    if not classes:
-        raise ValueError(f"sample: classes must be left out for a model without, got {name!r}")
-    if name in known:
-        return list(known).index(name)
-    if name.isdigit() and int(name) < classes:
-        return int(name)
-    names = f" or one of {', '.join(known)}" if known else ""
-    raise ValueError(f"sample: classes must be below {classes}{names}, got {name!r}")
+def family_of(trained: Trained) -> Family:
+    config = trained.model.config
+    if isinstance(config, LatteT2VConfig):
+        return OfText(config, Texts(trained.config.data.text))
+    return OfClasses(config, trained.classes)
 
 
 def sampling_process(config: DiffusionConfig, steps: int, learn_sigma: bool) -> Diffusion:
@@ -154,8 +168,8 @@ def draw(
     source: Source, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
 ) -> tuple[Tensor, list[str]]:
     """Samples `numbers` as uint8 (B, F, H, W, 3), and their names; `tick` is called at each step."""
-    model, frames = source.model, request.frames or source.shape[0]
-    model = windowed(model, source.shape[0], frames)
+    frames = request.frames or source.shape[0]
+    model = windowed(source.model, source.shape[0], frames)
     asked = source.asked(numbers, request.seed)
     if request.scale != 1.0 and asked.condition and not asked.null:
         raise ValueError(f"sample: scale must be 1 for a model trained without dropped labels, got {request.scale}")

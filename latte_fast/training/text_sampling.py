@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from latte_fast.diffusion.generate import Chunk
 from latte_fast.files import atomic
+from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.patch import patch
 from latte_fast.models.pretrained import CLASSES
 from latte_fast.training.parallel import Ranks
@@ -60,33 +61,40 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     return prompts
 
 
-def check_folder(folder: str | Path, request: TextRequest) -> dict[str, Any]:
-    """What can be known of a pipeline's folder before a weight is read; returns the transformer's config."""
+def check_folder(folder: str | Path, request: TextRequest, model: LatteT2V | None = None) -> None:
+    """What can be known of a pipeline's folder before a weight is read; `model` stands in for its transformer."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"sample: pretrained must be a local folder, got {folder}")
-    needed = ["model_index.json", "tokenizer", "text_encoder", "transformer/config.json", "vae", "scheduler"]
+    needed = ["model_index.json", "tokenizer", "text_encoder", "vae", "scheduler"]
+    needed += [] if model else ["transformer/config.json"]
     needed += ["vae_temporal_decoder"] if request.temporal_decoder else []
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ValueError(f"sample: pretrained must hold {', '.join(needed)}; {missing[0]} is missing, found {found}")
-    config: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text())
-    if config.get("_class_name") not in CLASSES:
-        raise ValueError(f"sample: transformer must be a {' or '.join(CLASSES)}, got {config.get('_class_name')!r}")
-    frames, length = request.frames, config.get("video_length", 16)
+    if model:
+        length = model.config.video_length
+    else:
+        config: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text())
+        if config.get("_class_name") not in CLASSES:
+            raise ValueError(f"sample: transformer must be a {' or '.join(CLASSES)}, got {config.get('_class_name')!r}")
+        length = config.get("video_length", 16)
+    frames = request.frames
     if frames is not None and frames not in (1, length):
         raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {frames}")
-    return config
 
 
-def open_pipeline(folder: str | Path, request: TextRequest, device: torch.device, dtype: torch.dtype) -> Any:
-    """The folder's LattePipeline with a fast transformer, on a device."""
+def open_pipeline(
+    folder: str | Path, request: TextRequest, device: torch.device, dtype: torch.dtype, model: LatteT2V | None = None
+) -> Any:
+    """The folder's LattePipeline with its transformer made fast, or `model` in its place, on a device."""
     try:
         import diffusers
     except ImportError:
         raise ValueError("sample: text to video needs diffusers: pip install 'latte_fast[t2v]'") from None
-    pipe = diffusers.LattePipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True)
+    given = {"transformer": None} if model else {}
+    pipe = diffusers.LattePipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **given)
     if request.temporal_decoder:
         kind = diffusers.AutoencoderKLTemporalDecoder
         pipe.vae = kind.from_pretrained(str(folder), subfolder="vae_temporal_decoder", torch_dtype=dtype)
@@ -96,9 +104,12 @@ def open_pipeline(folder: str | Path, request: TextRequest, device: torch.device
             # the pipeline gives the variance's channels to any scheduler whose config says it is learned
             config.pop("variance_type", None)
         pipe.scheduler = getattr(diffusers, f"{request.scheduler}Scheduler").from_config(config)
-    report = patch(pipe)
-    if not report.swapped:
-        raise ValueError(f"sample: the transformer can't be made fast: {report}")
+    if model:
+        pipe.register_modules(transformer=model.to(dtype))
+    else:
+        report = patch(pipe)
+        if not report.swapped:
+            raise ValueError(f"sample: the transformer can't be made fast: {report}")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -128,14 +139,30 @@ def draw_text(pipe: Any, request: TextRequest, how: Request, number: int) -> Ten
 
 
 def sample_text(
-    folder: str | Path, request: TextRequest, how: Request, out: str | Path, ranks: Ranks, dtype: torch.dtype
+    folder: str | Path,
+    request: TextRequest,
+    how: Request,
+    out: str | Path,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    model: LatteT2V | None = None,
 ) -> None:
-    """Draws and writes how.count samples of the prompts in turn; every rank calls this and takes its share."""
-    check_folder(folder, request)
+    """Draws and writes how.count samples of the prompts in turn; every rank calls this and takes its share.
+
+    Args:
+        folder: of the pipeline.
+        request: what to show.
+        how: how to sample and to write.
+        out: folder of the files, where none of their names may exist.
+        ranks: that share the work.
+        dtype: of weights and activations.
+        model: in the place of the folder's transformer.
+    """
+    check_folder(folder, request, model)
     out = Path(out)
     numbers = range(how.count)
     ranks.from_first(lambda: make_room(out, [*(files_name(n, how) for n in numbers), "samples.json"]))
-    pipe = open_pipeline(folder, request, ranks.device, dtype)
+    pipe = open_pipeline(folder, request, ranks.device, dtype, model)
     mine = numbers[ranks.rank :: ranks.count]
     for number in tqdm(mine, desc="sample", unit="clip", disable=None if ranks.first else True):
         video = draw_text(pipe, request, how, number)

@@ -118,8 +118,8 @@ class Trainer:
             "processes": self.ranks.count,
             "sums": sums,
             "summed": self.summed,
-            "model": asdict(self.task.latte),
-            "classes": self.task.classes,
+            "model": asdict(self.task.family.config),
+            "classes": self.task.family.classes,
         }
         weights: dict[str, dict[str, Tensor]] = {"model": self.weights.by_name, "ema": self.ema.average}
         return checkpoint.save(self.out, self.step, self.state(), weights, meta, self.ranks, self.config.keep)
@@ -145,7 +145,7 @@ class Trainer:
             len(self.task.dataset), config.batch, config.seed, rank=ranks.rank, ranks=ranks.count, start=start
         )
         numbered = Numbered(pairs, config.batch, ranks.rank, ranks.count, start, end)
-        data = Drawn(self.task.dataset, config, self.task.latent, self.dropout, self.task.encoded)
+        data = Drawn(self.task, config, self.dropout)
         loader = DataLoader(
             data,
             self.micro,
@@ -165,23 +165,9 @@ class Trainer:
             assert self.vae is not None
             mean, std = self.vae.encode(x)
             x = mean + std * batch["eps"]
-        terms = self.diffusion.training_losses(self.forward, x, batch["t"], self.conditions(batch), batch["noise"])
+        conditions = self.task.family.conditions(batch, self.config.images)
+        terms = self.diffusion.training_losses(self.forward, x, batch["t"], conditions, batch["noise"])
         return {name: value.sum() / self.share for name, value in terms.items()}
-
-    def conditions(self, batch: Batch) -> dict[str, Any]:
-        """The model's keywords: labels, the dropped ones as the null class, and the images'."""
-        images = self.config.images
-        kwargs: dict[str, Any] = {"use_image_num": images} if images else {}
-        if not self.task.classes:
-            return kwargs
-        labels = batch["label"][:, None]
-        if images:
-            labels = torch.cat([labels, batch["image_labels"]], dim=1)
-        if self.dropout:
-            labels = torch.where(batch["drop"], len(self.task.classes), labels)
-        if images:
-            kwargs["y_image"] = labels[:, 1:]
-        return kwargs | {"y": labels[:, 0]}
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         return self._run(self.call, x, t, **kwargs)
@@ -193,7 +179,8 @@ class Trainer:
     def _run(self, model: nn.Module, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         half = self.config.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            return model(x.to(torch.bfloat16) if self.weights.master else x, t, **kwargs).float()
+            x = x.to(torch.bfloat16) if self.weights.master else x
+            return self.task.family.call(model, x, t, **kwargs).float()
 
     def update(self, batches: Iterator[Batch]) -> float:
         """One update; returns the seconds spent waiting for data."""

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from latte_fast.data import DataConfig
 from latte_fast.data.vae import open_vae
 from latte_fast.training import Ranks, Trainer, load_trained
 from latte_fast.training.log import LOG, read_log
 from latte_fast.training.parallel import local
-from latte_fast.training.sampling import ClassSource, Request, sample_files
+from latte_fast.training.sampling import Request, TrainedSource, sample_files
+from tests.data.texts import shapes_texts
 from tests.training.forks import on_ranks
 from tests.training.tiny import tiny
 
@@ -40,7 +42,7 @@ def guided(ranks: Ranks) -> None:
         trainer.update(run)
     whole = {key: p.full_tensor() for key, p in trainer.weights.by_name.items()}
     assert any(local(p).shape != whole[key].shape for key, p in trainer.weights.by_name.items()), "nothing is sharded"
-    twin = type(trainer.model)(**trainer.task.latte.__dict__).eval()
+    twin = type(trainer.model)(**trainer.task.family.config.__dict__).eval()
     twin.load_state_dict(whole)
     x = torch.randn(4, *trainer.task.latent, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([5, 500, 5, 500]), torch.tensor([3, 4, 12, 12])
@@ -57,7 +59,7 @@ def guided(ranks: Ranks) -> None:
 def sampled(count: int) -> dict[str, bytes]:
     out = FOLDER / f"samples-{count}"
     trained = load_trained(FOLDER / "one")
-    source = ClassSource(trained, open_vae("identity", "cpu", torch.float32))
+    source = TrainedSource(trained, open_vae("identity", "cpu", torch.float32))
     request = Request(count=7, batch=2, steps=3, method="ddpm", frames=3)
     on_ranks(count, lambda ranks: sample_files(source, request, out, ranks))
     return {p.name: p.read_bytes() for p in sorted(out.iterdir())}
@@ -82,6 +84,9 @@ def main(counts: list[int]) -> None:
             target = FOLDER / name / path.relative_to(FOLDER / "moved")
             target.mkdir() if path.is_dir() else target.write_bytes(path.read_bytes())
         train(name, count, resume=True, parallel=how)
+    texts = DataConfig(kind="shapes", clips=11, text=str(shapes_texts(FOLDER / "texts")))
+    for count, how in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+        train(f"text-{how}-{count}", count, parallel=how, data=texts)
     for count in counts:
         on_ranks(count, guided)
     one, two = sampled(1), sampled(2)

@@ -9,7 +9,7 @@ import torch
 from latte_fast.data import DataConfig, encode
 from latte_fast.data.vae import open_vae
 from latte_fast.training import ModelConfig, SampleConfig, Trainer, load_trained
-from latte_fast.training.sampling import ClassSource, Request, draw
+from latte_fast.training.sampling import Request, TrainedSource, draw
 from tests.data.make import layout
 from tests.data.test_latents import vae_folder  # noqa: F401  a fixture
 from tests.training.tiny import tiny
@@ -32,7 +32,7 @@ def test_encode_then_train(kind: str, images: int, tmp_path: Path, vae_folder: P
     assert len(trained.classes) == (3 if kind == "ucf101" else 0) and trained.model.in_channels == 4
     if not images:
         request = Request(count=1, batch=1, steps=2, scale=2.0 if trained.classes else 1.0)
-        video, _ = draw(ClassSource(trained, open_vae(vae_folder)), request, [0])
+        video, _ = draw(TrainedSource(trained, open_vae(vae_folder)), request, [0])
         assert video.shape == (1, 2, 16, 16, 3) and video.dtype == torch.uint8
 
 

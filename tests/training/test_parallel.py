@@ -24,7 +24,8 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_losses_do_not_depend_on_ranks(result: dict[str, Any]) -> None:
-    losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in result["losses"].items()}
+    every = {name: values for name, values in result["losses"].items() if not name.startswith("text-")}
+    losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in every.items()}
     alone = losses.pop("one")
     assert alone.shape == (6, 2) and alone[0, 0] != alone[1, 0]
     runs = [f"{how}-{n}{more}" for how in ("ddp", "fsdp") for n in result["counts"] for more in ("", "-accumulated")]
@@ -33,6 +34,13 @@ def test_losses_do_not_depend_on_ranks(result: dict[str, Any]) -> None:
         steps = len(values)
         torch.testing.assert_close(values, alone[:steps], rtol=1e-5, atol=0, msg=lambda m, name=name: f"{name}: {m}")
         assert steps == 6 or name == "moved"
+
+
+def test_losses_of_text_do_not_depend_on_ranks(result: dict[str, Any]) -> None:
+    alone, *spread = (torch.tensor(result["losses"][f"text-{n}"]) for n in ("auto-1", "ddp-2", "fsdp-2"))
+    assert alone.shape == (6, 2) and alone[0, 0] != alone[1, 0]
+    for values in spread:
+        torch.testing.assert_close(values, alone, rtol=1e-5, atol=0)
 
 
 def test_checkpoints_move_between_ranks(result: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from latte_fast.data.vae import open_vae
 from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, TrainConfig, Trainer, build, load_trained
 from latte_fast.training.log import LOG, read_log
 from latte_fast.training.recognise import recognised, train_recogniser
-from latte_fast.training.sampling import ClassSource, Request, draw
+from latte_fast.training.sampling import Request, TrainedSource, draw
 
 FOUR = [CLASSES.index(name) for name in ("circle right", "circle left", "circle up", "circle down")]
 
@@ -51,7 +51,7 @@ def test_samples_of_four_classes_are_recognised(tmp_path: Path, monkeypatch: pyt
     Trainer(config).run()
     losses = [line["loss"] for line in read_log(tmp_path / "run" / LOG)]
     assert sum(losses[-5:]) / 5 < 0.1 * losses[0]
-    source = ClassSource(load_trained(tmp_path / "run"), open_vae("identity"), ("0", "1", "2", "3"))
+    source = TrainedSource(load_trained(tmp_path / "run"), open_vae("identity"), ("0", "1", "2", "3"))
     videos, _ = draw(source, Request(steps=20, scale=3.0), range(48))
     classifier, on_clips = train_recogniser(2, 8, FOUR, steps=100)
     share = recognised(classifier, videos.movedim(-1, -3).float() / 127.5 - 1, torch.arange(4).repeat(12))

@@ -20,16 +20,16 @@ from latte_fast.diffusion.windows import window_starts, windowed
 from latte_fast.models.latte import Latte
 from latte_fast.training import Ranks, TrainConfig, load_trained
 from latte_fast.training.load import Trained
-from latte_fast.training.sampling import ClassSource, Request, draw, sample_files
+from latte_fast.training.sampling import Request, TrainedSource, draw, sample_files
 
 SIZES = {"input_size": 8, "patch_size": 4, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
-def source() -> ClassSource:
+def source() -> TrainedSource:
     torch.manual_seed(0)
     model = testing.refill(Latte(**SIZES, num_frames=4, num_classes=3, extras=2)).eval()
-    return ClassSource(Trained(model, TrainConfig(), ["a", "b", "c"], 0), open_vae("identity"), ("b", "2"))
+    return TrainedSource(Trained(model, TrainConfig(), ["a", "b", "c"], 0), open_vae("identity"), ("b", "2"))
 
 
 def test_chunks_cover_every_sample_once() -> None:
@@ -42,7 +42,7 @@ def test_chunks_cover_every_sample_once() -> None:
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm++"])
-def test_sample_depends_on_its_number_alone(source: ClassSource, method: Any) -> None:
+def test_sample_depends_on_its_number_alone(source: TrainedSource, method: Any) -> None:
     request = Request(batch=3, steps=4, method=method, eta=1.0 if method == "ddim" else 0.0)
     together, names = draw(source, request, [0, 1, 2])
     alone, _ = draw(source, request, [2, 0, 1])
@@ -62,9 +62,9 @@ def test_step_noise_is_each_samples_own() -> None:
         one(torch.zeros(3, 1))
 
 
-def test_guidance_needs_a_null_class(source: ClassSource) -> None:
+def test_guidance_needs_a_null_class(source: TrainedSource) -> None:
     model = Latte(**SIZES, num_frames=4, num_classes=3, extras=2, class_dropout_prob=0.0).eval()
-    plain = ClassSource(Trained(model, TrainConfig(), [], 0), open_vae("identity"))
+    plain = TrainedSource(Trained(model, TrainConfig(), [], 0), open_vae("identity"))
     with pytest.raises(ValueError, match="scale must be 1 for a model trained without dropped labels"):
         draw(plain, Request(steps=2), [0])
     draw(plain, Request(steps=2, scale=1.0), [0])
@@ -88,7 +88,7 @@ def test_windows_cover_and_blend() -> None:
     assert seen == [(10, 10, 10)]
 
 
-def test_longer_clips_are_made_of_windows(source: ClassSource) -> None:
+def test_longer_clips_are_made_of_windows(source: TrainedSource) -> None:
     videos, _ = draw(source, Request(steps=3, frames=9), [0, 1])
     assert videos.shape == (2, 9, 8, 8, 3) and videos.dtype == torch.uint8
 
@@ -102,7 +102,7 @@ def test_generate_without_conditions_equals_the_loop() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mp4", "gif", "png", "npz"])
-def test_files(source: ClassSource, tmp_path: Path, kind: Any) -> None:
+def test_files(source: TrainedSource, tmp_path: Path, kind: Any) -> None:
     request = Request(count=3, batch=2, steps=2, format=kind)
     sample_files(source, request, tmp_path / "out", Ranks())
     names = {p.name for p in (tmp_path / "out").iterdir()}
@@ -144,10 +144,10 @@ def test_request_refuses(given: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
-def test_source_refuses(source: ClassSource, tmp_path: Path) -> None:
+def test_source_refuses(source: TrainedSource, tmp_path: Path) -> None:
     for wanted, message in (("d", "classes must be below 3 or one of a, b, c, got 'd'"), ("3", "below 3")):
         with pytest.raises(ValueError, match=message):
-            ClassSource(source.trained, open_vae("identity"), (wanted,))
+            TrainedSource(source.trained, open_vae("identity"), (wanted,))
     with pytest.raises(ValueError, match=r"steps must be in \[1, 1000\]"):
         draw(source, Request(steps=1001), [0])
     with pytest.raises(ValueError, match="path must be a run's folder"):

@@ -97,8 +97,8 @@ def test_temporal_decoder(folder: Path, tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "both": ({"path": "x", "prompt": ("a",)}, "give a trained model's path, or --pretrained"),
-    "no prompt": ({}, "belong together"),
+    "neither": ({"pretrained": None, "prompt": ("a",)}, "give a trained model's path, or --pretrained"),
+    "no prompt": ({}, "--pretrained needs --prompt"),
     "empty": ({"prompt": (" ",)}, "prompt must not be empty"),
     "scheduler": ({"prompt": ("a",), "scheduler": "Magic"}, "scheduler must be one of DDIM, .*got 'Magic'"),
     "frames": ({"prompt": ("a",), "frames": 5}, "frames must be 3 as the model's table, or 1, got 5"),

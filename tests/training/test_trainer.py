@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from latte_fast.data import DataConfig
 from latte_fast.diffusion.noise import Use, normal
 from latte_fast.models.latte import Latte
 from latte_fast.training import OptimConfig, Trainer, load_trained
 from latte_fast.training.draw import Drawn, Numbered
 from latte_fast.training.ema import Ema
 from latte_fast.training.log import LOG, read_log
+from latte_fast.training.of_classes import OfClasses
 from tests.training.tiny import MODEL, tiny
 
 
@@ -39,7 +39,7 @@ def test_numbers_are_shared_out_in_order() -> None:
 
 def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
     trainer = Trainer(tiny(tmp_path / "run"))
-    drawn = Drawn(trainer.task.dataset, trainer.config, trainer.task.latent, 0.5, True)
+    drawn = Drawn(replace(trainer.task, encoded=True), trainer.config, 0.5)
     items = [drawn[(number, (0, 3))] for number in (5, 6, 5)]
     assert all(torch.equal(items[0][key], items[2][key]) for key in ("noise", "t", "drop", "eps", "video"))
     assert not torch.equal(items[0]["noise"], items[1]["noise"])
@@ -57,7 +57,7 @@ def test_labels_are_dropped_once(tmp_path: Path) -> None:
     assert trainer.model.y_embedder.embedding_table.num_embeddings == 13
     batch = next(iter(trainer.batches()))
     batch["drop"] = torch.tensor([[True], [False], [True], [False]])
-    kept = trainer.conditions(batch)["y"]
+    kept = trainer.task.family.conditions(batch, 0)["y"]
     assert kept.tolist() == [12, batch["label"][1].item(), 12, batch["label"][3].item()]
     state = torch.get_rng_state()
     trainer.loss(batch)
@@ -175,9 +175,8 @@ def test_joint_images(tmp_path: Path) -> None:
 
 
 def test_no_classes_and_other_processes(tmp_path: Path) -> None:
-    trainer = Trainer(tiny(tmp_path / "run", data=DataConfig(kind="shapes", clips=5)))
-    trainer.task.classes.clear()
-    assert trainer.conditions({}) == {}
+    latte = MODEL.latte(channels=3, side=8, frames=2, classes=0)
+    assert OfClasses(latte, []).conditions({}) == {}
     process = replace(
         tiny("").diffusion, prediction="v", schedule="squaredcos_cap_v2", timesteps="lognormal", min_snr=5.0
     )
@@ -186,7 +185,7 @@ def test_no_classes_and_other_processes(tmp_path: Path) -> None:
 
 def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    latte = Trainer(tiny(tmp_path / "unused")).task.latte
+    latte = Trainer(tiny(tmp_path / "unused")).task.family.config
     model = Latte(**asdict(latte))
     torch.save({"ema": model.state_dict()}, tmp_path / "ffs.pt")
     trainer = Trainer(tiny(tmp_path / "run", pretrained=str(tmp_path / "ffs.pt")))

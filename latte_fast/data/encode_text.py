@@ -1,0 +1,144 @@
+"""A set's captions embedded once: sharded safetensors and an index, shard by shard, so that it can go on."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from latte_fast.data.encode import DTYPES
+from latte_fast.data.text import INDEX, NULL, VERSION, load_text_index
+from latte_fast.data.text_encoder import TextEncoder
+from latte_fast.files import atomic
+
+log = logging.getLogger("latte_fast.data")
+MEGABYTE = 1_000_000
+# captions reported as cut by name; the rest are counted
+NAMED = 5
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """A JSON object from clips to captions: names below the set's folder, with or without suffix, or of a folder."""
+    path = Path(path)
+    rule = '{"clip.mp4": "what it shows", ...}'
+    if not path.is_file():
+        raise ValueError(f"encode-text: captions must be a JSON file {rule}, got {path}, which is no file")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"encode-text: captions must be a JSON file {rule}, got {path}: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"encode-text: captions must be a JSON object {rule}, got {path} with {content!r:.60}")
+    wrong = next((name for name, caption in content.items() if not isinstance(caption, str) or not caption.strip()), "")
+    if wrong:
+        raise ValueError(f"encode-text: captions must be text, got {content[wrong]!r} of {wrong} in {path}")
+    return content
+
+
+def encode_text(
+    clips: dict[str, str],
+    out: Path,
+    encoder: TextEncoder,
+    dtype: str = "float16",
+    batch: int = 16,
+    shard_mb: int = 256,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Writes each caption's tokens, and all of the empty one's, to folder `out`; returns the index.
+
+    Args:
+        clips: from names to captions; clips that share a caption share its embedding.
+        out: a new or empty folder, or one that was begun, with `resume`.
+        encoder: of the captions.
+        dtype: float16 or float32, on disk.
+        batch: captions encoded at once.
+        shard_mb: size of a file, after each of which the index tells what is done.
+        resume: go on where an earlier run stopped.
+    """
+    for name, value in (("batch", batch), ("shard_mb", shard_mb)):
+        if value < 1:
+            raise ValueError(f"encode-text: {name} must be at least 1, got {value}")
+    if dtype not in DTYPES:
+        raise ValueError(f"encode-text: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    captions = list(dict.fromkeys(clips.values()))
+    number = {caption: i for i, caption in enumerate(captions)}
+    digest = hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()
+    settings = {"version": VERSION, "encoder": encoder.name, "channels": encoder.channels, "tokens": encoder.tokens,
+                "dtype": dtype, "digest": digest}  # fmt: skip
+    begun = {"done": 0, "complete": False, "cut": 0, "firsts": [], "shards": [], "captions": captions,
+             "clips": {name: number[caption] for name, caption in clips.items()}}  # fmt: skip
+    index: dict[str, Any] = _before(out, resume) or settings | begun
+    for name, setting in settings.items():
+        if index[name] != setting:
+            what = "the same captions" if name == "digest" else f"{index[name]}, as before"
+            raise ValueError(f"encode-text: {name} must be {what}, to go on in {out}, got {setting}")
+    if index["complete"]:
+        return index
+    out.mkdir(parents=True, exist_ok=True)
+    kind = DTYPES[dtype]
+    with atomic(out / NULL) as partial:
+        save_file({"null": _fitting(encoder([""])[0][0], kind, "")}, partial)
+    shard: dict[str, Tensor] = {}
+    start = index["done"]
+    with tqdm(total=len(captions), initial=start, desc="encode-text", unit="caption", disable=None) as bar:
+        for first in range(start, len(captions), batch):
+            some = captions[first : first + batch]
+            for caption in some:
+                index["cut"] += _report(caption, encoder, index["cut"])
+            for i, (text, mask) in enumerate(zip(*encoder(some), strict=True), first):
+                shard[str(i)] = _fitting(text[: int(mask.sum())], kind, captions[i])
+            bar.update(len(some))
+            done = first + len(some)
+            if done == len(captions) or sum(x.nbytes for x in shard.values()) >= shard_mb * MEGABYTE:
+                _write(out, index, shard, done, done == len(captions))
+                shard = {}
+    return index
+
+
+def _before(out: Path, resume: bool) -> dict[str, Any] | None:
+    """The index that an earlier run left, when it may be gone on with."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"encode-text: out must be a folder, got the file {out}")
+    if not (out / INDEX).exists():
+        left = [p for p in out.iterdir() if not (resume and p.suffix == ".safetensors")] if out.is_dir() else []
+        if any(not p.name.startswith(".") for p in left):
+            raise ValueError(f"encode-text: out must be a new or empty folder, got {out}, which has files in it")
+        return None
+    index = load_text_index(out)
+    if not resume:
+        done = f"{index['done']} of {len(index['captions'])} captions"
+        raise ValueError(f"encode-text: out must be a new or empty folder, or resumed, got {out} with {done}")
+    return index
+
+
+def _fitting(text: Tensor, dtype: torch.dtype, caption: str) -> Tensor:
+    stored = text.to(dtype).contiguous()
+    if not torch.isfinite(stored).all():
+        rule = f"finite in {str(dtype).removeprefix('torch.')}"
+        raise ValueError(f"encode-text: the embedding of {caption!r} must be {rule}; another dtype, or encoder_dtype")
+    return stored
+
+
+def _report(caption: str, encoder: TextEncoder, before: int) -> int:
+    """1 where a caption is cut; the first few are named."""
+    surplus = encoder.surplus(caption)
+    if surplus and before < NAMED:
+        log.warning("cut after %d tokens, %d are left out: %.60s...", encoder.tokens, surplus, caption)
+    return int(surplus > 0)
+
+
+def _write(out: Path, index: dict[str, Any], shard: dict[str, Tensor], done: int, last: bool) -> None:
+    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
+    name = f"{len(index['shards']):05d}.safetensors"
+    with atomic(out / name) as partial:
+        save_file(shard, partial)
+    index["shards"].append([name, (out / name).stat().st_size])
+    index["firsts"].append(index["done"])
+    index["done"], index["complete"] = done, last
+    with atomic(out / INDEX) as partial:
+        partial.write_text(json.dumps(index))

@@ -1,0 +1,113 @@
+"""Captions and their embeddings, written once by `latte-fast encode-text` and read by memory map."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX, NULL, VERSION = "index.json", "null.safetensors", 1
+
+
+def load_text_index(folder: Path) -> dict[str, Any]:
+    """The index of a folder of embeddings, of this version."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        version = index["version"]
+        missing = [key for key in ("captions", "clips", "channels", "tokens", "shards") if key not in index]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"text: {folder / INDEX} must be written by `latte-fast encode-text`, got {error!r}"
+        ) from error
+    if version != VERSION or missing:
+        got = f"version {version}" if version != VERSION else f"one without {missing[0]}"
+        raise ValueError(f"text: {folder / INDEX} must be an index of captions of version {VERSION}, got {got}")
+    return index
+
+
+class Texts:
+    """The captions of a set: which clip has which, and the embedding of each.
+
+    Args:
+        folder: that `latte-fast encode-text` wrote.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            raise ValueError(
+                f"text: must be a folder that `latte-fast encode-text` wrote\n"
+                f"  text/index.json\n  text/null.safetensors\n  text/00000.safetensors ...\n"
+                f"got {self.folder}, which has no {INDEX}"
+            )
+        index = load_text_index(self.folder)
+        if not index["complete"]:
+            done = f"{index['done']} of {len(index['captions'])} captions"
+            raise ValueError(
+                f"text: {self.folder} must be complete, got {done}; `latte-fast encode-text --resume` goes on"
+            )
+        for name, expected in index["shards"]:
+            path = self.folder / name
+            got = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+            if got != f"{expected} bytes":
+                raise ValueError(f"text: {path} must have {expected} bytes, got {got}")
+        self.captions: list[str] = index["captions"]
+        self.channels, self.tokens = int(index["channels"]), int(index["tokens"])
+        self._clips: dict[str, int] = index["clips"]
+        self._firsts: list[int] = index["firsts"]
+        self._shards = [self.folder / name for name, _ in index["shards"]]
+        self._open: dict[Path, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # memory maps do not travel to another process; each opens its own
+        return self.__dict__ | {"_open": {}}
+
+    def numbers(self, names: Sequence[str]) -> list[int]:
+        """The caption's number of each clip: by its name, its name without the suffix, or a folder above it."""
+        found = [self._number(name) for name in names]
+        lacking = [name for name, number in zip(names, found, strict=True) if number is None]
+        if lacking:
+            some = ", ".join(self._clips) if len(self._clips) <= 3 else f"{next(iter(self._clips))}, ..."
+            raise ValueError(
+                f"text: {self.folder} must have a caption of every clip, got none of {lacking[0]} "
+                f"({len(lacking)} of {len(names)} lack one; it has {some})"
+            )
+        return [number for number in found if number is not None]
+
+    def _number(self, name: str) -> int | None:
+        path = PurePosixPath(name)
+        for key in (name, str(path.with_suffix("")), *(str(folder) for folder in path.parents)):
+            if key in self._clips:
+                return self._clips[key]
+        return None
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """float32 (tokens, channels), zero behind the caption's end, and bool (tokens,), True where it has a token."""
+        rows = self._read(self._shards[bisect_right(self._firsts, number) - 1], str(number))
+        text = torch.zeros(self.tokens, self.channels)
+        text[: len(rows)] = rows
+        return text, torch.arange(self.tokens) < len(rows)
+
+    @property
+    def null(self) -> Tensor:
+        """float32 (tokens, channels): the empty caption and its padding, as the pipeline's negative prompt."""
+        return self._read(self.folder / NULL, "null")
+
+    def told(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
+        """(n, tokens, channels) and masks (n, tokens); where dropped, the empty caption under the caption's mask."""
+        found = [self[number] for number in numbers]
+        drops = [bool(drop) for drop in dropped] or [False] * len(found)
+        texts = [self.null if drop else text for (text, _), drop in zip(found, drops, strict=True)]
+        return torch.stack(texts), torch.stack([mask for _, mask in found])
+
+    def _read(self, path: Path, key: str) -> Tensor:
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(path, "pt")
+            return self._open[path].get_tensor(key).float()
+        except (SafetensorError, OSError) as error:
+            raise RuntimeError(f"text: {path}: {key} can't be read: {error}") from error

@@ -1,0 +1,78 @@
+"""Captions to embeddings: the T5 of a pipeline's local folder, told what the pipeline tells it."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# of a caption, as upstream and the pipeline cut it
+TOKENS = 120
+
+
+class TextEncoder(Protocol):
+    """`channels` of a token; captions are padded to `tokens` and cut there."""
+
+    name: str
+    channels: int
+    tokens: int
+
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """(B, tokens, channels) float32, padding embedded too, and bool (B, tokens), True where a token counts."""
+        ...
+
+    def surplus(self, caption: str) -> int:
+        """Tokens of a caption beyond `tokens`."""
+        ...
+
+
+class T5:
+    """A T5 encoder and its tokenizer."""
+
+    def __init__(self, tokenizer: Any, network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.tokenizer, self.name, self.device, self.tokens = tokenizer, name, device, TOKENS
+        self.network = network.to(device, dtype).eval().requires_grad_(False)
+        self.channels = int(network.config.d_model)
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        given = self.tokenizer(
+            [as_asked(caption) for caption in captions],
+            padding="max_length",
+            max_length=self.tokens,
+            truncation=True,
+            return_attention_mask=True,
+            add_special_tokens=True,
+            return_tensors="pt",
+        ).to(self.device)
+        hidden = self.network(given.input_ids, attention_mask=given.attention_mask)[0]
+        return hidden.float().cpu(), given.attention_mask.bool().cpu()
+
+    def surplus(self, caption: str) -> int:
+        return max(0, len(self.tokenizer(as_asked(caption), add_special_tokens=True).input_ids) - self.tokens)
+
+
+def as_asked(caption: str) -> str:
+    """A caption as the pipeline tokenises a prompt that it does not clean."""
+    return caption.lower().strip()
+
+
+def open_text_encoder(
+    folder: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> T5:
+    """The encoder in a pipeline's local folder, tokenizer/ and text_encoder/; nothing is downloaded."""
+    path = Path(folder)
+    missing = [name for name in ("tokenizer", "text_encoder") if not (path / name).is_dir()]
+    if missing:
+        raise ValueError(f"encode-text: pretrained must be a folder with {missing[0]}/ in it, got {path}")
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel
+    except ImportError as error:
+        raise RuntimeError("encode-text: needs transformers; pip install 'latte_fast[t2v]'") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path / "tokenizer"), local_files_only=True)
+        network = T5EncoderModel.from_pretrained(str(path / "text_encoder"), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"encode-text: pretrained must hold a T5, got {path}: {error}") from error
+    return T5(tokenizer, network, path.name, device, dtype)
