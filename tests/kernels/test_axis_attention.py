@@ -70,7 +70,8 @@ def test_time_attention_product(K: int, F: int, N: int, dtype: torch.dtype, pack
 @pytest.mark.parametrize("N", (1, 7, 256))
 @pytest.mark.parametrize("K", SPACE["K"])
 def test_space_attention_product(K: int, N: int, keys: int, dtype: torch.dtype, mask: bool) -> None:
-    check_space(K, N, keys, 1, 2, dtype, mask)
+    # the more heads the fewer queries: of a few values torch's own largest error is luck, and so is twice of it
+    check_space(K, N, keys, 1, max(2, 32 // N), dtype, mask)
 
 
 @pytest.mark.parametrize("K", [64, 72])
