@@ -19,5 +19,6 @@ for level in ${LEVELS:-portable avx512 amx}; do
   echo "sanitized, level at most $level"
   PYTHONPATH="$copy" LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 LATTE_FAST_ISA=$level \
     "$python" -m pytest -q -x -s -p no:cacheprovider -m "not slow" -k "not presets and not 256 and not 1152" \
-    tests/ext/test_rows.py tests/ext/test_bias_gelu.py tests/ext/test_axis_attention.py "$@"
+    tests/ext/test_rows.py tests/ext/test_bias_gelu.py tests/ext/test_axis_attention.py \
+    tests/ext/test_conv_transpose3d.py tests/ext/test_linear.py "$@"
 done
