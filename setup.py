@@ -20,6 +20,7 @@ from setuptools.command.build_ext import build_ext
 AVX512 = [f"-mavx512{x}" for x in ("f", "bw", "vl", "dq")] + ["-mfma", "-mf16c", "-mprefer-vector-width=512"]
 # one object a source and level; the level is chosen at run time (csrc/isa.h)
 ISA_FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
+ISA_FLAGS["avx512bf16"] = [*AVX512, "-mavx512bf16"]
 ISA_FLAGS["amx"] = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 EXTRA = shlex.split(os.environ.get("LATTE_FAST_CXX_FLAGS", ""))
 CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fPIC", *EXTRA]
@@ -95,5 +96,6 @@ class BuildExt(build_ext):
         return list(out.values())
 
 
-extension = Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], cxx_std=17, extra_link_args=["-fopenmp", *EXTRA])
+BUILD = {"cxx_std": 17, "extra_link_args": ["-fopenmp", *EXTRA], "depends": [*map(str, Path("csrc").glob("*.h"))]}
+extension = Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], **BUILD)
 setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

@@ -1,4 +1,4 @@
-// bf16 attention on AMX tiles. Scores of a block of queries stay in L1 or L2 as fp32; probabilities overwrite them as
+// bf16 attention on tiles. Scores of a block of queries stay in L1 or L2 as fp32; probabilities overwrite them as
 // bf16.
 #pragma once
 #include "attention_vector.h"
@@ -83,7 +83,7 @@ static void short_forward(const Axis& x) {
       tile_rows(u, a.q, 0, 0, x.lq, 16, rows, pitch, true);
       pack_columns(rows, 16, pitch, q);
       tile_rows(u, a.k, 1, 0, x.lk, 16, rows, pitch, true);
-      tile_product<1, 1>(rows, pitch, q, pitch / 32, s, 16, false);
+      tile_gemm(1, 1, pitch / 32, rows, pitch, q, s, 16, false);
       tile_rows(u, a.v, 2, 0, x.lk, 16, rows, pitch, false);
       for (int64_t j = 0; j < wide; j += 16) pack_pairs(rows + j, 16, pitch, v + j * 32);
       Vec<float> w[16], top = splat(-infinity<float>()), sum = {};

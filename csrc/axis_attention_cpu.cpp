@@ -1,5 +1,5 @@
 #include "attention_vector.h"
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
 #include "attention_tiles_bwd.h"
 #endif
 
@@ -8,7 +8,7 @@ namespace LATTE_ISA {
 
 static void forward(const Attention& a, bool time) {
   const Axis axis(a, time);
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
   if (a.q.dtype == kBF16) return tiles_forward(axis);
 #endif
 #if defined(LATTE_ISA_PORTABLE)
@@ -19,7 +19,7 @@ static void forward(const Attention& a, bool time) {
 
 static void backward(const Attention& a, bool time) {
   const Axis axis(a, time);
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
   if (a.q.dtype == kBF16) return tiles_backward(axis);
 #endif
 #if defined(LATTE_ISA_PORTABLE)

@@ -6,7 +6,7 @@ namespace latte {
 
 using Shape = std::array<int64_t, 3>;  // rows, d, groups
 
-inline auto row_forward(const Kernel<RowForward> (&levels)[4]) {
+inline auto row_forward(const Kernel<RowForward> (&levels)[kLevels]) {
   return [&levels](const RowsArg& x, const RowsArg& y, const RowsArg& pos, const RowsArg& x_out, const RowsArg& h,
                    const GroupsArg& gate, const GroupsArg& shift, const GroupsArg& scale, const GroupsArg& y_bias,
                    const Shape& shape, double eps, int64_t threads) {
@@ -16,7 +16,7 @@ inline auto row_forward(const Kernel<RowForward> (&levels)[4]) {
   };
 }
 
-inline auto row_backward(const Kernel<RowBackward> (&levels)[4]) {
+inline auto row_backward(const Kernel<RowBackward> (&levels)[kLevels]) {
   return [&levels](const RowsArg& dx_out, const RowsArg& dh, const RowsArg& x_out, const RowsArg& y, const RowsArg& dx,
                    const RowsArg& dy, const GroupsArg& gate, const GroupsArg& scale, const GroupsArg& y_bias,
                    const GroupsArg& dgate, const GroupsArg& dshift, const GroupsArg& dscale, const GroupsArg& dy_bias,
@@ -28,7 +28,7 @@ inline auto row_backward(const Kernel<RowBackward> (&levels)[4]) {
   };
 }
 
-inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
+inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[kLevels]) {
   return [&levels](const RowsArg& u, const RowsArg& a_out, const RowsArg& da, const RowsArg& du, const GroupsArg& b,
                    const GroupsArg& db, const Shape& shape, int64_t threads) {
     BiasGelu a{rows_of(u), rows_of(a_out), rows_of(da), rows_of(du), groups_of(b), groups_of(db), shape[0], shape[1],
@@ -37,7 +37,7 @@ inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[4]) {
   };
 }
 
-inline auto attention(const Kernel<Attention> (&levels)[4]) {
+inline auto attention(const Kernel<Attention> (&levels)[kLevels]) {
   return [&levels](const std::array<HeadsArg, 8>& t, const std::array<int64_t, 3>& bias, int64_t lse, int64_t cos,
                    int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape,
                    double scale, int64_t threads) {
@@ -71,7 +71,7 @@ inline Correlation correlation_of(const VolumeArg& in, const VolumeArg& out, int
   return a;
 }
 
-inline auto correlate(const Kernel<Correlation> (&levels)[4]) {
+inline auto correlate(const Kernel<Correlation> (&levels)[kLevels]) {
   return [&levels](const VolumeArg& in, const VolumeArg& out, int64_t w, int64_t bias, const ConvShape& shape,
                    const Triples& triples) {
     Correlation a = correlation_of(in, out, w, bias, shape, triples);
@@ -79,7 +79,7 @@ inline auto correlate(const Kernel<Correlation> (&levels)[4]) {
   };
 }
 
-inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[4]) {
+inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[kLevels]) {
   return [&levels](const VolumeArg& x, const VolumeArg& dy, int64_t dw, int64_t channels,
                    const std::array<int64_t, 3>& x_size, const std::array<int64_t, 3>& before,
                    const ConvShape& shape, const Triples& triples) {
@@ -93,20 +93,20 @@ inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[4]) {
 }
 
 inline void bind_cpu(pybind11::module_& m) {
-  static const Kernel<RowForward> norm_fwd[4] = LATTE_LEVELS(norm_modulate_fwd);
-  static const Kernel<RowForward> gate_fwd[4] = LATTE_LEVELS(gate_residual_fwd);
-  static const Kernel<RowForward> both_fwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
-  static const Kernel<RowBackward> norm_bwd[4] = LATTE_LEVELS(norm_modulate_bwd);
-  static const Kernel<RowBackward> gate_bwd[4] = LATTE_LEVELS(gate_residual_bwd);
-  static const Kernel<RowBackward> both_bwd[4] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
-  static const Kernel<BiasGelu> gelu_fwd[4] = LATTE_LEVELS(bias_gelu_fwd);
-  static const Kernel<BiasGelu> gelu_bwd[4] = LATTE_LEVELS(bias_gelu_bwd);
-  static const Kernel<Attention> space_fwd[4] = LATTE_LEVELS(space_attention_fwd);
-  static const Kernel<Attention> space_bwd[4] = LATTE_LEVELS(space_attention_bwd);
-  static const Kernel<Attention> time_fwd[4] = LATTE_LEVELS(time_attention_fwd);
-  static const Kernel<Attention> time_bwd[4] = LATTE_LEVELS(time_attention_bwd);
-  static const Kernel<Correlation> conv[4] = LATTE_LEVELS(conv_correlate);
-  static const Kernel<WeightGradient> conv_weight[4] = LATTE_LEVELS(conv_weight_gradient);
+  static const Kernel<RowForward> norm_fwd[kLevels] = LATTE_LEVELS(norm_modulate_fwd);
+  static const Kernel<RowForward> gate_fwd[kLevels] = LATTE_LEVELS(gate_residual_fwd);
+  static const Kernel<RowForward> both_fwd[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
+  static const Kernel<RowBackward> norm_bwd[kLevels] = LATTE_LEVELS(norm_modulate_bwd);
+  static const Kernel<RowBackward> gate_bwd[kLevels] = LATTE_LEVELS(gate_residual_bwd);
+  static const Kernel<RowBackward> both_bwd[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
+  static const Kernel<BiasGelu> gelu_fwd[kLevels] = LATTE_LEVELS(bias_gelu_fwd);
+  static const Kernel<BiasGelu> gelu_bwd[kLevels] = LATTE_LEVELS(bias_gelu_bwd);
+  static const Kernel<Attention> space_fwd[kLevels] = LATTE_LEVELS(space_attention_fwd);
+  static const Kernel<Attention> space_bwd[kLevels] = LATTE_LEVELS(space_attention_bwd);
+  static const Kernel<Attention> time_fwd[kLevels] = LATTE_LEVELS(time_attention_fwd);
+  static const Kernel<Attention> time_bwd[kLevels] = LATTE_LEVELS(time_attention_bwd);
+  static const Kernel<Correlation> conv[kLevels] = LATTE_LEVELS(conv_correlate);
+  static const Kernel<WeightGradient> conv_weight[kLevels] = LATTE_LEVELS(conv_weight_gradient);
   forked();  // from here on a fork is noticed
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));

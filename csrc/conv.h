@@ -2,7 +2,7 @@
 // zero- or edge-padded channels-last copy of the input that makes every tap a constant distance.
 #pragma once
 #include "parallel.h"
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
 #include "tiles.h"
 #endif
 
@@ -14,7 +14,7 @@ LATTE_INLINE int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple -
 
 // bf16 stays bf16 where tiles multiply it; everything else is widened as it is packed
 template <class A, class T> struct Packed { using type = A; };
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
 template <> struct Packed<float, bf16> { using type = bf16; };
 #endif
 template <class P> constexpr bool kTiled = sizeof(P) == 2;
@@ -72,7 +72,7 @@ struct Grid {
 // n pixels of `channels` channels from any strides to rows of `pitch`, zero beyond the channels
 template <class T, class P>
 void pack_pixels(const T* from, int64_t s_channel, int64_t s_pixel, int64_t channels, int64_t n, P* to, int64_t pitch) {
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
   if constexpr (sizeof(T) == 2 || sizeof(T) == 4) {
     if (s_pixel == 1) {
       constexpr int64_t kWide = sizeof(P) == 2 ? 32 : 16;
@@ -177,7 +177,7 @@ template <class T, class P> struct Weights {
   void block(const T* from, [[maybe_unused]] int64_t r, int64_t c, int64_t n, P* to) const {
     [[maybe_unused]] const int64_t s_row = a.w_stride[1];
     const int64_t s_col = a.w_stride[2], wide = min(16, a.cols - c);
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
     if constexpr (sizeof(T) <= 4) {
       Vec<float> v[16];
       for (int64_t j = 0; j < 16; ++j) {

@@ -24,41 +24,6 @@ struct Taps {
   }
 };
 
-#if defined(LATTE_ISA_AMX)
-// C (16 kM x 16 kN) = the sum over taps of A B; A's 16 pixels start at a0 and a1, B's columns lie `steps` tiles apart
-template <int kM, int kN>
-LATTE_INLINE void tap_product(const bf16* a0, const bf16* a1, int64_t a_row, const Taps& taps, int64_t steps,
-                              const bf16* b, float* c, int64_t ldc) {
-  const int64_t c_row = ldc * 4;
-  __asm__ volatile("" ::: "memory");
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t k = 0; k < taps.n; ++k) {
-    const bf16 *p0 = a0 + taps.distance[k], *p1 = a1 + taps.distance[k], *q = b + taps.matrix[k];
-    for (int64_t s = 0; s < steps; ++s) {
-      _tile_loadd(4, p0 + s * 32, a_row);
-      _tile_loadd(6, q + s * kTile, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if (kN == 2) {
-        _tile_loadd(7, q + (steps + s) * kTile, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      if (kM == 2) {
-        _tile_loadd(5, p1 + s * 32, a_row);
-        _tile_dpbf16ps(2, 5, 6);
-      }
-      if (kM == 2 && kN == 2) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, c, c_row);
-  if (kN == 2) _tile_stored(1, c + 16, c_row);
-  if (kM == 2) _tile_stored(2, c + 16 * ldc, c_row);
-  if (kM == 2 && kN == 2) _tile_stored(3, c + 16 * ldc + 16, c_row);
-}
-#endif
-
 constexpr int64_t kTerms = 16, kMostCols = 64;
 
 template <class A> LATTE_INLINE void add_to(A* to, const A* part, int64_t n) {
@@ -69,18 +34,19 @@ template <class A> LATTE_INLINE void add_to(A* to, const A* part, int64_t n) {
 template <class A, class P>
 void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, const Taps& taps, const P* w,
               int64_t depth, [[maybe_unused]] int64_t steps, int64_t pitch_cols, int64_t col, int64_t cols, A* c) {
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
   if constexpr (kTiled<P>) {
+    const Parts parts{taps.n, taps.distance, taps.matrix};
     for (int64_t j = 0; j < cols; j += 32) {
       const P* b = w + (col + j) / 16 * steps * kTile;
       for (int64_t i = 0; i < tiles; i += 2) {
         const P *a0 = x + starts[i], *a1 = i + 1 < tiles ? x + starts[i + 1] : a0;
         A* to = c + i * 16 * cols + j;
         const bool m2 = i + 1 < tiles, n2 = j + 16 < cols;
-        if (m2 && n2) tap_product<2, 2>(a0, a1, a_row * 2, taps, steps, b, to, cols);
-        else if (m2) tap_product<2, 1>(a0, a1, a_row * 2, taps, steps, b, to, cols);
-        else if (n2) tap_product<1, 2>(a0, a1, a_row * 2, taps, steps, b, to, cols);
-        else tap_product<1, 1>(a0, a1, a_row * 2, taps, steps, b, to, cols);
+        if (m2 && n2) tile_product<2, 2>(a0, a1, a_row, parts, steps, b, to, cols, false);
+        else if (m2) tile_product<2, 1>(a0, a1, a_row, parts, steps, b, to, cols, false);
+        else if (n2) tile_product<1, 2>(a0, a1, a_row, parts, steps, b, to, cols, false);
+        else tile_product<1, 1>(a0, a1, a_row, parts, steps, b, to, cols, false);
       }
     }
     return;
@@ -127,7 +93,7 @@ void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Ru
   }
   for (int64_t j = 0; j < cols; j += 16) {
     for (int64_t f = 0; f < phases; ++f) {
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
       transpose16(c + f * plane + j, ldc * 4, square + f * 256, 64);
 #else
       for (int64_t i = 0; i < 16; ++i)
@@ -140,7 +106,7 @@ void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Ru
         each_vec<A>(16, [&](int64_t i, auto n) LATTE_LAMBDA {
           store<A>(line + i, load<A>(from + i, n) + bias[j + k], n);
         });
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
       } else if (phases == 2) {
         const __m512 even = load(from) + bias[j + k], odd = load(from + 256) + bias[j + k];
         const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -63,7 +63,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
     Scratch<A> c(lw.phases * batch_tiles * 16 * block), square(lw.phases * 256), line(lw.phases * 16 + 16);
     Scratch<int64_t> starts(batch_tiles);
     Taps taps(taps_most);
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
     Tiles tiles_on;
 #endif
     for (int64_t item = begin; item < end; ++item) {
@@ -138,7 +138,7 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
   split(d.groups * taps * parts, a.threads, [&](int64_t begin, int64_t end) {
     Scratch<P> b(kChunk * cols);
     Scratch<A> c(high * cols), sums(kTiled<P> ? 1 : 2 * high * cols);
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
     Tiles tiles_on;
 #endif
     for (int64_t item = begin; item < end; ++item) {
@@ -153,7 +153,7 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
           const P *lhs = x + (unit * rows + first) * padded + k, *from = y + unit * g.volume() + move;
           auto pixel = [&](int64_t i) LATTE_LAMBDA { return at[k + i] < 0 ? zero.p : from + at[k + i]; };
           const bool add = n > 0 || k > 0;
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
           if constexpr (kTiled<P>) {
             for (int64_t i = 0; i < depth; i += 2) {
               const P *even = pixel(i), *odd = pixel(i + 1);

@@ -13,8 +13,8 @@
 
 namespace latte {
 
-enum Level { kPortable, kAvx2, kAvx512, kAmx };
-constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512", "amx"};
+enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx, kLevels };
+constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
 inline Level cpu_level() {
 #if defined(__x86_64__) && defined(__linux__)
@@ -30,9 +30,10 @@ inline Level cpu_level() {
   const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);
   if (!(avx512 && enabled(0xe6))) return kAvx2;
   const bool tiles = (d >> 22 & 1) && (d >> 24 & 1) && enabled(0x60000);
-  if (!tiles || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512;
+  if (!tiles) return kAvx512Bf16;
   // Linux hands out the tile state on request only: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? kAmx : kAvx512;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? kAmx : kAvx512Bf16;
 #else
   return kPortable;
 #endif
@@ -45,6 +46,9 @@ inline bool built(Level level) {
 #endif
 #ifdef LATTE_HAS_AVX512
     case kAvx512: return true;
+#endif
+#ifdef LATTE_HAS_AVX512BF16
+    case kAvx512Bf16: return true;
 #endif
 #ifdef LATTE_HAS_AMX
     case kAmx: return true;
@@ -60,7 +64,8 @@ inline Level isa() {
       int level = kPortable;
       while (level <= kAmx && std::strcmp(want, kLevelNames[level])) ++level;
       if (level > kAmx)
-        throw std::invalid_argument("LATTE_FAST_ISA must be portable, avx2, avx512 or amx, got " + std::string(want));
+        throw std::invalid_argument("LATTE_FAST_ISA must be portable, avx2, avx512, avx512bf16 or amx, got " +
+                                    std::string(want));
       if (level < cap) cap = level;
     }
     while (!built(static_cast<Level>(cap))) --cap;

@@ -33,12 +33,18 @@ template <class Args> using Kernel = void (*)(const Args&);
 #else
 #define LATTE_AVX512(name) nullptr
 #endif
+#ifdef LATTE_HAS_AVX512BF16
+#define LATTE_AVX512BF16(name) &avx512bf16::name
+#else
+#define LATTE_AVX512BF16(name) nullptr
+#endif
 #ifdef LATTE_HAS_AMX
 #define LATTE_AMX(name) &amx::name
 #else
 #define LATTE_AMX(name) nullptr
 #endif
-#define LATTE_LEVELS(name) {&portable::name, LATTE_AVX2(name), LATTE_AVX512(name), LATTE_AMX(name)}
+#define LATTE_LEVELS(name) \
+  {&portable::name, LATTE_AVX2(name), LATTE_AVX512(name), LATTE_AVX512BF16(name), LATTE_AMX(name)}
 
 // libgomp's pool does not survive a fork: a child stays on the thread it has
 inline bool& forked() {
@@ -53,7 +59,7 @@ inline int64_t threads_of(int64_t asked, int64_t work) {
   return asked < worth ? asked : worth;
 }
 
-template <class Args> void launch(const Kernel<Args> (&levels)[4], Args& args, int64_t dtype, int64_t work) {
+template <class Args> void launch(const Kernel<Args> (&levels)[kLevels], Args& args, int64_t dtype, int64_t work) {
   args.threads = threads_of(args.threads, work);
   pybind11::gil_scoped_release release;
   levels[dtype == kF64 ? kPortable : isa()](args);

@@ -102,6 +102,7 @@ struct WeightGradient {
 LATTE_OPS(portable)
 LATTE_OPS(avx2)
 LATTE_OPS(avx512)
+LATTE_OPS(avx512bf16)
 LATTE_OPS(amx)
 #undef LATTE_OPS
 

@@ -9,7 +9,10 @@
 #if !defined(LATTE_ISA_PORTABLE)
 #include <immintrin.h>
 #endif
-#if defined(LATTE_ISA_AVX512) || defined(LATTE_ISA_AMX)
+#if defined(LATTE_ISA_AVX512BF16) || defined(LATTE_ISA_AMX)
+#define LATTE_TILED 1  // bf16 products by tiles.h
+#endif
+#if defined(LATTE_ISA_AVX512) || defined(LATTE_TILED)
 #define LATTE_512 1
 #endif
 #define LATTE_INLINE inline __attribute__((always_inline))
@@ -100,7 +103,7 @@ LATTE_INLINE U32 round_bf16(Vec<float> v) {
 }
 
 LATTE_INLINE void store(bf16* p, Vec<float> v) {
-#if defined(LATTE_ISA_AMX)
+#if defined(LATTE_TILED)
   const auto h = _mm512_cvtneps_pbh(v);
   std::memcpy(p, &h, sizeof(h));
 #elif defined(LATTE_512)

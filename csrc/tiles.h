@@ -1,6 +1,6 @@
-// AMX tiles: a bf16 product of packed operands, and the packings. A rows are padded to 32 columns (64 bytes); B is
-// stored as ready tiles of 16 pairs of reduction rows by 16 columns, 1 KiB each, the steps of one column tile side by
-// side.
+// Operands of a bf16 product, packed for tiles_amx.h and tiles_dot.h alike. A rows are padded to 32 columns (64 bytes);
+// B is stored as ready tiles of 16 pairs of reduction rows by 16 columns, 1 KiB each, the steps of one column tile side
+// by side.
 #pragma once
 #include "attention.h"
 
@@ -9,70 +9,12 @@ namespace LATTE_ISA {
 
 constexpr int64_t kTile = 512;  // bf16 values a tile
 
-// Every tile is 16 rows of 64 bytes; one object a thread, for as long as it multiplies.
-struct Tiles {
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t width[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t height[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-  ~Tiles() { _tile_release(); }
-};
+// A product's reduction: n parts, each at a distance from A's rows and at a place in B
+struct Parts { int64_t n; const int64_t *distance, *place; };
 
-template <int kM, int kN>
-LATTE_INLINE void tile_product(const bf16* a, int64_t lda, const bf16* b, int64_t steps, float* c, int64_t ldc,
-                               bool add) {
-  const int64_t c_row = ldc * 4, a_row = lda * 2;
-  __asm__ volatile("" ::: "memory");  // the intrinsics do not tell the compiler that tile loads read memory
-  if (add) {
-    _tile_loadd(0, c, c_row);
-    if (kN == 2) _tile_loadd(1, c + 16, c_row);
-    if (kM == 2) _tile_loadd(2, c + 16 * ldc, c_row);
-    if (kM == 2 && kN == 2) _tile_loadd(3, c + 16 * ldc + 16, c_row);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t s = 0; s < steps; ++s) {
-    _tile_loadd(4, a + s * 32, a_row);
-    _tile_loadd(6, b + s * kTile, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if (kN == 2) {
-      _tile_loadd(7, b + (steps + s) * kTile, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if (kM == 2) {
-      _tile_loadd(5, a + 16 * lda + s * 32, a_row);
-      _tile_dpbf16ps(2, 5, 6);
-    }
-    if (kM == 2 && kN == 2) _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, c, c_row);
-  if (kN == 2) _tile_stored(1, c + 16, c_row);
-  if (kM == 2) _tile_stored(2, c + 16 * ldc, c_row);
-  if (kM == 2 && kN == 2) _tile_stored(3, c + 16 * ldc + 16, c_row);
-}
-
-// C (rows x cols tiles of 16) (+)= A B over `steps` of 32
-static void tile_gemm(int64_t rows, int64_t cols, int64_t steps, const bf16* a, int64_t lda, const bf16* b, float* c,
-                      int64_t ldc, bool add) {
-  for (int64_t j = 0; j < cols; j += 2)
-    for (int64_t i = 0; i < rows; i += 2) {
-      const bf16 *pa = a + i * 16 * lda, *pb = b + j * steps * kTile;
-      float* pc = c + i * 16 * ldc + j * 16;
-      const bool m2 = i + 1 < rows, n2 = j + 1 < cols;
-      if (m2 && n2) tile_product<2, 2>(pa, lda, pb, steps, pc, ldc, add);
-      else if (m2) tile_product<2, 1>(pa, lda, pb, steps, pc, ldc, add);
-      else if (n2) tile_product<1, 2>(pa, lda, pb, steps, pc, ldc, add);
-      else tile_product<1, 1>(pa, lda, pb, steps, pc, ldc, add);
-    }
+LATTE_INLINE Parts one_part() {
+  static constexpr int64_t zero = 0;
+  return {1, &zero, &zero};
 }
 
 // 16 x 16 values of 32 bits, rows of `from_row` and `to_row` bytes
@@ -140,3 +82,9 @@ LATTE_INLINE void pack_rows(const bf16* rows, int64_t n, int64_t pitch, int64_t 
 
 }  // namespace LATTE_ISA
 }  // namespace latte
+
+#if defined(LATTE_ISA_AMX)
+#include "tiles_amx.h"
+#else
+#include "tiles_dot.h"
+#endif

@@ -12,7 +12,7 @@ from latte_fast import _ext, ops, use_backend
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 
-LEVELS = ["portable", "avx2", "avx512", "amx"]
+LEVELS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
 FILES = ["test_rows.py", "test_bias_gelu.py", "test_axis_attention.py"]
 
 
