@@ -18,10 +18,10 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 AVX512 = [f"-mavx512{x}" for x in ("f", "bw", "vl", "dq")] + ["-mfma", "-mf16c", "-mprefer-vector-width=512"]
+BF16 = [*AVX512, "-mavx512bf16"]
 # one object a source and level; the level is chosen at run time (csrc/isa.h)
-ISA_FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512}
-ISA_FLAGS["avx512bf16"] = [*AVX512, "-mavx512bf16"]
-ISA_FLAGS["amx"] = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+ISA_FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": AVX512, "avx512bf16": BF16}
+ISA_FLAGS |= {"amx": [*BF16, "-mamx-tile", "-mamx-bf16"]}
 EXTRA = shlex.split(os.environ.get("LATTE_FAST_CXX_FLAGS", ""))
 CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fPIC", *EXTRA]
 CUDA_ARCHS = os.environ.get("LATTE_FAST_CUDA_ARCHS", "80;90a;100").split(";")
@@ -75,9 +75,7 @@ class BuildExt(build_ext):
         homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
         nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ["PATH"], *(f"{h}/bin" for h in homes if h)]))
         out = {source: str(temp / f"{source.stem}.o") for source in sorted(Path("csrc").glob("*_cuda.cu"))}
-        why = (
-            "LATTE_FAST_CUDA=0" if WANT_CUDA == "0" else "" if nvcc else "nvcc was not found: install the CUDA toolkit"
-        )
+        why = "LATTE_FAST_CUDA=0" if WANT_CUDA == "0" else "" if nvcc else "nvcc was not found: install CUDA's toolkit"
         if not why:
             codes = [*(f"arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS), "arch=compute_80,code=compute_80"]
             why = compile_all([nvcc, "-O3", "-std=c++17", "-Xcompiler=-fPIC"], [f"-gencode={c}" for c in codes], out)
@@ -96,6 +94,6 @@ class BuildExt(build_ext):
         return list(out.values())
 
 
-BUILD = {"cxx_std": 17, "extra_link_args": ["-fopenmp", *EXTRA], "depends": [*map(str, Path("csrc").glob("*.h"))]}
-extension = Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], **BUILD)
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})
+EXTENSION = Pybind11Extension("latte_fast._C", ["csrc/bindings.cpp"], cxx_std=17, extra_link_args=["-fopenmp", *EXTRA])
+EXTENSION.depends = [*map(str, Path("csrc").glob("*.h"))]
+setup(ext_modules=[EXTENSION], cmdclass={"build_ext": BuildExt})

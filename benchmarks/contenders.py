@@ -14,7 +14,7 @@ from latte_fast.config import PRESETS, SIZES
 FRAMES, SIDE = 16, 32
 WIDTHS = {size: (width, heads) for size, (_, width, heads) in SIZES.items()}
 # a model too slow for this machine is cut to the blocks that take about so many seconds, and says so in its title
-PATIENCE = 2.5
+PATIENCE = 0.6
 
 
 def shrink() -> None:

@@ -27,7 +27,12 @@ def title(case: tuple, what: str) -> str:
     return f"conv_transpose3d {depth}->{cols} at {size}, kernel {kernel}, stride {stride}, bf16, {what}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# a decoder's middle layer, Latte's own, and kernel == stride: the rest is for --full
+KEPT = {CASES[2], CASES[6], CASES[8]}
+GRID = [pytest.param(case, marks=[] if case in KEPT else pytest.mark.full) for case in CASES]
+
+
+@pytest.mark.parametrize("case", GRID, ids=str)
 def test_forward(case: tuple, compare: Any) -> None:
     args, window = tensors(case)
 
@@ -46,7 +51,7 @@ def test_forward(case: tuple, compare: Any) -> None:
     compare(title(case, "forward"), contenders, check, seconds=3.0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", GRID, ids=str)
 def test_forward_and_backward(case: tuple, compare: Any) -> None:
     args, window = tensors(case, grad=True)
     with torch.no_grad():

@@ -34,4 +34,4 @@ def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> Non
         tuned = torch.compile(oracle, mode="max-autotune")
         contenders["oracle under torch.compile, max-autotune"] = no_grad(lambda: tuned(*inputs))
     title = f"{titled(name, depth, dtype, batch)}, forward"
-    compare(title, contenders, model_gate(oracle, ours, inputs), seconds=20.0)
+    compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0)

@@ -53,4 +53,4 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
     names = [n for n in ("ours", "diffusers eager") if callable(contenders[n])]
     each = {n: {"peak_bytes": peak_bytes(contenders[n])} for n in names}
     title = f"LatteT2V, {layers} + {layers} blocks, {8 * side} px, bfloat16, forward"
-    compare(title, contenders, check, seconds=20.0, each=each)
+    compare(title, contenders, check, seconds=10.0, each=each)

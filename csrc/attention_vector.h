@@ -142,9 +142,17 @@ template <class A, class T> void vector_backward(const Axis& x) {
             store<A>(p + j, w);
             dot = fma(w, load<A>(dp + j), dot);
           }
+          // delta, and what its rounding and that of p left out: where one key has most of p, dp - delta cancels
           const A delta = hsum<A>(dot);
+          Vec<A> left = {};
+          for (int64_t j = 0; j < keys; j += kLanes<A>) {
+            const Vec<A> d = load<A>(dp + j) - delta;
+            store<A>(dp + j, d);
+            left = fma(load<A>(p + j), d, left);
+          }
+          const A rest = hsum<A>(left);
           for (int64_t j = 0; j < keys; j += kLanes<A>)
-            store<A>(dp + j, load<A>(p + j) * (load<A>(dp + j) - delta) * static_cast<A>(a.scale));
+            store<A>(dp + j, load<A>(p + j) * (load<A>(dp + j) - rest) * static_cast<A>(a.scale));
         }
         std::memset(s + n * keys, 0, (rows - n) * keys * sizeof(A));
         std::memset(ds + n * keys, 0, (rows - n) * keys * sizeof(A));

@@ -32,7 +32,7 @@ def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Ten
     """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value.
 
     same is torch in got's dtype, oracle a wider computation. Where the oracle's largest value is below `vanishing` (a
-    gradient that is zero in exact arithmetic), got may stay below it instead; only such an oracle may be all zero.
+    gradient that is zero in exact arithmetic), got may stay below it instead. An all-zero oracle asks for zeros.
     """
     assert got.shape == oracle.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(oracle.shape)}"
     assert got.dtype == same.dtype, f"{name}: dtype {got.dtype}, expected {same.dtype}"
@@ -46,7 +46,6 @@ def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Ten
         found = got.double().abs().max().item()
         assert found <= vanishing, f"{name}: {found:.3e}, but zero in exact arithmetic (bound {vanishing:.3e})"
         return
-    assert largest > 0 or vanishing, f"{name}: the oracle is all zero, so nothing is tested"
     assert error <= limit, f"{name}: error {error:.3e}, torch's own {torch_error:.3e}, limit {limit:.3e}"
 
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from latte_fast import testing
 
 VIEWS = {
-    "view", "_unsafe_view", "t", "transpose", "split", "split_with_sizes", "unbind", "detach", "alias", "slice", "select",
-    "expand", "unsqueeze", "squeeze", "permute", "as_strided", "reshape", "diagonal",
+    "view", "_unsafe_view", "t", "transpose", "split", "split_with_sizes", "unbind", "detach", "alias", "slice",
+    "select", "expand", "unsqueeze", "squeeze", "permute", "as_strided", "reshape", "diagonal",
 }  # fmt: skip
 COPIES = ("clone", "copy_", "_to_copy", "contiguous", "cat", "stack", "repeat")
 

@@ -54,10 +54,12 @@ def heads(b: int, f: int, n: int, h: int, k: int, layout: str, dtype: torch.dtyp
     return torch.randn(b, f, n, h, k).to(dtype)
 
 
-def check(cell: dict, axis: str) -> None:
+def check(cell: dict, axis: str, rows: int = 0) -> None:
+    """With as many heads as give `rows` queries: of a few, torch's own largest error is luck, and so is twice of it."""
     torch.manual_seed(zlib.crc32(cell_id(cell).encode()))
-    b, h, k, f = 2, 3, cell["width"], cell["frames"]
+    b, k, f = 2, cell["width"], cell["frames"]
     nq = cell.get("queries", cell.get("patches"))
+    h = max(3, rows // (f * nq))
     nk = cell.get("keys", nq)
     dtype, layout = DTYPES[cell["dtype"]], cell["layout"]
     q = heads(b, f, nq, h, k, "plain" if layout == "expanded" else layout, dtype)
@@ -89,7 +91,7 @@ def test_time_attention_pairwise(cell):
 def test_attention_product(axis, width):
     axes = {**(SPACE if axis == "space" else TIME), "width": [width]}
     for values in itertools.product(*axes.values()):
-        check(dict(zip(axes, values, strict=True)), axis)
+        check(dict(zip(axes, values, strict=True)), axis, rows=128)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

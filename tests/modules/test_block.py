@@ -1,39 +1,14 @@
 """What a block runs, counted: ops, matrix products and copies, forward and backward. Counts, never times."""
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast import testing
 from latte_fast.modules.block import Block, Pending, Step
+from tests.counting import Count, require_kernels
 
 WIDTH, HEADS, CLIPS, FRAMES, PATCHES = 64, 2, 2, 3, 5
-VIEWS = {
-    "view", "_unsafe_view", "t", "transpose", "split", "unbind", "detach", "alias", "slice", "select", "expand",
-    "unsqueeze", "permute", "as_strided", "reshape",
-}  # fmt: skip
-
-
-class Count(TorchDispatchMode):
-    """Counts what runs, views left out; `large` holds the sizes of what is as large as the activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ran: Counter[str] = Counter()
-        self.copies: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name not in VIEWS:
-            self.ran[name] += 1
-        if name in ("clone", "copy_", "_to_copy", "contiguous", "cat", "repeat"):
-            self.copies.append(out.numel())
-        return out
 
 
 def block_inputs(grad: bool) -> tuple[Block, Tensor, Pending, Tensor]:
@@ -45,17 +20,9 @@ def block_inputs(grad: bool) -> tuple[Block, Tensor, Pending, Tensor]:
     return block, x, Pending(y, gate, bias), c  # type: ignore[return-value]
 
 
-def require_kernels() -> None:
-    x = torch.randn(2, 3, WIDTH)
-    testing.require_backend("norm_modulate", x, x[:, 0], x[:, 0], 1e-6, x.dtype)
-    q = torch.randn(1, 2, 3, HEADS, WIDTH // HEADS)
-    if testing.require_backend("axis_attention", q, q, q, "time", None, 1.0, None) == "sdpa":
-        pytest.skip("attention is served by torch's SDPA")
-
-
 @pytest.mark.parametrize("axis", ["space", "time"])
 def test_forward_runs_nine_launches(axis: str) -> None:
-    require_kernels()
+    require_kernels(WIDTH, HEADS)
     block, x, pending, c = block_inputs(grad=False)
     with torch.no_grad(), Count() as count:
         block(x, pending, c, Step(axis))
@@ -72,7 +39,7 @@ def test_forward_runs_nine_launches(axis: str) -> None:
 
 @pytest.mark.parametrize("axis", ["space", "time"])
 def test_backward_copies_no_activation(axis: str) -> None:
-    require_kernels()
+    require_kernels(WIDTH, HEADS)
     block, x, pending, c = block_inputs(grad=True)
     x_out, last = block(x, pending, c, Step(axis))
     grads = [torch.randn_like(x_out), torch.randn_like(last.y)]
