@@ -71,6 +71,12 @@ def models(
     return oracle.to(device(), dtype).train(train), ours.to(device(), dtype).train(train), (x, t)
 
 
+def flops(name: str, batch: int, depth: int) -> int:
+    """Of a forward's linear layers, whatever attention does beside them."""
+    d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2
+    return 24 * d * d * tokens * depth
+
+
 def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[[], None]:
     """The four linear layers of every block without their bias, results in reused buffers: the floor of a forward."""
     d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.contenders import affordable, compiled, model_gate, models, no_grad, products, titled, with_sdpa
+from benchmarks.contenders import (
+    affordable,
+    compiled,
+    flops,
+    model_gate,
+    models,
+    no_grad,
+    products,
+    titled,
+    with_sdpa,
+)
 
 HALF, FULL = torch.bfloat16, torch.float32
 CASES = [
@@ -34,4 +44,4 @@ def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> Non
         tuned = torch.compile(oracle, mode="max-autotune")
         contenders["oracle under torch.compile, max-autotune"] = no_grad(lambda: tuned(*inputs))
     title = f"{titled(name, depth, dtype, batch)}, forward"
-    compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0)
+    compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0, flops=flops(name, batch, depth))

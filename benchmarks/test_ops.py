@@ -54,6 +54,20 @@ OPS = ("norm_modulate", "gate_residual", "gate_residual_norm_modulate", "bias_ge
        "attention over time")  # fmt: skip
 
 
+# activations moved, and operations on each element of the widest
+WORK = {"norm_modulate": (2, 8), "gate_residual": (3, 2), "gate_residual_norm_modulate": (4, 10), "bias_gelu": (8, 12)}
+
+
+def work(op: str, size: str) -> dict[str, int]:
+    """Bytes that a forward has to move and operations it has to do."""
+    elements = FRAMES * PATCHES * WIDTHS[size][0]
+    if op in WORK:
+        moved, each = WORK[op]
+        return {"bytes": 2 * moved * elements, "flops": each * elements * (4 if op == "bias_gelu" else 1)}
+    length = PATCHES if op.endswith("space") else FRAMES
+    return {"bytes": 8 * elements, "flops": 4 * length * elements}
+
+
 def layout_copies(qkv: Tensor, axis: str) -> Tensor:
     """The oracle's attention with the copies that upstream's layouts need: (b n) f d and back."""
     if axis == "time":
@@ -91,7 +105,7 @@ def test_forward(op: str, size: str, compare: Any) -> None:
         contenders |= into_reused_buffers(*args)
     jit = compiled(ref)
     contenders["torch.compile"] = no_grad(lambda: jit(*args))
-    compare(f"{op}, {size}/2, bf16, forward", contenders, gate(fn, ref, args), seconds=2.0)
+    compare(f"{op}, {size}/2, bf16, forward", contenders, gate(fn, ref, args), seconds=2.0, **work(op, size))
 
 
 @pytest.mark.parametrize("size", ["B", "XL"])

@@ -16,13 +16,16 @@ def milliseconds(seconds: float) -> str:
 
 
 def speed(row: Row, results: Results) -> str:
-    """GB/s or TFLOP/s, and its share of the ceiling measured in the same run."""
+    """GB/s or TFLOP/s, whichever is nearer to its ceiling, and its share of the ceiling measured in the same run."""
+    found = []
     for amount, unit, scale, ceiling in ((row.bytes, "GB/s", 1e9, "copy"), (row.flops, "TFLOP/s", 1e12, "gemm")):
         if amount and row.timed:
-            rate = amount / row.median
-            share = f" ({rate / results.ceilings[ceiling]:.0%})" if ceiling in results.ceilings else ""
-            return f"{rate / scale:.3g} {unit}{share}"
-    return ""
+            rate, most = amount / row.median, results.ceilings.get(ceiling)
+            found.append((rate / most if most else 0.0, f"{rate / scale:.3g} {unit}", most))
+    if not found:
+        return ""
+    share, text, most = max(found)
+    return text + (f" ({share:.0%})" if most else "")
 
 
 def megabytes(count: int) -> str:
