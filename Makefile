@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda
+# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda | emulate-amx
 # Each makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo test test-all test-cuda bench cuda lint sanitize-cpu sanitize-cuda clean
+.PHONY: install demo test test-all test-cuda bench cuda lint sanitize-cpu sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -34,6 +34,11 @@ test-cuda: install
 sanitize-cpu: install
 	$(PIP) install -c constraints.txt setuptools pybind11
 	PYTHON=$(BIN)/python tests/ext/sanitize.sh
+
+# the AMX level's code on a machine with AVX512-BF16 and no AMX, its tiles emulated
+emulate-amx: install
+	$(PIP) install -c constraints.txt setuptools pybind11
+	PYTHON=$(BIN)/python tests/ext/emulate_amx.sh
 
 # the Triton kernels under memcheck and racecheck, on a CUDA machine
 sanitize-cuda: install

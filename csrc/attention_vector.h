@@ -7,6 +7,7 @@ namespace latte {
 namespace LATTE_ISA {
 
 constexpr int64_t kBlock = 32;  // query rows at a time
+constexpr int64_t kScore = 16;  // terms of a score in one sum: its error is the softmax's relative error
 
 LATTE_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -82,7 +83,7 @@ template <class A, class T> void vector_forward(const Axis& x) {
         const int64_t n = min(kBlock, last - i), rows = round_up(n, kTileRows);
         fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true,
                  u.template bias<T>(0));
-        gemm<A>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
+        gemm<A, kScore>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         A inverse[kBlock];
         for (int64_t r = 0; r < n; ++r) {
           const A lse = softmax_row<A>(s + r * keys, bias, keys, factor, inverse + r);
@@ -129,8 +130,8 @@ template <class A, class T> void vector_backward(const Axis& x) {
         const int64_t n = min(kBlock, x.lq - i), rows = round_up(n, kTileRows);
         fetch<A>(u.at<const T>(a.q) + i * x.row(a.q), x.row(a.q), n, rows, q.p, wide, a, i, true);
         fetch<A>(u.at<const T>(a.dout) + i * x.row(a.dout), x.row(a.dout), n, rows, g.p, wide, a, i, false);
-        gemm<A>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
-        gemm<A>(rows, keys, a.dim, {g, wide, 1}, vt, keys, ds, keys, false);
+        gemm<A, kScore>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
+        gemm<A, kScore>(rows, keys, a.dim, {g, wide, 1}, vt, keys, ds, keys, false);
         for (int64_t r = 0; r < n; ++r) {
           // softmax anew rather than by the saved lse, and delta from p and dp rather than from out: an fp32 lse costs
           // digits, and at one key dp - delta has to be exactly zero

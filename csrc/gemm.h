@@ -45,16 +45,16 @@ LATTE_INLINE void tile(Matrix<const A> a, const A* b, int64_t ldb, A* c, int64_t
 constexpr int64_t kSum = 32;
 
 // rows is a multiple of kTileRows and cols of the lanes: the buffers are padded
-template <class A>
+template <class A, int64_t kTerms = kSum>
 void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<const A> a, const A* b, int64_t ldb, A* c, int64_t ldc,
           bool add) {
   constexpr int L = kLanes<A>;
   for (int64_t j = 0; j < cols;) {
     const bool wide = j + kTileVecs * L <= cols;
     for (int64_t i = 0; i < rows; i += kTileRows) {
-      for (int64_t k = 0; k < depth; k += kSum) {
+      for (int64_t k = 0; k < depth; k += kTerms) {
         const Matrix<const A> block{a.p + i * a.row + k * a.col, a.row, a.col};
-        const int64_t part = depth - k < kSum ? depth - k : kSum;
+        const int64_t part = depth - k < kTerms ? depth - k : kTerms;
         if (wide) tile<A, kTileVecs>(block, b + k * ldb + j, ldb, c + i * ldc + j, ldc, part, add || k);
         else tile<A, 1>(block, b + k * ldb + j, ldb, c + i * ldc + j, ldc, part, add || k);
       }
