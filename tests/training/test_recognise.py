@@ -24,6 +24,7 @@ class Four(torch.utils.data.Dataset):
     def __init__(self, config: DataConfig, frames: int, size: int, images: int):
         self.whole = open_dataset(config, frames, size, images)
         self.classes = [CLASSES[i] for i in FOUR]
+        self.texts = None
 
     def __len__(self) -> int:
         return 8
