@@ -41,7 +41,7 @@ LATTE_INLINE void tile(Matrix<const A> a, const A* b, int64_t ldb, A* c, int64_t
     }
 }
 
-// Sums longer than this are added up from parts: one running fp32 sum of 256 terms has three times the error
+// Sums longer than this are added up from parts: the error of one running fp32 sum grows with its length
 constexpr int64_t kSum = 32;
 
 // rows is a multiple of kTileRows and cols of the lanes: the buffers are padded

@@ -95,7 +95,8 @@ def test_precisions_and_recomputation(precision: str, texts: Path, tmp_path: Pat
     model = replace(MODEL, recompute="elementwise")
     Trainer(text_config(tmp_path / "run", texts, precision=precision, model=model)).run()
     Trainer(text_config(tmp_path / "fp32", texts)).run()
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "fp32"), rtol=0.05)
+    assert losses(tmp_path / "run") != losses(tmp_path / "fp32"), "nothing ran in bf16"
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "fp32"), rtol=1e-3)
 
 
 def test_fresh_model_says_nothing_and_ignores_text(texts: Path, tmp_path: Path) -> None:
