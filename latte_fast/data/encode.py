@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from latte_fast.data.config import DataConfig
-from latte_fast.data.latents import INDEX, VERSION, load_index
+from latte_fast.data.latents import LATENTS
 from latte_fast.data.picture import fit, normalise
+from latte_fast.data.shards import is_full, write
 from latte_fast.data.sources import Source, open_sources
 from latte_fast.data.vae import VAE
 from latte_fast.data.video import VideoError
-from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -74,7 +73,7 @@ def encode(
         raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if size % vae.factor:
         raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
-    before = _before(out, resume)
+    before = LATENTS.begun(out, resume)
     found = open_sources(config)
     names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
     digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
@@ -85,10 +84,7 @@ def encode(
     }
     unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
     index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
-    for name, setting in settings.items():
-        if index[name] != setting:
-            what = "the same videos" if name == "digest" else f"{index[name]}, as before"
-            raise ValueError(f"encode: {name} must be {what}, to go on in {out}, got {setting}")
+    LATENTS.check_same(index, settings, out)
     if index["complete"]:
         return index
     out.mkdir(parents=True, exist_ok=True)
@@ -112,8 +108,9 @@ def encode(
             last = number == len(names) - 1
             if last and not rows and not index["clips"]:
                 raise VideoError(f"encode: none of the {len(names)} videos decodes; the last: {result}")
-            if last or _full(shard, shard_mb):
-                _write(out, index, shard, rows, number + 1, last)
+            if last or is_full(shard, shard_mb):
+                index["clips"] += rows
+                write(out, index, shard, number + 1, last)
                 shard, rows = {}, []
     return index
 
@@ -121,7 +118,7 @@ def encode(
 def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -> dict[str, Any]:
     """What must be as before when a run goes on."""
     return {
-        "version": VERSION,
+        "version": LATENTS.version,
         "kind": config.kind,
         "size": size,
         "every": every,
@@ -132,22 +129,6 @@ def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -
         "factor": vae.factor,
         "random": vae.random,
     }
-
-
-def _before(out: Path, resume: bool) -> dict[str, Any] | None:
-    """The index that an earlier run left, when it may be gone on with."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"encode: out must be a folder, got the file {out}")
-    if not (out / INDEX).exists():
-        left = [p for p in out.iterdir() if not (resume and p.name.endswith(".safetensors"))] if out.is_dir() else []
-        if any(not p.name.startswith(".") for p in left):
-            raise ValueError(f"encode: out must be a new or empty folder, got {out}, which has files in it")
-        return None
-    index = load_index(out)
-    if not resume:
-        state = "all" if index["complete"] else f"{index['done']} of {index['videos']} videos; give resume to go on"
-        raise ValueError(f"encode: out must be a new or empty folder, got {out}, which holds latents of {state}")
-    return index
 
 
 def _encoded(parts: Iterable[Part], vae: VAE, flip: bool, dtype: torch.dtype) -> dict[str, Tensor] | str:
@@ -165,22 +146,3 @@ def _encoded(parts: Iterable[Part], vae: VAE, flip: bool, dtype: torch.dtype) ->
             if vae.random:
                 pieces.setdefault("std" + key, []).append(std[0].to("cpu", dtype))
     return reason or {key: torch.cat(tensors).contiguous() for key, tensors in pieces.items()}
-
-
-def _full(shard: dict[str, Tensor], megabytes: int) -> bool:
-    return sum(x.nbytes for x in shard.values()) >= megabytes * 1_000_000
-
-
-def _write(
-    out: Path, index: dict[str, Any], shard: dict[str, Tensor], rows: list[list[Any]], done: int, last: bool
-) -> None:
-    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
-    if shard:
-        name = f"{len(index['shards']):05d}.safetensors"
-        with atomic(out / name) as partial:
-            save_file(shard, partial)
-        index["shards"].append([name, (out / name).stat().st_size])
-    index["clips"] += rows
-    index["done"], index["complete"] = done, last
-    with atomic(out / INDEX) as partial:
-        partial.write_text(json.dumps(index))

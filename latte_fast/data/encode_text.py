@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latte_fast.data.encode import DTYPES
-from latte_fast.data.text import INDEX, NULL, VERSION, load_text_index
+from latte_fast.data.shards import is_full, write
+from latte_fast.data.text import NULL, TEXT
 from latte_fast.data.text_encoder import TextEncoder
 from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")
-MEGABYTE = 1_000_000
 # captions reported as cut by name; the rest are counted
 NAMED = 5
 
@@ -68,15 +68,12 @@ def encode_text(
     captions = list(dict.fromkeys(clips.values()))
     number = {caption: i for i, caption in enumerate(captions)}
     digest = hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()
-    settings = {"version": VERSION, "encoder": encoder.name, "channels": encoder.channels, "tokens": encoder.tokens,
-                "dtype": dtype, "digest": digest}  # fmt: skip
+    settings = {"version": TEXT.version, "encoder": encoder.name, "channels": encoder.channels,
+                "tokens": encoder.tokens, "dtype": dtype, "digest": digest}  # fmt: skip
     begun = {"done": 0, "complete": False, "cut": 0, "firsts": [], "shards": [], "captions": captions,
              "clips": {name: number[caption] for name, caption in clips.items()}}  # fmt: skip
-    index: dict[str, Any] = _before(out, resume) or settings | begun
-    for name, setting in settings.items():
-        if index[name] != setting:
-            what = "the same captions" if name == "digest" else f"{index[name]}, as before"
-            raise ValueError(f"encode-text: {name} must be {what}, to go on in {out}, got {setting}")
+    index: dict[str, Any] = TEXT.begun(out, resume) or settings | begun
+    TEXT.check_same(index, settings, out)
     if index["complete"]:
         return index
     out.mkdir(parents=True, exist_ok=True)
@@ -94,25 +91,10 @@ def encode_text(
                 shard[str(i)] = _fitting(text[: int(mask.sum())], kind, captions[i])
             bar.update(len(some))
             done = first + len(some)
-            if done == len(captions) or sum(x.nbytes for x in shard.values()) >= shard_mb * MEGABYTE:
-                _write(out, index, shard, done, done == len(captions))
+            if done == len(captions) or is_full(shard, shard_mb):
+                index["firsts"].append(index["done"])
+                write(out, index, shard, done, done == len(captions))
                 shard = {}
-    return index
-
-
-def _before(out: Path, resume: bool) -> dict[str, Any] | None:
-    """The index that an earlier run left, when it may be gone on with."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"encode-text: out must be a folder, got the file {out}")
-    if not (out / INDEX).exists():
-        left = [p for p in out.iterdir() if not (resume and p.suffix == ".safetensors")] if out.is_dir() else []
-        if any(not p.name.startswith(".") for p in left):
-            raise ValueError(f"encode-text: out must be a new or empty folder, got {out}, which has files in it")
-        return None
-    index = load_text_index(out)
-    if not resume:
-        done = f"{index['done']} of {len(index['captions'])} captions"
-        raise ValueError(f"encode-text: out must be a new or empty folder, or resumed, got {out} with {done}")
     return index
 
 
@@ -130,15 +112,3 @@ def _report(caption: str, encoder: TextEncoder, before: int) -> int:
     if surplus and before < NAMED:
         log.warning("cut after %d tokens, %d are left out: %.60s...", encoder.tokens, surplus, caption)
     return int(surplus > 0)
-
-
-def _write(out: Path, index: dict[str, Any], shard: dict[str, Tensor], done: int, last: bool) -> None:
-    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
-    name = f"{len(index['shards']):05d}.safetensors"
-    with atomic(out / name) as partial:
-        save_file(shard, partial)
-    index["shards"].append([name, (out / name).stat().st_size])
-    index["firsts"].append(index["done"])
-    index["done"], index["complete"] = done, last
-    with atomic(out / INDEX) as partial:
-        partial.write_text(json.dumps(index))

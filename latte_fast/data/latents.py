@@ -1,6 +1,5 @@
 """Training clips out of latents on disk: read by memory map, sampled anew each epoch, no VAE and no video needed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,10 @@ from torch.utils.data import Dataset
 
 from latte_fast.data.config import DataConfig
 from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.shards import INDEX, Kind
 from latte_fast.data.text import Texts
 
-INDEX, VERSION = "index.json", 1
-
-
-def load_index(folder: Path) -> dict[str, Any]:
-    """The index of a folder of latents, of this version."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        version = index["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"latents: {folder / INDEX} must be written by `latte-fast encode`, got {error!r}") from error
-    if version != VERSION:
-        raise ValueError(f"latents: {folder / INDEX} must have version {VERSION}, got {version}")
-    return index
+LATENTS = Kind("latents", "encode", 1, "videos", ("clips", "every", "size"))
 
 
 class Latents(Dataset):
@@ -39,7 +27,7 @@ class Latents(Dataset):
                 f"latents: path must be a folder that `latte-fast encode` wrote\n"
                 f"  path/index.json\n  path/00000.safetensors ...\ngot {self.folder}, which has no {INDEX}"
             )
-        index = load_index(self.folder)
+        index = LATENTS.finished(self.folder)
         self._check(index, config, size)
         self.config, self.frames, self.images = config, frames, images
         self.classes: list[str] = index["classes"]
@@ -57,11 +45,6 @@ class Latents(Dataset):
         self._open: dict[int, Any] = {}
 
     def _check(self, index: dict[str, Any], config: DataConfig, size: int) -> None:
-        if not index["complete"]:
-            done = f"{index['done']} of {index['videos']} videos"
-            raise ValueError(
-                f"latents: {self.folder} must be complete, got {done}; `latte-fast encode --resume` goes on"
-            )
         if index["size"] != size:
             raise ValueError(f"latents: size must be the {index['size']} pixels of {self.folder}, got {size}")
         if config.interval % index["every"]:
@@ -77,11 +60,6 @@ class Latents(Dataset):
             raise ValueError(
                 f"latents: image_path must be empty, pictures are frames of the clips, got {config.image_path}"
             )
-        for name, expected in index["shards"]:
-            path = self.folder / name
-            got = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-            if got != f"{expected} bytes":
-                raise ValueError(f"latents: {path} must have {expected} bytes, got {got}")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,5 @@
 """Captions and their embeddings, written once by `latte-fast encode-text` and read by memory map."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,23 +9,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX, NULL, VERSION = "index.json", "null.safetensors", 1
+from latte_fast.data.shards import INDEX, Kind
 
-
-def load_text_index(folder: Path) -> dict[str, Any]:
-    """The index of a folder of embeddings, of this version."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        version = index["version"]
-        missing = [key for key in ("captions", "clips", "channels", "tokens", "shards") if key not in index]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"text: {folder / INDEX} must be written by `latte-fast encode-text`, got {error!r}"
-        ) from error
-    if version != VERSION or missing:
-        got = f"version {version}" if version != VERSION else f"one without {missing[0]}"
-        raise ValueError(f"text: {folder / INDEX} must be an index of captions of version {VERSION}, got {got}")
-    return index
+NULL = "null.safetensors"
+TEXT = Kind("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))
 
 
 class Texts:
@@ -44,17 +30,7 @@ class Texts:
                 f"  text/index.json\n  text/null.safetensors\n  text/00000.safetensors ...\n"
                 f"got {self.folder}, which has no {INDEX}"
             )
-        index = load_text_index(self.folder)
-        if not index["complete"]:
-            done = f"{index['done']} of {len(index['captions'])} captions"
-            raise ValueError(
-                f"text: {self.folder} must be complete, got {done}; `latte-fast encode-text --resume` goes on"
-            )
-        for name, expected in index["shards"]:
-            path = self.folder / name
-            got = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-            if got != f"{expected} bytes":
-                raise ValueError(f"text: {path} must have {expected} bytes, got {got}")
+        index = TEXT.finished(self.folder)
         self.captions: list[str] = index["captions"]
         self.channels, self.tokens = int(index["channels"]), int(index["tokens"])
         self._clips: dict[str, int] = index["clips"]

@@ -95,7 +95,7 @@ class StopsAfter(Identity):
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "_full", lambda shard, limit: True)  # a shard a video
+    monkeypatch.setattr(encode, "is_full", lambda shard, limit: True)  # a shard a video
     config = DataConfig(kind="ffs", path=str(layout("ffs", tmp_path / "set")))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     encode.encode(config, whole, Identity(), 16)

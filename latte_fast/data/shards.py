@@ -1,0 +1,108 @@
+"""A folder of safetensors shards and the index that names them: written shard by shard, so that it can be gone on with.
+
+An index holds version, done, complete and shards ([name, bytes] each), and what its kind adds.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latte_fast.files import atomic
+
+INDEX = "index.json"
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What such a folder holds.
+
+    Args:
+        name: in the errors of its readers.
+        command: that writes it.
+        version: of its index.
+        unit: what is counted, and the field of the index that holds them or their number.
+        needed: more fields of the index.
+    """
+
+    name: str
+    command: str
+    version: int
+    unit: str
+    needed: tuple[str, ...] = ()
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """The index of a folder, of this version, whether complete or not."""
+        file = folder / INDEX
+        try:
+            index = json.loads(file.read_text())
+            version = index["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            rule = f"be written by `latte-fast {self.command}`"
+            raise ValueError(f"{self.name}: {file} must {rule}, got {error!r}") from error
+        if version != self.version:
+            raise ValueError(f"{self.name}: {file} must have version {self.version}, got {version}")
+        missing = [field for field in (self.unit, "done", "complete", "shards", *self.needed) if field not in index]
+        if missing:
+            raise ValueError(f"{self.name}: {file} must hold {missing[0]}, got an index without")
+        return index
+
+    def finished(self, folder: Path) -> dict[str, Any]:
+        """The index of a complete folder, whose shards are all there and whole."""
+        index = self.load(folder)
+        if not index["complete"]:
+            more = f"`latte-fast {self.command} --resume` goes on"
+            raise ValueError(f"{self.name}: {folder} must be complete, got {self.progress(index)}; {more}")
+        for name, expected in index["shards"]:
+            path = folder / name
+            got = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+            if got != f"{expected} bytes":
+                raise ValueError(f"{self.name}: {path} must have {expected} bytes, got {got}")
+        return index
+
+    def begun(self, out: Path, resume: bool) -> dict[str, Any] | None:
+        """The index that an earlier run left, when it may be gone on with; None in a new folder."""
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{self.command}: out must be a folder, got the file {out}")
+        rule = f"{self.command}: out must be a new or empty folder"
+        if not (out / INDEX).exists():
+            left = [p for p in out.iterdir() if not (resume and p.suffix == ".safetensors")] if out.is_dir() else []
+            if any(not p.name.startswith(".") for p in left):
+                raise ValueError(f"{rule}, got {out}, which has files in it")
+            return None
+        index = self.load(out)
+        if not resume:
+            state = "all" if index["complete"] else f"{self.progress(index)}; give resume to go on"
+            raise ValueError(f"{rule}, got {out}, which holds {self.name} of {state}")
+        return index
+
+    def check_same(self, index: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
+        """A run that goes on has the settings it began with; the digest is of the things themselves."""
+        for name, setting in settings.items():
+            if index[name] != setting:
+                what = f"the same {self.unit}" if name == "digest" else f"{index[name]}, as before"
+                raise ValueError(f"{self.command}: {name} must be {what}, to go on in {out}, got {setting}")
+
+    def progress(self, index: dict[str, Any]) -> str:
+        total = index[self.unit]
+        return f"{index['done']} of {total if isinstance(total, int) else len(total)} {self.unit}"
+
+
+def is_full(shard: dict[str, Tensor], megabytes: int) -> bool:
+    return sum(x.nbytes for x in shard.values()) >= megabytes * MEGABYTE
+
+
+def write(out: Path, index: dict[str, Any], shard: dict[str, Tensor], done: int, last: bool) -> None:
+    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
+    if shard:
+        name = f"{len(index['shards']):05d}.safetensors"
+        with atomic(out / name) as partial:
+            save_file(shard, partial)
+        index["shards"].append([name, (out / name).stat().st_size])
+    index["done"], index["complete"] = done, last
+    with atomic(out / INDEX) as partial:
+        partial.write_text(json.dumps(index))
