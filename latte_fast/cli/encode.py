@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from latte_fast.cli.device import pick_device
+
 
 def encode(
     kind: Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames"],
@@ -58,9 +60,7 @@ def encode(
     from latte_fast.data.vae import open_vae
 
     logging.basicConfig(format="%(message)s")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"encode: device must be cpu, as torch sees no GPU, got {device}")
+    device = pick_device(device, "encode")
     try:
         config = DataConfig(kind=kind, path=str(path), flip=flip, on_error=on_error, index=index)
         network = open_vae(vae, device, getattr(torch, vae_dtype))

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from latte_fast.cli.device import pick_device
+
 
 def encode_text(
     captions: Path,
@@ -44,9 +46,7 @@ def encode_text(
     from latte_fast.data.text_encoder import open_text_encoder
 
     logging.basicConfig(format="%(message)s")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"encode-text: device must be cpu, as torch sees no GPU, got {device}")
+    device = pick_device(device, "encode-text")
     try:
         clips = work.read_captions(captions)
         encoder = open_text_encoder(pretrained, device, getattr(torch, encoder_dtype))

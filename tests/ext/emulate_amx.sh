@@ -2,15 +2,7 @@
 # Runs the AMX level's code on a machine with AVX512-BF16 and no AMX, its tiles emulated, in a copy of the tree.
 # Usage: PYTHON=.venv/bin/python tests/ext/emulate_amx.sh [pytest arguments]
 set -eu
-root=$(cd "$(dirname "$0")/../.." && pwd)
-python=${PYTHON:-python3}
-case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-cp -r "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/csrc" "$root/kernels" \
-  "$root/latte_fast" "$root/tests" "$copy"
-rm -f "$copy"/latte_fast/*.so
-cd "$copy"
+. "$(dirname "$0")/copy.sh"
 # under the name of the level that this processor has
 sed -i 's|"avx512bf16": BF16}|"avx512bf16": [*BF16, "-DLATTE_ISA_AMX=1", "-include", "tests/ext/emulation/amx.h"]}|' setup.py
 grep -q emulation setup.py

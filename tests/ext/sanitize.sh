@@ -2,15 +2,7 @@
 # Builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer in a copy of the tree and runs their tests.
 # Usage: PYTHON=.venv/bin/python tests/ext/sanitize.sh [pytest arguments]
 set -eu
-root=$(cd "$(dirname "$0")/../.." && pwd)
-python=${PYTHON:-python3}
-case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-cp -r "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/csrc" "$root/kernels" \
-  "$root/latte_fast" "$root/tests" "$copy"
-rm -f "$copy"/latte_fast/*.so
-cd "$copy"
+. "$(dirname "$0")/copy.sh"
 LATTE_FAST_CUDA=0 LATTE_FAST_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
   "$python" setup.py -q build_ext --inplace
 # the interpreter and torch are not instrumented: the runtimes come first, and leaks are theirs
