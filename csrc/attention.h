@@ -22,6 +22,7 @@ struct Unit {
   const Axis& axis;
   int64_t h, o, b;
   Unit(const Axis& x, int64_t u) : axis(x), h(u % x.a.h), o(u / x.a.h % x.outer), b(u / x.a.h / x.outer) {}
+  Unit(const Unit& u, int64_t heads_on) : axis(u.axis), h(u.h + heads_on), o(u.o), b(u.b) {}
   // the unit whose rows are needed after these, or this one at the end
   Unit next() const {
     const int64_t u = (b * axis.outer + o) * axis.a.h + h + 1;

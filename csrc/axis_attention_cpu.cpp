@@ -1,5 +1,6 @@
 #include "attention_vector.h"
 #if defined(LATTE_TILED)
+#include "attention_short.h"
 #include "attention_tiles_bwd.h"
 #endif
 
@@ -9,7 +10,7 @@ namespace LATTE_ISA {
 static void forward(const Attention& a, bool time) {
   const Axis axis(a, time);
 #if defined(LATTE_TILED)
-  if (a.q.dtype == kBF16) return tiles_forward(axis);
+  if (a.q.dtype == kBF16) return is_short(axis) ? short_forward(axis) : tiles_forward(axis);
 #endif
 #if defined(LATTE_ISA_PORTABLE)
   if (a.q.dtype == kF64) return vector_forward<double, double>(axis);
@@ -20,7 +21,7 @@ static void forward(const Attention& a, bool time) {
 static void backward(const Attention& a, bool time) {
   const Axis axis(a, time);
 #if defined(LATTE_TILED)
-  if (a.q.dtype == kBF16) return tiles_backward(axis);
+  if (a.q.dtype == kBF16) return is_short(axis) && !a.cos ? short_backward(axis) : tiles_backward(axis);
 #endif
 #if defined(LATTE_ISA_PORTABLE)
   if (a.q.dtype == kF64) return vector_backward<double, double>(axis);

@@ -75,5 +75,46 @@ static void tile_gemm(int64_t rows, int64_t cols, int64_t steps, const bf16* a, 
     }
 }
 
+// The products of attention of at most 16 queries and keys, as in tiles_dot.h
+struct ShortProducts {
+  Tiles tiles;
+  Scratch<bf16> p, pairs;
+  Scratch<float> s, o;
+  const int64_t pitch;
+  explicit ShortProducts(int64_t columns) : p(16 * 32), pairs(32 * columns), s(256), o(16 * columns), pitch(columns) {
+    std::memset(static_cast<void*>(p.p), 0, 16 * 32 * sizeof(bf16));
+    std::memset(static_cast<void*>(pairs.p), 0, 32 * columns * sizeof(bf16));
+  }
+
+  LATTE_INLINE void scores(const bf16* k, int64_t lda, const bf16* q, int64_t, Vec<float>* w) {
+    tile_gemm(1, 1, pitch / 32, k, lda, q, s, 16, false);
+    for (int j = 0; j < 16; ++j) w[j] = load(s + j * 16);
+  }
+
+  LATTE_INLINE void over_keys(const Vec<float>* w, const bf16* b, int64_t lda, int64_t dim, bf16* out, int64_t stride,
+                              int64_t n) {
+    transpose16(w, 64, s, 64);
+    for (int i = 0; i < 16; ++i) store(p + i * 32, load(s + i * 16));
+    product(b, lda, dim, out, stride, n);
+  }
+
+  LATTE_INLINE void over_queries(const Vec<float>* w, const bf16* b, int64_t lda, int64_t dim, bf16* out,
+                                 int64_t stride, int64_t n) {
+    for (int j = 0; j < 16; ++j) store(p + j * 32, w[j]);
+    product(b, lda, dim, out, stride, n);
+  }
+
+ private:
+  LATTE_INLINE void product(const bf16* b, int64_t lda, int64_t dim, bf16* out, int64_t stride, int64_t n) {
+    const int64_t wide = (dim + 15) / 16 * 16;
+    for (int64_t c = 0; c < wide; c += 16) pack_pairs(b + c, 16, lda, pairs + c * 32);
+    tile_gemm(1, wide / 16, 1, p, 32, pairs, o, wide, false);
+    for (int64_t i = 0; i < n; ++i)
+      each_vec<float>(dim, [&](int64_t c, auto lanes) LATTE_LAMBDA {
+        store<float>(out + i * stride + c, load(o + i * wide + c), lanes);
+      });
+  }
+};
+
 }  // namespace LATTE_ISA
 }  // namespace latte

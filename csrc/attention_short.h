@@ -1,0 +1,156 @@
+// bf16 attention of up to 16 queries and keys, such as a position's frames: every product is one tile high. Its rows
+// lie so far apart that all of them fall into one set of the cache, which holds eight: the rows of several neighbouring
+// heads are copied side by side before any of them is used.
+#pragma once
+#include "attention_tiles.h"
+
+namespace latte {
+namespace LATTE_ISA {
+
+LATTE_INLINE bool is_short(const Axis& x) { return x.lq <= 16 && x.lk <= 16; }
+
+constexpr int64_t kTogether = 6;  // heads staged at a time, at most
+
+// The rows of some neighbouring heads of kTensors tensors: 16 rows a tensor, of `width` values, a head every `pitch`;
+// zero where there is nothing
+template <int kTensors> struct Staged {
+  const Axis& x;
+  const Heads* const (&tensors)[kTensors];
+  const int64_t pitch, width;
+  Scratch<bf16> rows;
+  Staged(const Axis& axis, const Heads* const (&of)[kTensors], int64_t heads)
+      : x(axis), tensors(of), pitch(round_up(axis.a.dim, 32)), width(heads * pitch), rows(kTensors * 16 * width) {
+    std::memset(static_cast<void*>(rows.p), 0, kTensors * 16 * width * sizeof(bf16));
+  }
+
+  bf16* at(int t, int64_t head) const { return rows + t * 16 * width + head * pitch; }
+
+  // u's head and those after it; rows needed soon are asked for ahead, as no hardware prefetcher follows them
+  void load(const Unit& u, int64_t heads) {
+    constexpr int64_t kAhead = 4;
+    const int64_t dim = x.a.dim, vectors = heads * pitch / 32;
+    for (int t = 0; t < kTensors; ++t) {
+      const int64_t n = t == 1 || t == 2 ? x.lk : x.lq, stride = x.row(*tensors[t]);
+      int64_t from[kTogether * 4];
+      __mmask32 lanes[kTogether * 4];
+      for (int64_t c = 0; c < vectors; ++c) {
+        const int64_t k = c * 32 % pitch;
+        from[c] = c * 32 / pitch * tensors[t]->sh + k;
+        lanes[c] = dim - k >= 32 ? ~0u : (1u << (dim - k)) - 1;
+      }
+      const bf16* row = u.at<const bf16>(*tensors[t]);
+      bf16* to = at(t, 0);
+      for (int64_t i = 0; i < n; ++i, row += stride, to += width) {
+        const bf16* ahead = i + kAhead < n ? row + kAhead * stride : row;
+        for (int64_t c = 0; c < vectors; ++c) {
+          _mm_prefetch(reinterpret_cast<const char*>(ahead + from[c]), _MM_HINT_T0);
+          _mm512_storeu_si512(to + c * 32, _mm512_maskz_loadu_epi16(lanes[c], row + from[c]));
+        }
+      }
+    }
+  }
+};
+
+// Scores to probabilities, keys by queries. Returns log2 of each query's sum of exponentials, unless it is not wanted;
+// 0 for a query without a key.
+LATTE_INLINE Vec<float> short_softmax(Vec<float>* w, int64_t lk, float factor, const float* bias, bool want) {
+  Vec<float> top = splat(-infinity<float>()), sum = {};
+  for (int64_t j = 0; j < 16; ++j) {
+    w[j] = j < lk ? w[j] * factor : splat(-infinity<float>());
+    if (bias) w[j] += bias[j];
+    top = max(top, w[j]);
+  }
+  top = max(top, splat(-1e30f));  // a query without a key: 2^(-inf + 1e30) is 0, where -inf + inf would be NaN
+  for (int64_t j = 0; j < 16; ++j) {
+    w[j] = exp2<4>(w[j] - top);
+    sum += w[j];
+  }
+  const Vec<float> inverse = sum > 0 ? 1 / sum : sum;
+  for (int64_t j = 0; j < 16; ++j) w[j] *= inverse;
+  if (!want) return sum;
+  for (int64_t i = 0; i < 16; ++i) sum[i] = sum[i] > 0 ? top[i] + std::log2(sum[i]) : 0;
+  return sum;
+}
+
+static void short_forward(const Axis& x) {
+  const Attention& a = x.a;
+  const int64_t groups = (a.h + kTogether - 1) / kTogether, together = (a.h + groups - 1) / groups;
+  const float factor = static_cast<float>(a.scale) * log2e<float>();
+  const Heads* const tensors[] = {&a.q, &a.k, &a.v};
+  split(x.units() / a.h * groups, a.threads, [&](int64_t begin, int64_t end) {
+    Staged<3> staged(x, tensors, together);
+    const int64_t pitch = staged.pitch, width = staged.width;
+    Scratch<bf16> q(16 * pitch);
+    Scratch<float> bias(16);
+    ShortProducts products(pitch);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t h0 = item % groups * together, heads = min(together, a.h - h0);
+      const Unit first(x, item / groups * a.h + h0);
+      staged.load(first, heads);
+      if (first.mask()) key_bias<float>(first.mask(), x.lk, 16, bias);
+      for (int64_t h = 0; h < heads; ++h) {
+        const Unit u(first, h);
+        for (int t = 0; t < 3; ++t) shift_rows(u, t, 0, t ? x.lk : x.lq, staged.at(t, h), width, t < 2);
+        for (int64_t k = 0; k < pitch; k += 32) transpose16(staged.at(0, h) + k, width * 2, q + k * 16, 64);
+        Vec<float> w[16];
+        products.scores(staged.at(1, h), width, q, a.dim, w);
+        const Vec<float> lse = short_softmax(w, x.lk, factor, u.mask() ? bias.p : nullptr, a.lse);
+        products.over_keys(w, staged.at(2, h), width, a.dim, u.at<bf16>(a.out), x.row(a.out), x.lq);
+        if (!a.lse) continue;
+        for (int64_t i = 0; i < x.lq; ++i) u.lse()[i * x.lse_row()] = lse[i] / log2e<float>();
+      }
+    }
+  });
+}
+
+// Probabilities, keys by queries, from scores; then the gradient of the scores before scaling, from that of the
+// probabilities
+LATTE_INLINE void short_softmax_gradient(Vec<float>* w, Vec<float>* d, int64_t lk, Vec<float> lse, float scale,
+                                         const float* bias) {
+  Vec<float> delta = {};
+  for (int64_t j = 0; j < 16; ++j) {
+    Vec<float> x = fma(w[j], splat(scale * log2e<float>()), -lse);
+    if (bias) x += bias[j];
+    w[j] = j < lk ? exp2<4>(x) : Vec<float>{};
+    delta = fma(w[j], d[j], delta);
+  }
+  for (int64_t j = 0; j < 16; ++j) d[j] = w[j] * (d[j] - delta) * scale;
+}
+
+// Without rope, whose turning back needs gradients in fp32
+static void short_backward(const Axis& x) {
+  const Attention& a = x.a;
+  const int64_t groups = (a.h + kTogether - 1) / kTogether, together = (a.h + groups - 1) / groups;
+  const Heads* const tensors[] = {&a.q, &a.k, &a.v, &a.dout};
+  split(x.units() / a.h * groups, a.threads, [&](int64_t begin, int64_t end) {
+    Staged<4> staged(x, tensors, together);
+    const int64_t pitch = staged.pitch, width = staged.width;
+    Scratch<bf16> q(16 * pitch), g(16 * pitch);
+    Scratch<float> bias(16);
+    ShortProducts products(pitch);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t h0 = item % groups * together, heads = min(together, a.h - h0);
+      const Unit first(x, item / groups * a.h + h0);
+      staged.load(first, heads);
+      if (first.mask()) key_bias<float>(first.mask(), x.lk, 16, bias);
+      for (int64_t h = 0; h < heads; ++h) {
+        const Unit u(first, h);
+        for (int64_t k = 0; k < pitch; k += 32) {
+          transpose16(staged.at(0, h) + k, width * 2, q + k * 16, 64);
+          transpose16(staged.at(3, h) + k, width * 2, g + k * 16, 64);
+        }
+        Vec<float> w[16], d[16], lse = splat(infinity<float>());  // a query that is not there: its p is 0
+        for (int64_t i = 0; i < x.lq; ++i) lse[i] = u.lse()[i * x.lse_row()] * log2e<float>();
+        products.scores(staged.at(1, h), width, q, a.dim, w);
+        products.scores(staged.at(2, h), width, g, a.dim, d);
+        short_softmax_gradient(w, d, x.lk, lse, static_cast<float>(a.scale), u.mask() ? bias.p : nullptr);
+        products.over_queries(w, staged.at(3, h), width, a.dim, u.at<bf16>(a.dv), x.row(a.dv), x.lk);
+        products.over_queries(d, staged.at(0, h), width, a.dim, u.at<bf16>(a.dk), x.row(a.dk), x.lk);
+        products.over_keys(d, staged.at(1, h), width, a.dim, u.at<bf16>(a.dq), x.row(a.dq), x.lq);
+      }
+    }
+  });
+}
+
+}  // namespace LATTE_ISA
+}  // namespace latte
