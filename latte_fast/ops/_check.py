@@ -33,6 +33,16 @@ def check_device(op: str, name: str, y: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be on {x.device} as x is, got {y.device}")
 
 
+def checked_vector(op: str, name: str, v: Tensor, x: Tensor, width: int, letter: str = "D") -> Tensor:
+    """v (width,) on x's device as the kernels read it, side by side in memory."""
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(v).__name__}")
+    if v.shape != (width,):
+        raise ValueError(f"{op}: {name} must be ({letter},) with {letter} = {width}, got {tuple(v.shape)}")
+    check_device(op, name, v, x)
+    return v.contiguous()
+
+
 def check_groups(op: str, x: Tensor, **partners: Tensor) -> None:
     """Each partner (G, D) with one G for all, which divides x's rows."""
     width = x.shape[-1]

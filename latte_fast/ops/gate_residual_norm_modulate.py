@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._check import check_device, check_groups, check_like, check_out_dtype, check_rows, partners
+from latte_fast.ops._check import (
+    check_device,
+    check_groups,
+    check_like,
+    check_out_dtype,
+    check_rows,
+    checked_vector,
+    partners,
+)
 from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import gate_residual_norm_modulate_ref
@@ -44,13 +52,10 @@ def gate_residual_norm_modulate(
     check_groups(_OP, x, gate=gate, shift=shift, scale=scale)
     y, gate, shift, scale = partners(_OP, x, y=y, gate=gate, shift=shift, scale=scale)
     if y_bias is not None:
-        if y_bias.shape != x.shape[-1:]:
-            raise ValueError(f"{_OP}: y_bias must be (D,) with D = {x.shape[-1]}, got {tuple(y_bias.shape)}")
-        check_device(_OP, "y_bias", y_bias, x)
-        y_bias = y_bias.to(y.dtype)
+        y_bias = checked_vector(_OP, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
     if pos is not None:
         _check_pos(pos, x)
-        pos = pos.to(x.dtype)
+        pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
     out_dtype = check_out_dtype(_OP, out_dtype or shift.dtype, x, shift)
     backend = backends.choose(_OP, x, y, gate, shift, scale, eps, y_bias, pos, out_dtype)
     if backend == "reference":
@@ -64,8 +69,15 @@ def gate_residual_norm_modulate(
 
 
 def _check_pos(pos: Tensor, x: Tensor) -> None:
+    if not isinstance(pos, Tensor):
+        raise TypeError(f"{_OP}: pos must be a tensor, got {type(pos).__name__}")
     lengths = zip(reversed(pos.shape), reversed(x.shape), strict=False)
-    if pos.dim() > x.dim() or any(p not in (1, n) for p, n in lengths) or pos.shape[-1:] != x.shape[-1:]:
+    if (
+        pos.dim() == 0
+        or pos.dim() > x.dim()
+        or any(p not in (1, n) for p, n in lengths)
+        or pos.shape[-1:] != x.shape[-1:]
+    ):
         raise ValueError(f"{_OP}: pos must broadcast to x's shape {tuple(x.shape)}, got {tuple(pos.shape)}")
     check_device(_OP, "pos", pos, x)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast._ext import linear as cpu
+from latte_fast.ops._check import checked_vector
 from latte_fast.ops._platform import why_not_cpu
 from latte_fast.ops._register import call_directly
 from latte_fast.ops.axis_attention import check_extras, check_qkv
@@ -26,6 +27,9 @@ def mlp_layer(h: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor) -> Tensor:
         b1: (M,) or None.
         w2: (D, M).
     """
+    b1 = _checked_bias("mlp_layer", h, w1, b1, ("w1", "b1"))
+    if w2.dim() != 2 or w2.shape[1] != w1.shape[0]:
+        raise ValueError(f"mlp_layer: w2 must be (D, M) with M = {w1.shape[0]}, got {tuple(w2.shape)}")
     if b1 is not None and _on_cpu(h, w1, b1, w2) and backends.choose("bias_gelu", h, b1) == "cpu":
         return cpu.mlp(h, w1, b1, w2)
     return F.linear(linear_gelu(h, w1, b1), w2)
@@ -42,6 +46,9 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         axis: "space" or "time".
         rope: (cos, sin), each (F, K/2), on the time axis.
     """
+    b = _checked_bias("attention_layer", h, w, b, ("w", "b"))
+    if heads < 1 or w.shape[0] % (3 * heads):
+        raise ValueError(f"attention_layer: heads must divide a third of w's {w.shape[0]} rows, got {heads}")
     if _on_cpu(h, w, b):
         probe = h.new_empty(0, *h.shape[1:3], heads, w.shape[0] // (3 * heads))
         check_qkv("attention_layer", probe, probe, probe, axis)
@@ -49,6 +56,13 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         if backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) == "cpu":
             return cpu.attention(h, w, b, heads, axis, rope)
     return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
+
+
+def _checked_bias(op: str, h: Tensor, w: Tensor, b: Tensor | None, names: tuple[str, str]) -> Tensor | None:
+    """The bias of h w^T as the kernels read it."""
+    if w.dim() != 2 or w.shape[1] != h.shape[-1]:
+        raise ValueError(f"{op}: {names[0]} must be (M, D) with D = {h.shape[-1]}, got {tuple(w.shape)}")
+    return None if b is None else checked_vector(op, names[1], b, h, w.shape[0], "M")
 
 
 def _on_cpu(h: Tensor, *weights: Tensor | None) -> bool:

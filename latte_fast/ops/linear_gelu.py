@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._check import check_device, check_rows
+from latte_fast.ops._check import check_rows, checked_vector
 from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import bias_gelu_ref
@@ -42,10 +42,7 @@ def bias_gelu(u: Tensor, b: Tensor | None = None) -> Tensor:
     check_rows("bias_gelu", "u", u)
     if b is None:
         b = u.new_zeros(u.shape[-1])
-    if b.shape != u.shape[-1:]:
-        raise ValueError(f"bias_gelu: b must be (M,) with M = {u.shape[-1]}, got {tuple(b.shape)}")
-    check_device("bias_gelu", "b", b, u)
-    b = b.to(u.dtype)
+    b = checked_vector("bias_gelu", "b", b, u, u.shape[-1], "M").to(u.dtype)
     u = u.contiguous()
     backend = backends.choose("bias_gelu", u, b)
     if backend == "reference":

@@ -75,6 +75,30 @@ def test_bias_gelu(dtype: torch.dtype) -> None:
     testing.compare(ops.bias_gelu, R.bias_gelu_ref, (u, b), ["a", "du", "db"])
 
 
+STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "sliced": lambda v: v.repeat_interleave(2)[::2],
+    "expanded": lambda v: v[:1].expand(len(v)),
+    "reversed twice": lambda v: torch.stack([v, -v], 1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("how", list(STRIDED))
+@pytest.mark.parametrize("grad", [True, False])
+def test_vectors_of_any_stride(how: str, grad: bool) -> None:
+    x, y, g = rows(2, 3, 5, 24, grad=grad), rows(2, 3, 5, 24, seed=1, grad=grad), rows(2, 24, seed=2, grad=grad)
+    v = STRIDED[how](rows(24, seed=3, grad=False)).requires_grad_(grad)
+    pos = torch.stack([rows(3, 1, 24, seed=4, grad=False), x.detach()[0, :, :1]], -1)[..., 0].requires_grad_(grad)
+    assert v.stride() != (1,) and pos.stride(-1) != 1
+    testing.compare(ops.bias_gelu, R.bias_gelu_ref, (x, v), ["a", *["du", "db"] * grad])
+
+    def call(op: Callable, *args: Tensor) -> tuple[Tensor, Tensor]:
+        return op(*args[:5], y_bias=args[5], pos=args[6])
+
+    names = ["x_out", "h", *["dx", "dy", "dgate", "dshift", "dscale", "dy_bias", "dpos"] * grad]
+    ours, ref = ops.gate_residual_norm_modulate, R.gate_residual_norm_modulate_ref
+    testing.compare(partial(call, ours), partial(call, ref), (x, y, g, g.clone(), g.clone(), v, pos), names)
+
+
 def calls(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Callable, tuple]]:
     x, y = rows(2, 3, 4, 16, dtype=dtype), rows(2, 3, 4, 16, dtype=dtype, seed=1)
     gate, shift, scale = (rows(2, 16, dtype=dtype, seed=s) for s in (2, 3, 4))
@@ -197,6 +221,12 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
         "out_dtype must",
     ),
     "bias": (lambda: ops.bias_gelu(rows(2, 8), rows(9)), ValueError, "b must be"),
+    "bias kind": (lambda: ops.bias_gelu(rows(2, 8), 1.0), TypeError, "b must be a tensor"),  # type: ignore[arg-type]
+    "y_bias": (
+        lambda: ops.gate_residual_norm_modulate(*(rows(2, 3, 8),) * 2, *(rows(2, 8),) * 3, y_bias=rows(1)),
+        ValueError,
+        "y_bias must be .*D = 8",
+    ),
 }
 
 

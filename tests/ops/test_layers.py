@@ -1,0 +1,63 @@
+"""attention_layer and mlp_layer, with and without gradients: any strides of a bias, and what they refuse."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latte_fast import ops
+from latte_fast.reference import functional as R
+
+WIDTH, HEADS = 16, 2
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(b: Tensor | None, w: Tensor | None = None, heads: int = HEADS) -> Tensor:
+    w = rows(3 * WIDTH, WIDTH, seed=1) if w is None else w
+    return ops.attention_layer(rows(1, 3, 4, WIDTH), w, b, heads, "space")
+
+
+def mlp(b1: Tensor | None, w1: Tensor | None = None, w2: Tensor | None = None) -> Tensor:
+    w1 = rows(64, WIDTH, seed=1) if w1 is None else w1
+    return ops.mlp_layer(rows(1, 3, 4, WIDTH), w1, b1, rows(WIDTH, 64, seed=2) if w2 is None else w2)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("how", ["contiguous", "sliced", "expanded"])
+def test_biases_of_any_stride(how: str, grad: bool) -> None:
+    def bias(n: int) -> Tensor:
+        v = rows(2 * n, seed=3)
+        return {"contiguous": v[:n], "sliced": v[::2], "expanded": v[:1].expand(n)}[how].requires_grad_(grad)
+
+    with torch.set_grad_enabled(grad):
+        b, b1 = bias(3 * WIDTH), bias(64)
+        got, got_mlp = attention(b), mlp(b1)
+    h = rows(1, 3, 4, WIDTH)
+    qkv = F.linear(h, rows(3 * WIDTH, WIDTH, seed=1), b).unflatten(-1, (3, HEADS, -1))
+    torch.testing.assert_close(got, R.axis_attention_qkv_ref(qkv, "space"), rtol=1e-5, atol=1e-5)
+    hidden = R.bias_gelu_ref(F.linear(h, rows(64, WIDTH, seed=1)), b1)
+    torch.testing.assert_close(got_mlp, F.linear(hidden, rows(WIDTH, 64, seed=2)), rtol=1e-5, atol=1e-5)
+
+
+BAD: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "b": (lambda: attention(rows(1)), r"attention_layer: b must be \(M,\) with M = 48, got \(1,\)"),
+    "w": (lambda: attention(None, rows(48, 15)), "attention_layer: w must be .*D = 16"),
+    "no heads": (lambda: attention(None, heads=0), "attention_layer: heads must divide a third of w's 48 rows, got 0"),
+    "heads": (lambda: attention(None, heads=5), "attention_layer: heads must divide"),
+    "b1": (lambda: mlp(rows(1)), r"mlp_layer: b1 must be \(M,\) with M = 64, got \(1,\)"),
+    "w1": (lambda: mlp(None, rows(64)), "mlp_layer: w1 must be"),
+    "w2": (lambda: mlp(None, w2=rows(WIDTH, 63)), "mlp_layer: w2 must be .*M = 64"),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_input(case: str, grad: bool) -> None:
+    call, message = BAD[case]
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
+        call()
