@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
+EXTEND = ("error", "sincos", "interpolate")
+
+
+def check_keyword(name: str, value: str, allowed: Sequence[str], model: str = "Latte") -> None:
     if value not in allowed:
-        raise ValueError(f"Latte: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(f"{model}: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
@@ -53,6 +56,8 @@ def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
         raise ValueError(f"Latte: x must have C = {model.in_channels} channels, got {channels}")
     if images < 0 or frames - images < 1:
         raise ValueError(f"Latte: use_image_num must leave at least one of the {frames} frames, got {images}")
+    check_keyword("extend_time", model.extend_time, EXTEND)
+    check_keyword("extend_space", model.extend_space, EXTEND)
     s = model.config.patch_frames
     if (frames - images) % s:
         raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")

@@ -1,11 +1,12 @@
 """What the text-to-video model refuses before it does any work; each message names argument, rule and value."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from latte_fast import backends
+from latte_fast.models.checks import EXTEND, check_keyword
 
 if TYPE_CHECKING:
     from latte_fast.models.latte_t2v import FastT2V
@@ -20,6 +21,7 @@ def check_inputs(model: "FastT2V", x: Tensor, text: Tensor | None, images: int) 
         raise ValueError(f"LatteT2V: hidden_states must have C = {config.in_channels} channels, got {channels}")
     if images < 0 or frames - images < 1:
         raise ValueError(f"LatteT2V: use_image_num must leave at least one of the {frames} frames, got {images}")
+    check_keyword("extend_time", model.extend_time, EXTEND, "LatteT2V")
     if frames - images not in (1, config.video_length) and model.extend_time == "error":
         raise ValueError(
             f"LatteT2V: hidden_states must have F = {config.video_length} video frames as the model's table, or 1 "
@@ -43,17 +45,33 @@ def check_inputs(model: "FastT2V", x: Tensor, text: Tensor | None, images: int) 
             raise TypeError(f"LatteT2V: {name} must have the weights' dtype {weight.dtype}, got {tensor.dtype}")
 
 
+def checked_time(timestep: Any, x: Tensor) -> Tensor:
+    """(B,) of a number, (1,) or (B,)."""
+    rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
+    if not isinstance(timestep, Tensor | int | float):
+        raise TypeError(f"{rule}, got {type(timestep).__name__}")
+    t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.tensor(timestep, device=x.device)
+    t = t.reshape(-1)
+    if t.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"{rule}, got {tuple(t.shape)}")
+    return t.expand(x.shape[0])
+
+
 def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
     """The mask as bool of the text's shape without its width, True where a token counts.
 
-    A 2-D mask, and a joint one, is 1 where a token counts; diffusers' 3-D bias is 0 there and -10000 elsewhere.
+    A 2-D mask, and a joint one, is 1 where a token counts; diffusers' 3-D bias, of floating numbers, is 0 there and
+    -10000 elsewhere.
     """
     if mask is None:
         return None
     want = text.shape[:-1]
     if mask.shape == want:
+        if mask.is_floating_point() and not torch.compiler.is_compiling() and (mask < 0).any():
+            rule = f"{tuple(want)} must be 1 where a token counts"
+            raise ValueError(f"LatteT2V: encoder_attention_mask {rule}, got negative values; a bias is (B, 1, T)")
         return mask.to(torch.bool)
     if not images and mask.shape == (want[0], 1, want[1]):
-        return mask[:, 0].to(torch.bool) if mask.dtype == torch.bool else mask[:, 0] > -1
+        return mask[:, 0] > -1 if mask.is_floating_point() else mask[:, 0].to(torch.bool)
     rule = f"{tuple(want)}, 1 where a token counts" + ("" if images else f", or the bias {(want[0], 1, want[1])}")
     raise ValueError(f"LatteT2V: encoder_attention_mask must be {rule}, got {tuple(mask.shape)}")

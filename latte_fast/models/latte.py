@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
-from latte_fast.models.checks import check_inputs, check_keyword, check_labels
+from latte_fast.models.checks import EXTEND, check_inputs, check_keyword, check_labels
 from latte_fast.models.initialize import initialize
 from latte_fast.modules.block import Block, FinalLayer, Pending, Step, resolve
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
@@ -28,7 +28,6 @@ from latte_fast.modules.embed import (
 )
 from latte_fast.modules.recompute import POLICIES, run_block
 
-EXTEND = ("error", "sincos", "interpolate")
 ORDERS = {1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from latte_fast.config import LatteT2VConfig
-from latte_fast.models.checks import check_keyword
-from latte_fast.models.checks_t2v import check_inputs, text_mask
+from latte_fast.models.checks import EXTEND, check_keyword
+from latte_fast.models.checks_t2v import check_inputs, checked_time, text_mask
 from latte_fast.modules.block import Pending, add_and_norm, resolve
 from latte_fast.modules.block_t2v import BlockT2V, StepT2V, Text
 from latte_fast.modules.embed import embed_patches, space_table, stretch_time, time_table, timestep_wave
-from latte_fast.modules.linear import is_untouched, share_storage
+from latte_fast.modules.linear import is_plain, share_storage
 from latte_fast.modules.recompute import POLICIES, run_block
-from latte_fast.modules.remembered import Remembered
+from latte_fast.modules.remembered import Remembered, is_gathered
 
-EXTEND = ("error", "sincos", "interpolate")
+TIME_CHANNELS = 256
 
 
 class Output(NamedTuple):
@@ -71,7 +71,7 @@ class FastT2V(nn.Module):
         x, images = hidden_states, use_image_num
         check_inputs(self, x, encoder_hidden_states, images)
         assert encoder_hidden_states is not None
-        t = torch.as_tensor(timestep, device=x.device).reshape(-1).expand(x.shape[0])
+        t = checked_time(timestep, x)
         mask = text_mask(encoder_attention_mask, encoder_hidden_states, images)
         sample = self.run(x, t, encoder_hidden_states, mask, enable_temporal_attentions, images)
         return self.output(sample) if return_dict else (sample,)
@@ -85,7 +85,7 @@ class FastT2V(nn.Module):
         proj = self.pos_embed.proj
         width = proj.weight.shape[0]
         table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
-        if is_untouched(proj):
+        if is_plain(proj, nn.Conv2d):
             x = embed_patches(x.transpose(1, 2), proj)  # (B, F, N, D)
         else:
             frames_in = x.transpose(1, 2).flatten(0, 1)
@@ -93,12 +93,7 @@ class FastT2V(nn.Module):
         x = x + table.to(proj.weight.dtype)
         embedded = self.embed_time(t)  # (B, D)
         modulation = self.adaln_single.linear(silu(embedded)).unflatten(1, (6, -1))  # (B, 6, D)
-        caption = self.caption_projection
-        layers = (caption.linear_1, caption.linear_2)
-        hidden = self.remembered(
-            text, layers, lambda: caption.linear_2(gelu(caption.linear_1(text), approximate="tanh"))
-        )
-        space = StepT2V("space", Text(hidden, mask), images=images)
+        space = StepT2V("space", self.project(text, mask), images=images)
         pending: Pending | None = None
         policy = "block" if self.gradient_checkpointing else self.recompute
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
@@ -116,9 +111,18 @@ class FastT2V(nn.Module):
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
+    def project(self, text: Tensor, mask: Tensor | None) -> Text:
+        one, two = self.caption_projection.linear_1, self.caption_projection.linear_2
+
+        def compute(text: Tensor) -> Tensor:
+            return two(gelu(one(text), approximate="tanh"))
+
+        kept = not is_gathered(self)
+        return Text(self.remembered(text, (one, two), compute) if kept else compute(text), mask, kept)
+
     def embed_time(self, t: Tensor) -> Tensor:
         layers = self.adaln_single.emb.timestep_embedder
-        wave = timestep_wave(t, layers.linear_1.weight.shape[1]).to(self.pos_embed.proj.weight.dtype)
+        wave = timestep_wave(t, TIME_CHANNELS).to(self.pos_embed.proj.weight.dtype)
         return layers.linear_2(silu(layers.linear_1(wave)))
 
     def time_positions(self, width: int, frames: int, x: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ class FastT2V(nn.Module):
 class _TimestepT2V(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        layers = nn.ModuleDict({"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)})
+        layers = nn.ModuleDict({"linear_1": nn.Linear(TIME_CHANNELS, width), "linear_2": nn.Linear(width, width)})
         self.emb = nn.ModuleDict({"timestep_embedder": layers})
         self.linear = nn.Linear(width, 6 * width)
 
@@ -191,8 +195,8 @@ class LatteT2V(FastT2V):
 
     def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
         super().__init__()
-        check_keyword("recompute", recompute, POLICIES)
-        check_keyword("extend_time", extend_time, EXTEND)
+        check_keyword("recompute", recompute, POLICIES, "LatteT2V")
+        check_keyword("extend_time", extend_time, EXTEND, "LatteT2V")
         self.recompute, self.extend_time = recompute, extend_time
         self.config = config = LatteT2VConfig(**kwargs)
         width, p = config.width, config.patch_size

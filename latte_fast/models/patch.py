@@ -20,7 +20,7 @@ from latte_fast.models.latte import Latte, LatteIMG
 from latte_fast.models.latte_t2v import FastT2V
 from latte_fast.modules.block import Attention, Block, FinalLayer, Mlp
 from latte_fast.modules.embed import PatchEmbed, TimestepEmbedder
-from latte_fast.modules.linear import is_replaced
+from latte_fast.modules.linear import REGISTRY, is_replaced
 
 _MARK = "_latte_fast_class_before"
 _CONFIG = "config"
@@ -75,6 +75,7 @@ def unpatch(model: Any) -> None:
         for module in root.modules():
             before = module.__dict__.pop(_MARK, None)
             if before is not None:
+                _forget_own_forward(module)
                 module.__class__ = before
                 module.__dict__.pop("_remembered", None)
                 _rebind(module)
@@ -93,12 +94,21 @@ def _roots(model: Any) -> Iterator[tuple[str, nn.Module]]:
     yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
 
 
-def _rebind(module: nn.Module) -> None:
-    """The forwards that hooks keep, or left behind when they went, become those of the class the module now has."""
+def _forget_own_forward(module: nn.Module) -> None:
+    """Drops a bound forward of the module's own class, which hooks leave behind when they go."""
     if not is_replaced(module):
         module.__dict__.pop("forward", None)
-    if "_old_forward" in module.__dict__:
-        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
+
+
+def _rebind(module: nn.Module) -> None:
+    """The forwards that hooks keep become those of the class the module now has."""
+    _forget_own_forward(module)
+    own = MethodType(type(module).forward, module)
+    if "_old_forward" in module.__dict__:  # accelerate's
+        module.__dict__["_old_forward"] = own
+    for innermost in getattr(module.__dict__.get(REGISTRY), "_fn_refs", [])[:1]:  # diffusers'
+        kept = "forward" if innermost.original_forward is None else "original_forward"
+        setattr(innermost, kept, own)
 
 
 def config_of(latte: Any) -> LatteConfig:
@@ -129,7 +139,12 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 def _looks_like_latte(module: nn.Module) -> bool:
     names = ("x_embedder", "t_embedder", "blocks", "final_layer", "pos_embed", "temp_embed")
-    return all(hasattr(module, name) for name in names)
+    # its own: a compiled model or a LoRA's wrapper shows those of the module inside
+    return all(name in own for name, own in zip(names, 4 * [module._modules] + 2 * [_tensors(module)], strict=True))
+
+
+def _tensors(module: nn.Module) -> dict[str, Any]:
+    return module._parameters | module._buffers | module.__dict__
 
 
 def _swaps(latte: nn.Module) -> Iterator[tuple[str, nn.Module, type[nn.Module]]]:

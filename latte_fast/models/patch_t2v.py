@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from latte_fast.models.latte_t2v import FastT2V
 from latte_fast.modules.block_t2v import BlockT2V
-from latte_fast.modules.linear import has_cache_hooks, is_untouched
+from latte_fast.modules.linear import has_cache_hooks, is_heard, is_untouched
 
 _PARTS = ("transformer_blocks", "temporal_transformer_blocks", "adaln_single", "caption_projection", "pos_embed")
 
@@ -44,7 +44,8 @@ def cache_hooks(model: nn.Module) -> str | None:
 
 
 def looks_like_t2v(module: nn.Module) -> bool:
-    return all(hasattr(module, name) for name in _PARTS)
+    # its own parts: a compiled model or a LoRA's wrapper shows those of the module inside
+    return all(name in module._modules for name in _PARTS)
 
 
 def swaps(model: nn.Module) -> Iterator[tuple[str, nn.Module, type[nn.Module]]]:
@@ -66,11 +67,24 @@ def why_not(model: Any) -> str | None:
             reason = _why_not_block(block, space=name == "transformer_blocks")
             if reason:
                 return f"{name}.{i}.{reason}"
+    return _why_not_ends(model)
+
+
+def _why_not_ends(model: Any) -> str | None:
+    """The same of what comes before and after the blocks."""
     if getattr(model.adaln_single.emb, "use_additional_conditions", False):
         return "adaln_single must not have conditions of resolution and aspect ratio"
+    activation = getattr(model.caption_projection, "act_1", None)
+    if activation is not None and not (isinstance(activation, nn.GELU) and activation.approximate == "tanh"):
+        return f"caption_projection.act_1 must be the tanh GELU, got {activation}"
     norm = getattr(model, "norm_out", None)
     if norm is not None and not _is_bare(norm, 1e-6):
         return f"norm_out must be a LayerNorm without affine and with eps 1e-6, got {norm}"
+    for part in ("pos_embed", "adaln_single", "caption_projection", "norm_out"):
+        for name, module in getattr(model, part, nn.Identity()).named_modules(prefix=part):
+            # the fast forward calls the layers inside, not what holds them
+            if (list(module.children()) or part == "norm_out") and is_heard(module):
+                return f"{name} has hooks, which the fast forward would not call"
     return None
 
 

@@ -20,6 +20,7 @@ class Text(NamedTuple):
 
     hidden: Tensor  # (B, T, D), or (B, 1 + n, T, D)
     mask: Tensor | None  # the same without D, bool, True where a token counts
+    kept: bool = True  # whether its keys and values may be remembered
 
 
 class StepT2V(NamedTuple):
@@ -121,7 +122,8 @@ class BlockT2V(nn.Module):
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
         """The F*N queries of a clip as one sequence against its caption, each image's N against its own."""
         q = self.attn2.to_q(x).unflatten(-1, (self.attn2.heads, -1))  # (B, F+n, N, H, K)
-        k, v = self.remembered(text.hidden, (self.attn2.to_k, self.attn2.to_v), lambda: self.keys(text.hidden))
+        layers = (self.attn2.to_k, self.attn2.to_v)
+        k, v = self.remembered(text.hidden, layers, self.keys) if text.kept else self.keys(text.hidden)
         if not images:
             return self.over_clip(q, k, v, text.mask)
         masks = (None, None) if text.mask is None else (text.mask[:, 0], text.mask[:, 1:].flatten(0, 1))

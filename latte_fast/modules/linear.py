@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # what accelerate and diffusers leave on a module whose forward they replaced; a registry may be empty again
-_HOOK, CACHE_HOOKS = "_hf_hook", "_diffusers_hook"
+_HOOK, REGISTRY = "_hf_hook", "_diffusers_hook"
+# diffusers' hooks that move or widen weights and leave the numbers alone; all others change what a module returns
+_MOVING = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs",
+           "layerwise_casting"}  # fmt: skip
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -18,19 +21,31 @@ def is_replaced(module: nn.Module) -> bool:
     return forward is not None and (own is None or own not in [vars(c).get("forward") for c in type(module).__mro__])
 
 
+def registered_hooks(module: nn.Module) -> list[str]:
+    """The names of the hooks that diffusers put on a module."""
+    return list(getattr(module.__dict__.get(REGISTRY), "hooks", None) or ())
+
+
 def has_cache_hooks(module: nn.Module) -> bool:
-    return bool(getattr(module.__dict__.get(CACHE_HOOKS), "hooks", None))
+    return any(name not in _MOVING for name in registered_hooks(module))
 
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether nothing stands between a module and its call: no hooks, no forward of its own put in its place."""
     hooked = module._forward_hooks or module._forward_pre_hooks or _HOOK in module.__dict__
-    return not (hooked or is_replaced(module) or has_cache_hooks(module))
+    return not (hooked or is_replaced(module) or registered_hooks(module))
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is an nn.Linear whose weight may be read as it is: no LoRA, no hook, not quantised."""
-    return type(layer) is nn.Linear and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
+def is_heard(module: nn.Module) -> bool:
+    """Whether somebody takes part in a module's call, more than to move its weights, which its layers have done too."""
+    moved = _HOOK in module.__dict__ or registered_hooks(module)
+    called = module._forward_hooks or module._forward_pre_hooks or has_cache_hooks(module)
+    return bool(called or (is_replaced(module) and not moved))
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether a layer is a `kind` whose weight may be read as it is: no LoRA, no hook, not quantised."""
+    return type(layer) is kind and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
 def split_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -51,13 +66,15 @@ def share_storage(layers: Sequence[Any]) -> bool:
     if layers[0].bias is not None:
         groups.append([layer.bias for layer in layers])
     for group in groups:
-        if len({(p.dtype, p.device, p.shape[1:]) for p in group}) > 1 or any(p.is_meta for p in group):
+        kinds = {(p.dtype, p.device, p.shape[1:], p.is_inference()) for p in group}
+        if len(kinds) > 1 or any(p.is_meta for p in group):
             return False
     for group in groups:
-        with torch.no_grad(), torch.inference_mode(False):
+        # a parameter made in inference mode takes no other data than such
+        with torch.no_grad(), torch.inference_mode(group[0].is_inference()):
             whole = torch.cat([p.data for p in group])
-        for p, part in zip(group, whole.split([p.shape[0] for p in group]), strict=True):
-            p.data = part
+            for p, part in zip(group, whole.split([p.shape[0] for p in group]), strict=True):
+                p.data = part
     return True
 
 

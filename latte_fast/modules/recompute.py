@@ -35,6 +35,8 @@ def run_block(policy: str, block: nn.Module, *args: Any) -> tuple[Tensor, Pendin
     "elementwise" keeps x and every matrix product, "mlp" all but the widest one, fc1's, and "block" x alone, with the
     residual resolved at the block's end so that only one tensor crosses it.
     """
+    if policy not in POLICIES:
+        raise ValueError(f"recompute must be one of {', '.join(POLICIES)}, got {policy!r}")
     if policy == "none" or not torch.is_grad_enabled():
         return block(*args)
     if policy == "block":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from latte_fast.backends import autocast_dtype
 from latte_fast.modules.linear import is_plain
@@ -25,9 +25,9 @@ class _Entry(NamedTuple):
 class Remembered(Generic[T]):
     """The value of a function of one tensor and some linear layers, for the last `KEPT` tensors it was asked about.
 
-    Kept only while no gradient is recorded and every layer is a plain nn.Linear. Used again only for the very same
-    tensor, unwritten since, with the same weights, unwritten since, under the same autocast. A write through `.data`
-    leaves no version behind: `forget` it.
+    Kept only while no gradient is recorded, nothing is traced or captured and every layer is a plain nn.Linear. Used
+    again only for the very same tensor, unwritten since, with the same weights, unwritten since, under the same
+    autocast. A write through `.data` leaves no version behind: `forget` it.
     """
 
     KEPT = 2
@@ -35,14 +35,14 @@ class Remembered(Generic[T]):
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
 
-    def __call__(self, source: Tensor, layers: Sequence[nn.Module], compute: Callable[[], T]) -> T:
-        unfit = torch.is_grad_enabled() or torch.compiler.is_compiling() or source.is_inference()
+    def __call__(self, source: Tensor, layers: Sequence[nn.Module], compute: Callable[[Tensor], T]) -> T:
+        unfit = torch.is_grad_enabled() or source.is_inference() or _is_taped(source)
         if unfit or type(source) is not Tensor or not all(is_plain(layer) for layer in layers):
             self.forget()
-            return compute()
+            return compute(source)
         parameters = [p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, Tensor)]
         if any(p.is_inference() for p in parameters):
-            return compute()
+            return compute(source)
         autocast = autocast_dtype(source.device.type)
         fresh = [e for e in self._entries if _unchanged(e, parameters)]
         for entry in fresh:
@@ -50,7 +50,7 @@ class Remembered(Generic[T]):
                 self._entries = fresh
                 return entry.result
         versions = [p._version for p in parameters]
-        result = compute()
+        result = compute(source)
         values = [p.detach() for p in parameters]
         self._entries = [
             *fresh[-self.KEPT + 1 :],
@@ -66,6 +66,22 @@ class Remembered(Generic[T]):
 
     def __reduce__(self) -> tuple:
         return Remembered, ()
+
+
+def is_gathered(model: nn.Module) -> bool:
+    """Whether FSDP gathers the model's weights for each call: a write to its shards leaves no version on them."""
+    if torch.compiler.is_compiling() or not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def _is_taped(source: Tensor) -> bool:
+    """Whether the call is recorded, to be run again with other values in the same places."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return source.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _unchanged(entry: _Entry, parameters: list[Tensor]) -> bool:

@@ -146,9 +146,34 @@ BAD = {
     "text": ({"text": (2, 7, 41)}, r"encoder_hidden_states must be \(B, T, 40\) with B = 2"),
     "no text": ({"text": None}, "encoder_hidden_states must be given, got None"),
     "mask": ({"mask": (2, 6)}, r"encoder_attention_mask must be \(2, 7\), 1 where a token counts"),
+    "bias": ({"mask": torch.full((2, 7), -1e4)}, "encoder_attention_mask .* got negative values; a bias is"),
+    "time": ({"t": torch.tensor([1, 2, 3])}, r"timestep must be a number, \(1,\) or \(B,\) with B = 2, got \(3,\)"),
+    "no time": ({"t": None}, "timestep must be a number, .*got NoneType"),
     "images": ({"use_image_num": 3}, "use_image_num must leave at least one of the 3 frames, got 3"),
     "dtype": ({"dtype": torch.float64}, "hidden_states must have the weights' dtype torch.float32"),
 }
+
+
+@torch.no_grad()
+def test_masks_of_all_kinds_are_one() -> None:
+    """(B, T) as bool, numbers, integers; (B, 1, T) as bool, integers and the bias of floating numbers."""
+    fast = LatteT2V(**SMALL).eval()
+    x, t, text, mask = inputs(3, 8, 8)
+    want = fast(x, t, text, mask.bool()).sample
+    assert (want - fast(x, t, text).sample).abs().max() > 1e-4
+    three = mask[:, None]
+    for same in (mask.float(), mask.long(), three.bool(), three.long(), (1 - three.float()) * -10000.0):
+        assert torch.equal(fast(x, t, text, same).sample, want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["recompute", "extend_time"])
+def test_an_attribute_that_is_no_choice_is_refused(name: str) -> None:
+    fast = LatteT2V(**SMALL).eval()
+    setattr(fast, name, "sincoz")
+    x, t, text, _ = inputs(3, 8, 8)
+    with torch.enable_grad(), pytest.raises(ValueError, match=f"{name} must be one of .*, got 'sincoz'"):
+        fast(x, t, text)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -157,10 +182,11 @@ def test_bad_input_is_refused(name: str) -> None:
     dtype = change.get("dtype", torch.float32)
     x, text = torch.randn(change.get("x", (2, 4, 3, 8, 8)), dtype=dtype), change.get("text", (2, 7, 40))
     text = None if text is None else torch.randn(text)
-    mask = torch.ones(change["mask"]) if "mask" in change else None
+    mask = change.get("mask")
+    mask = torch.ones(mask) if isinstance(mask, tuple) else mask
     fast = LatteT2V(**SMALL)
     with pytest.raises((ValueError, TypeError), match=message):
-        fast(x, torch.tensor([1, 2]), text, mask, use_image_num=change.get("use_image_num", 0))
+        fast(x, change.get("t", torch.tensor([1, 2])), text, mask, use_image_num=change.get("use_image_num", 0))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,87 @@ def test_offload_hooks_stay(first: str) -> None:
     assert torch.equal(video(pipe), before)
 
 
+@pytest.mark.parametrize("first", ["hook", "patch"])
+def test_moving_hooks_of_diffusers_stay(first: str) -> None:
+    """Group offloading and layerwise casting hook leaves, blocks and the model itself."""
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    class Moves(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple:
+            self.calls += 1
+            return args, kwargs
+
+    model = transformer()
+    x, t, text, _ = inputs(3, 8, 8)
+    places = (model, model.transformer_blocks[0], model.transformer_blocks[1].attn1.to_q, model.pos_embed)
+    hooks = [Moves() for _ in places]
+    with torch.no_grad():
+        before = model(x, t, text).sample
+        if first == "patch":
+            patch(model)
+        for place, hook in zip(places, hooks, strict=True):
+            HookRegistry.check_if_exists_or_initialize(place).register_hook(hook, "group_offloading")
+        if first == "hook":
+            assert patch(model).swapped
+        assert testing.relative_error(model(x, t, text).sample, before) <= 3e-6
+        assert all(hook.calls > 0 for hook in hooks[:3])
+        for place in places:
+            place._diffusers_hook.remove_hook("group_offloading", recurse=False)
+        assert testing.relative_error(model(x, t, text).sample, before) <= 3e-6
+        unpatch(model)
+        assert torch.equal(model(x, t, text).sample, before)
+
+
+def test_unpatch_after_a_hook_came_and_went() -> None:
+    pipe = pipeline()
+    before = video(pipe)
+    patch(pipe)
+    for place in (pipe.transformer, pipe.transformer.transformer_blocks[0]):
+        Offload(place)
+        # as accelerate removes it
+        place.forward = place._old_forward
+        del place._hf_hook, place._old_forward
+    unpatch(pipe)
+    assert torch.equal(video(pipe), before)
+
+
+def test_a_compiled_model_is_patched_inside() -> None:
+    theirs = transformer()
+    x, t, text, _ = inputs(3, 8, 8)
+    with torch.no_grad():
+        want = theirs(x, t, text).sample
+        wrapped = torch.compile(theirs, backend="eager")
+        report = patch(wrapped)
+        assert len(report.swapped) == 5 and all(name.startswith("_orig_mod") for name in report.swapped)
+        assert testing.relative_error(wrapped(x, t, text).sample, want) <= 3e-6
+        unpatch(wrapped)
+        assert torch.equal(theirs(x, t, text).sample, want)
+
+
+def test_an_adapter_on_the_patches_runs() -> None:
+    """A convolution's LoRA shows the base's weight as its own."""
+
+    class LoraConv(nn.Module):
+        def __init__(self, base: nn.Conv2d):
+            super().__init__()
+            self.base_layer = base
+            self.more = nn.Conv2d(4, base.out_channels, 2, stride=2)
+            self.weight, self.bias = base.weight, base.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base_layer(x) + self.more(x)
+
+    theirs = transformer()
+    theirs.pos_embed.proj = LoraConv(theirs.pos_embed.proj)
+    x, t, text, _ = inputs(3, 8, 8)
+    with torch.no_grad():
+        want = theirs(x, t, text).sample
+        patch(theirs)
+        assert testing.relative_error(theirs(x, t, text).sample, want) <= 3e-6
+
+
 def test_adapters_run() -> None:
     """LoRA on any projection changes the result as it does unpatched."""
     pipe = pipeline()
@@ -200,6 +281,14 @@ def test_gradient_checkpointing_follows() -> None:
 SPOILED = {
     "processor": (lambda m: setattr(m.transformer_blocks[0].attn1, "processor", nn.Identity()), "processor Identity"),
     "hook": (lambda m: m.transformer_blocks[1].ff.register_forward_hook(print), "ff has hooks"),
+    "hook on the caption": (
+        lambda m: m.caption_projection.register_forward_hook(print),
+        "caption_projection has hooks",
+    ),
+    "hook on the time": (lambda m: m.adaln_single.emb.register_forward_hook(print), "adaln_single.emb has hooks"),
+    "hook on the patches": (lambda m: m.pos_embed.register_forward_pre_hook(print), "pos_embed has hooks"),
+    "hook on the last norm": (lambda m: m.norm_out.register_forward_hook(print), "norm_out has hooks"),
+    "caption": (lambda m: setattr(m.caption_projection, "act_1", nn.SiLU()), "act_1 must be the tanh GELU"),
     "norm": (lambda m: setattr(m.temporal_transformer_blocks[0], "norm1", nn.RMSNorm(72)), "norm1 must be"),
     "upcast": (lambda m: setattr(m.transformer_blocks[0].attn2, "upcast_attention", True), "upcast_attention must be"),
     "chunks": (lambda m: m.transformer_blocks[0].set_chunk_feed_forward(2, 1), "feed-forward chunks must be None"),

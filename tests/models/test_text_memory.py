@@ -3,10 +3,12 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -172,3 +174,59 @@ def test_forget_and_pickle(model: LatteT2V) -> None:
     model.forget_text()
     assert not torch.equal(model(x, t, text).sample, want)
     assert all("_remembered" not in key for key in model.state_dict())
+
+
+def test_a_trace_reads_its_text(model: LatteT2V) -> None:
+    x, _, text, mask = inputs(3, 8, 8)
+    t = torch.tensor([5, 5])
+    model.requires_grad_(False)
+    with torch.no_grad():
+        model(x, t, text, mask)
+        other = torch.randn_like(text)
+        traced = torch.jit.trace(lambda *args: model(*args).sample, (x, t, text, mask), check_trace=False)
+        torch.testing.assert_close(traced(x, t, other, mask), model(x, t, other, mask).sample)
+
+
+@pytest.mark.parametrize("how", ["constructed", "assigned", "moved"])
+def test_made_in_inference_mode(model: LatteT2V, how: str) -> None:
+    x, _, text, mask = inputs(3, 8, 8)
+    t = torch.tensor([5, 5])
+    with torch.no_grad():
+        want = model(x, t, text, mask).sample
+    with torch.inference_mode():
+        made = LatteT2V(**SMALL).eval() if how == "constructed" else copy.deepcopy(model)
+        if how == "assigned":
+            made.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+        elif how == "moved":
+            made = made.double().float()
+        else:
+            made.load_state_dict(model.state_dict())
+        first, again = made(x, t, text, mask).sample, made(x, t, text, mask).sample
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, want)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x, t, text, mask).sample, want)
+
+
+@torch.no_grad()
+def test_gathered_weights_are_read_each_time(model: LatteT2V, tmp_path: Path) -> None:
+    """FSDP fills the same parameters anew before each call, under the version they had."""
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        x, _, text, mask = inputs(3, 8, 8)
+        t = torch.tensor([5, 5])
+        before = model(x, t, text, mask).sample
+        model.reshard()  # a root stays gathered after its forward
+        for p in model.parameters():
+            p.to_local().mul_(1.5)
+        got = model(x, t, text, mask).sample
+        assert (got - before).abs().max() > 0.01
+        assert torch.equal(got, model(x, t, text.clone(), mask).sample)
+    finally:
+        dist.destroy_process_group()
