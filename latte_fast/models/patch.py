@@ -129,12 +129,27 @@ def config_of(latte: Any) -> LatteConfig:
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
-    before = type(module)
-    module.__dict__[_MARK] = before
-    # the old name too: it is what save_pretrained writes for the next reader
-    names = {"__module__": before.__module__, "__qualname__": before.__qualname__}
-    module.__class__ = type(before.__name__, (cls, before), names)
+    module.__dict__[_MARK] = type(module)
+    module.__class__ = _both(cls, type(module))
     _rebind(module)
+
+
+def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
+    """The class of a swapped instance, ours before its own."""
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple:
+        return _remade, (cls, before), self.__dict__.copy()
+
+    # the old name too: it is what save_pretrained writes for the next reader
+    names = {"__module__": before.__module__, "__qualname__": before.__qualname__, "__reduce_ex__": reduce}
+    return type(before.__name__, (cls, before), names)
+
+
+def _remade(cls: type[nn.Module], before: type[nn.Module]) -> nn.Module:
+    """An instance as pickle and copy want it, before its state is set."""
+    module = before.__new__(before)
+    module.__class__ = _both(cls, before)
+    return module
 
 
 def _looks_like_latte(module: nn.Module) -> bool:

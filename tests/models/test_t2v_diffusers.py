@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 from typing import Any
 
 import pytest
@@ -184,6 +185,22 @@ def test_unpatch_after_a_hook_came_and_went() -> None:
         del place._hf_hook, place._old_forward
     unpatch(pipe)
     assert torch.equal(video(pipe), before)
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_a_patched_model_is_copied_with_its_class(how: str) -> None:
+    theirs = transformer()
+    x, t, text, _ = inputs(3, 8, 8)
+    with torch.no_grad():
+        before = theirs(x, t, text).sample
+        patch(theirs)
+        want = theirs(x, t, text).sample
+        again = pickle.loads(pickle.dumps(theirs)) if how == "pickle" else copy.deepcopy(theirs)
+        assert torch.equal(again(x, t, text).sample, want)
+        unpatch(again)
+        assert type(again) is diffusers.LatteTransformer3DModel
+        assert torch.equal(again(x, t, text).sample, before)
+        assert torch.equal(theirs(x, t, text).sample, want)
 
 
 def test_a_compiled_model_is_patched_inside() -> None:
