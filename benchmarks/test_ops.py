@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, no_grad
 from latte_fast import backends, ops, testing, use_backend
 from latte_fast._ext import bias_gelu
+from latte_fast._ext.axis_attention import axis_attention_fwd
 from latte_fast.reference import functional as R
 
 PATCHES = (SIDE // 2) ** 2
@@ -92,6 +93,16 @@ def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
     return found
 
 
+def attention_into_reused_buffer(qkv: Tensor, axis: str) -> dict[str, Callable]:
+    """Ours likewise; torch's attention allocates its result."""
+    q, k, v = qkv.unbind(3)
+    scale = q.shape[-1] ** -0.5
+    if backends.choose("axis_attention", q, k, v, axis, None, scale, None) != "cpu":
+        return {}
+    out = qkv.new_empty(*q.shape[:3], q.shape[3] * q.shape[4])
+    return {"ours": no_grad(lambda: axis_attention_fwd(q, k, v, axis, None, scale, None, False, out=out))}
+
+
 @pytest.mark.parametrize("size", [pytest.param("B", marks=pytest.mark.quick), "XL"])
 @pytest.mark.parametrize("op", OPS)
 def test_forward(op: str, size: str, compare: Any) -> None:
@@ -101,6 +112,7 @@ def test_forward(op: str, size: str, compare: Any) -> None:
     if op.startswith("attention"):
         contenders["torch eager"] = no_grad(lambda: layout_copies(*args))
         contenders["SDPA on strided views"] = no_grad(lambda: through_sdpa(*args))
+        contenders |= attention_into_reused_buffer(*args)
     if op == "bias_gelu":
         contenders |= into_reused_buffers(*args)
     jit = compiled(ref)
