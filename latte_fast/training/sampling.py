@@ -95,7 +95,9 @@ class TrainedSource:
         self.net = trained.model.to(dtype)
         config = trained.model.config
         if isinstance(config, LatteT2VConfig):
-            frames, side, self.learn_sigma = config.video_length, config.sample_size, config.channels_out > channels
+            # the side of the data: the position table may be another's that was started from
+            frames, side = config.video_length, trained.config.size // vae.factor
+            self.learn_sigma = config.channels_out > channels
             self.guidable = trained.config.model.class_dropout_prob > 0
         else:
             frames, side, self.learn_sigma = config.num_frames, config.input_size, config.learn_sigma
