@@ -76,9 +76,10 @@ class ModelConfig:
         for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
             only = getattr(ModelConfig, name)
             require(getattr(self, name) == only, f"model.{name}", f"{only} for text to video", getattr(self, name))
-        known, kept = {}, {"sample_size": side}
+        known: dict[str, int] = {}
+        kept: dict[str, Any] = {"sample_size": side}
         if begin:
-            begin = asdict(LatteT2VConfig()) | begin
+            begin = asdict(LatteT2VConfig()) | dict(begin)
             kept = {name: begin[name] for name in ("sample_size", "norm_eps", "attention_bias")}
             heads = int(begin["num_attention_heads"])
             known = {"patch_size": int(begin["patch_size"]), "hidden_size": heads * int(begin["attention_head_dim"]),

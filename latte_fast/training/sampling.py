@@ -249,11 +249,16 @@ def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], reque
             write.write_mp4(out / file, video, request.fps)
 
 
-def make_room(out: Path, names: list[str]) -> None:
-    """The folder, where none of these files may be yet."""
+def check_room(out: Path, names: list[str]) -> None:
+    """A folder or nothing yet, where none of these files may be."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     there = [name for name in names if (out / name).exists()]
     if there:
         raise ValueError(f"sample: out must not hold these samples yet, got {out} with {there[0]}")
+
+
+def make_room(out: Path, names: list[str]) -> None:
+    """The folder, checked and made."""
+    check_room(out, names)
     out.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scheduler": ({"prompt": ("a",), "scheduler": "Magic"}, "scheduler must be one of DDIM, .*got 'Magic'"),
     "frames": ({"prompt": ("a",), "frames": 5}, "frames must be 3 as the model's table, or 1, got 5"),
     "file": ({"prompts": Path("none.txt")}, "prompts must be a file with a prompt a line, got none.txt"),
-    "decoder": ({"prompt": ("a",), "temporal_decoder": True}, "vae_temporal_decoder is missing"),
+    "decoder": ({"prompt": ("a",), "temporal_decoder": True}, "vae_temporal_decoder.config.json is missing"),
     "folder": ({"prompt": ("a",), "pretrained": "maxin-cn/Latte-1"}, "pretrained must be a local folder"),
 }
 
