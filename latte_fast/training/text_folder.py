@@ -53,7 +53,7 @@ def check_folder(folder: str | Path, request: "TextRequest", how: Request, train
     if missing:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ValueError(f"sample: pretrained must hold {', '.join(needed)}; {missing[0]} is missing, found {found}")
-    _read(folder / "model_index.json")
+    index = _read(folder / "model_index.json")
     configs = {part: _read(folder / file) for part, file in files.items()}
     sizes = _folder_sizes(configs["transformer"], folder) if trained is None else _run_sizes(trained)
     _check_fit(configs, sizes, "the run's model" if trained else "transformer", folder)
@@ -61,7 +61,9 @@ def check_folder(folder: str | Path, request: "TextRequest", how: Request, train
     if request.frames not in (None, 1, length):
         raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {request.frames}")
     _check_side(configs["vae"], sizes, request, trained)
-    _check_scheduler(_read(folder / "scheduler" / "scheduler_config.json"), request, how, trained)
+    # the pipeline makes the class that its index names
+    kind = request.scheduler or str((index.get("scheduler") or [""])[-1]).removesuffix("Scheduler")
+    _check_scheduler(_read(folder / "scheduler" / "scheduler_config.json"), kind, how, trained)
     for part in parts:
         _check_weights(folder / part, WEIGHTS[part])
 
@@ -115,12 +117,11 @@ def _check_side(vae: dict[str, Any], sizes: dict[str, int], request: "TextReques
             raise ValueError(f"sample: {name} must be a multiple of {of} pixels, as VAE and patch need, got {pixels}")
 
 
-def _check_scheduler(config: dict[str, Any], request: "TextRequest", how: Request, trained: Trained | None) -> None:
+def _check_scheduler(config: dict[str, Any], name: str, how: Request, trained: Trained | None) -> None:
     process = None if trained is None else trained.config.diffusion
     steps = config.get("num_train_timesteps", 1000) if process is None else process.steps
     if how.steps > steps:
         raise ValueError(f"sample: steps must be in [1, {steps}], got {how.steps}")
-    name = request.scheduler or str(config.get("_class_name")).removesuffix("Scheduler")
     if process is not None and process.prediction == "start_x" and name not in OF_START:
         rule = f"one of {', '.join(OF_START)} for a run that predicts start_x"
         raise ValueError(f"sample: scheduler must be {rule}, got {name!r}")

@@ -88,12 +88,17 @@ def open_pipeline(
         reason = " ".join(str(error).split())
         raise ValueError(f"sample: pretrained must hold a LattePipeline, got {folder}: {reason}") from error
     learned = trained is not None and trained.model.config.channels_out == 2 * trained.model.config.in_channels
-    config = dict(pipe.scheduler.config) | (scheduler_settings(trained.config.diffusion, learned) if trained else {})
+    config = dict(pipe.scheduler.config)
+    settings = scheduler_settings(trained.config.diffusion, learned) if trained else {}
     kind = getattr(diffusers, f"{request.scheduler}Scheduler") if request.scheduler else type(pipe.scheduler)
     if kind is not diffusers.DDPMScheduler:
         # the pipeline gives the variance's channels to any scheduler whose config says it is learned
-        config.pop("variance_type", None)
-    pipe.scheduler = kind.from_config(config)
+        config.pop("variance_type", None), settings.pop("variance_type", None)
+    if "clip_sample" not in config:
+        # from a scheduler that never clips; latents are not bounded
+        settings["clip_sample"] = False
+    # keywords win over the config, where defaults of the folder's scheduler are left out
+    pipe.scheduler = kind.from_config(config, **settings)
     if trained:
         model = trained.model.to(dtype)
         if not learned:

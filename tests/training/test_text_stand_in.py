@@ -1,5 +1,6 @@
 """A run's weights in a pipeline's folder: sampled by the run's process and size, and refused where they do not fit."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training import DiffusionConfig, Ranks, TrainConfig
 from latte_fast.training.load import Trained
 from latte_fast.training.sampling import Request
+from latte_fast.training.text_folder import check_folder
 from latte_fast.training.text_sampling import SCHEDULERS, TextRequest, open_pipeline, sample_text
 from tests.models.pipelines import PUBLISHED, SMALL, diffusers, pipeline
 
@@ -58,6 +60,24 @@ def test_every_scheduler_has_the_process(folder: Path, scheduler: str, schedule:
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     want = torch.from_numpy(create_diffusion("", schedule, diffusion_steps=500).tables.alphas_cumprod)
     torch.testing.assert_close(pipe.scheduler.alphas_cumprod.double(), want, rtol=1e-4, atol=1e-7)
+
+
+def test_a_short_scheduler_config_is_no_other_process(folder: Path, tmp_path: Path) -> None:
+    """What it leaves out is the scheduler's own default, which must not win over the run."""
+    shutil.copytree(folder, tmp_path / "x")
+    index = tmp_path / "x" / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", "PNDMScheduler"))
+    (tmp_path / "x" / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "PNDMScheduler"}')
+    trained = stand_in(prediction="v", schedule="squaredcos_cap_v2")
+    for scheduler in (None, "DDIM", "DDPM"):
+        request = TextRequest(("rain",), scheduler=scheduler)
+        config = open_pipeline(tmp_path / "x", request, CPU, torch.float32, trained).scheduler.config
+        assert (config.prediction_type, config.beta_schedule) == ("v_prediction", "squaredcos_cap_v2")
+        # latents are not bounded by 1, as DDIM and DDPM take them to be where a config doesn't say
+        assert not config.get("clip_sample")
+    how = Request(count=1, steps=2, scale=7.5)
+    with pytest.raises(ValueError, match=r"scheduler must be one of DDIM, .* predicts start_x, got 'PNDM'"):
+        check_folder(tmp_path / "x", RAIN, how, stand_in(prediction="start_x"))
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
