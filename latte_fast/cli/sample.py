@@ -7,11 +7,12 @@ import torch
 import tyro
 
 from latte_fast.data.vae import open_vae
-from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training import load_trained, start
 from latte_fast.training.sampling import Request, TrainedSource, sample_files
 from latte_fast.training.text_sampling import TextRequest, read_prompts, sample_text
 
+# of flags that are refused where they would do nothing, so that a given one has to be told from a default
+DDIM, EMA = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,13 +24,13 @@ def sample(
     batch: int = 4,
     seed: int = 0,
     steps: int = 50,
-    method: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+    method: Annotated[Literal["ddpm", "ddim", "dpm++"] | None, DDIM] = None,
     scale: float | None = None,
     eta: float = 0.0,
     frames: int | None = None,
     format: Literal["mp4", "gif", "png", "npz"] = "mp4",
     fps: float = 8.0,
-    weights: Literal["ema", "model"] = "ema",
+    weights: Annotated[Literal["ema", "model"] | None, EMA] = None,
     vae: str | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     pretrained: str | None = None,
@@ -78,21 +79,33 @@ def sample(
             raise ValueError("sample: give a trained model's path, or --pretrained with --prompt")
         if pretrained is not None and not asked:
             raise ValueError("sample: --pretrained needs --prompt or --prompts")
+        if pretrained is not None:
+            refuse("with --pretrained", classes=classes, method=method, vae=vae)
+            refuse("without a path", weights=weights if path is None else None)
+            text = TextRequest(asked, negative, scheduler, height, width, frames, over_time, temporal_decoder)
+        else:
+            text = None
+            over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
+            refuse("without --pretrained", scheduler=scheduler, height=height, width=width, negative=negative, **over)
         count = count if count is not None else len(asked) or 8
         scale = scale if scale is not None else 7.5 if asked else 4.0
-        request = Request(count, batch, seed, steps, method, scale, eta, frames, format, fps)
+        request = Request(count, batch, seed, steps, method or "ddim", scale, eta, frames, format, fps)
         with start() as ranks:
             kind = DTYPES[dtype]
-            trained = None if path is None else load_trained(path, weights, ranks.device)
-            if pretrained is not None:
-                model = None if trained is None else trained.model
-                if not isinstance(model, LatteT2V | None):
-                    raise ValueError(f"sample: path must hold a text-to-video model beside --pretrained, got {path}")
-                text = TextRequest(asked, negative, scheduler, height, width, frames, over_time, temporal_decoder)
-                sample_text(pretrained, text, request, out, ranks, kind, model)
+            trained = None if path is None else load_trained(path, weights or "ema", ranks.device)
+            if pretrained is not None and text is not None:
+                sample_text(pretrained, text, request, out, ranks, kind, trained)
                 return
             assert trained is not None
             opened = open_vae(vae or trained.config.vae, ranks.device, kind)
             sample_files(TrainedSource(trained, opened, (*classes, *asked), kind), request, out, ranks)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
+
+
+def refuse(where: str, **flags: object) -> None:
+    """Flags that would do nothing; a flag that was not given is None, False or empty."""
+    for name, value in flags.items():
+        if not (value is None or value is False or value in ("", ())):
+            got = "" if value is True else f", got {value!r}"
+            raise ValueError(f"sample: --{name} must be left out {where}{got}")

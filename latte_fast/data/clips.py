@@ -13,6 +13,7 @@ from latte_fast.data import layouts, picture
 from latte_fast.data.config import DataConfig
 from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
 from latte_fast.data.sources import SourceSet
+from latte_fast.data.suffixes import PICTURES
 from latte_fast.data.text import Texts
 from latte_fast.data.video import VideoError
 
@@ -129,7 +130,7 @@ def list_pictures(config: DataConfig, classes: list[str], texts: Texts | None = 
         names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
         paths = [_with_suffix(root / name) for name in names]
     else:
-        paths = layouts.files(root, picture.SUFFIXES)
+        paths = layouts.files(root, PICTURES)
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
         got = f"{missing[0]} ({len(missing)} missing)" if missing else f"none; found {layouts.summary(root)}"
@@ -156,6 +157,6 @@ def list_pictures(config: DataConfig, classes: list[str], texts: Texts | None = 
 
 def _with_suffix(path: Path) -> Path:
     """A listed picture, whose line may lack the suffix (upstream's UCF101 list)."""
-    if path.suffix.lower() in picture.SUFFIXES:
+    if path.suffix.lower() in PICTURES:
         return path
-    return next((p for s in picture.SUFFIXES if (p := path.with_name(path.name + s)).is_file()), path)
+    return next((p for s in PICTURES if (p := path.with_name(path.name + s)).is_file()), path)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,8 @@ from latte_fast.files import atomic
 log = logging.getLogger("latte_fast.data")
 # captions reported as cut by name; the rest are counted
 NAMED = 5
+# how far the empty caption may move when a run goes on, of its largest value; float16 moves it by half of this
+SAME = 1e-3
 
 
 def read_captions(path: str | Path) -> dict[str, str]:
@@ -29,7 +32,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"encode-text: captions must be a JSON file {rule}, got {path}, which is no file")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"encode-text: captions must be a JSON file {rule}, got {path}: {error}") from error
     if not isinstance(content, dict) or not content:
@@ -37,6 +40,12 @@ def read_captions(path: str | Path) -> dict[str, str]:
     wrong = next((name for name, caption in content.items() if not isinstance(caption, str) or not caption.strip()), "")
     if wrong:
         raise ValueError(f"encode-text: captions must be text, got {content[wrong]!r} of {wrong} in {path}")
+    for name, caption in content.items():
+        try:
+            caption.encode()
+        except UnicodeEncodeError as error:
+            rule = "text of whole characters, no halves of a surrogate pair"
+            raise ValueError(f"encode-text: captions must be {rule}, got {caption!r} of {name!r} in {path}") from error
     return content
 
 
@@ -76,10 +85,12 @@ def encode_text(
     TEXT.check_same(index, settings, out)
     if index["complete"]:
         return index
-    out.mkdir(parents=True, exist_ok=True)
+    # equal captions may come in another order, but shards and clips are numbered by the index
+    captions = index["captions"]
     kind = DTYPES[dtype]
-    with atomic(out / NULL) as partial:
-        save_file({"null": _fitting(encoder([""])[0][0], kind, "")}, partial)
+    null = _fitting(encoder([""])[0][0], kind, "")
+    if index["shards"]:
+        _check_encoder(null, out / NULL)
     shard: dict[str, Tensor] = {}
     start = index["done"]
     with tqdm(total=len(captions), initial=start, desc="encode-text", unit="caption", disable=None) as bar:
@@ -92,10 +103,25 @@ def encode_text(
             bar.update(len(some))
             done = first + len(some)
             if done == len(captions) or is_full(shard, shard_mb):
+                if not index["shards"]:
+                    with atomic(out / NULL) as partial:
+                        save_file({"null": null}, partial)
                 index["firsts"].append(index["done"])
                 write(out, index, shard, done, done == len(captions))
                 shard = {}
     return index
+
+
+def _check_encoder(null: Tensor, path: Path) -> None:
+    """The empty caption is as before, so that the encoder is too: folders of one name hold different weights."""
+    try:
+        before = load_file(path)["null"].float()
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"encode-text: {path} must hold the empty caption, to go on, got {error!r}") from error
+    off, largest = float((null.float() - before).abs().max()), float(before.abs().max())
+    if not off <= SAME * largest:
+        rule = f"the one that {path} was made with, in the same dtype"
+        raise ValueError(f"encode-text: pretrained must be {rule}, got one {off:.3g} of {largest:.3g} away")
 
 
 def _fitting(text: Tensor, dtype: torch.dtype, caption: str) -> Tensor:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from latte_fast.data import picture, video
+from latte_fast.data.suffixes import PICTURES, VIDEOS
 
 TREES = {
     "videos": """
@@ -88,12 +88,12 @@ def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _anywhere(root: Path) -> tuple[list[Place], list[str]]:
-    return [Place(path) for path in files(root, video.SUFFIXES)], []
+    return [Place(path) for path in files(root, VIDEOS)], []
 
 
 def _classes(root: Path) -> tuple[list[Place], list[str]]:
     """Videos in the folder itself, without classes; else its subfolders that hold videos are the classes."""
-    found = files(root, video.SUFFIXES)
+    found = files(root, VIDEOS)
     top = [path for path in found if path.parent == root]
     if top and len(top) < len(found):
         raise LayoutError(
@@ -110,7 +110,7 @@ def _classes(root: Path) -> tuple[list[Place], list[str]]:
 def _folders(root: Path) -> tuple[list[Place], list[str]]:
     """Each folder that holds pictures, at any depth, is a clip."""
     places: dict[Path, list[str]] = {}
-    for path in files(root, picture.SUFFIXES):
+    for path in files(root, PICTURES):
         places.setdefault(path.parent, []).append(path.name)
     return [Place(f, None, tuple(sorted(names, key=natural))) for f, names in sorted(places.items())], []
 

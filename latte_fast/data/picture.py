@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from latte_fast.data.video import VideoError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # by what the file holds, not by its name: first bytes, decoder
 MAGIC = ((b"\xff\xd8", "mjpeg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"BM", "bmp"))
 

@@ -83,6 +83,8 @@ class Kind:
     def check_same(self, index: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
         """A run that goes on has the settings it began with; the digest is of the things themselves."""
         for name, setting in settings.items():
+            if name not in index:
+                raise ValueError(f"{self.command}: {out / INDEX} must hold {name}, to go on, got an index without")
             if index[name] != setting:
                 what = f"the same {self.unit}" if name == "digest" else f"{index[name]}, as before"
                 raise ValueError(f"{self.command}: {name} must be {what}, to go on in {out}, got {setting}")

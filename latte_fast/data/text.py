@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latte_fast.data.shards import INDEX, Kind
+from latte_fast.data.suffixes import PICTURES, VIDEOS
 
 NULL = "null.safetensors"
 TEXT = Kind("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))
@@ -37,6 +38,7 @@ class Texts:
         self._firsts: list[int] = index["firsts"]
         self._shards = [self.folder / name for name, _ in index["shards"]]
         self._open: dict[Path, Any] = {}
+        self._check_null()
 
     def __getstate__(self) -> dict[str, Any]:
         # memory maps do not travel to another process; each opens its own
@@ -56,7 +58,8 @@ class Texts:
 
     def _number(self, name: str) -> int | None:
         path = PurePosixPath(name)
-        for key in (name, str(path.with_suffix("")), *(str(folder) for folder in path.parents)):
+        stem = name[: -len(path.suffix)] if path.suffix.lower() in VIDEOS + PICTURES else name
+        for key in (name, stem, *(str(folder) for folder in path.parents)):
             if key in self._clips:
                 return self._clips[key]
         return None
@@ -72,6 +75,15 @@ class Texts:
     def null(self) -> Tensor:
         """float32 (tokens, channels): the empty caption and its padding, as the pipeline's negative prompt."""
         return self._read(self.folder / NULL, "null")
+
+    def _check_null(self) -> None:
+        rule = f"text: {self.folder / NULL} must hold the empty caption as {(self.tokens, self.channels)}"
+        try:
+            shape = tuple(self.null.shape)
+        except RuntimeError as error:
+            raise ValueError(f"{rule}, got {error}") from error
+        if shape != (self.tokens, self.channels):
+            raise ValueError(f"{rule}, got {shape}")
 
     def told(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
         """(n, tokens, channels) and masks (n, tokens); where dropped, the empty caption under the caption's mask."""

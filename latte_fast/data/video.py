@@ -12,7 +12,6 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 # codecs in which each packet is one frame to show; VP8, for one, has packets that only later ones refer to
 ONE_FRAME_A_PACKET = frozenset(
     ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp9", "av1", "mjpeg", "prores", "ffv1", "png")

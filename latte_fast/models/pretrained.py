@@ -49,7 +49,7 @@ def load_t2v(
     config = read_config(path, CLASSES)
     known = {f.name for f in fields(LatteT2VConfig)}
     kwargs = {k: v for k, v in config.items() if k in known} | overrides
-    state = {k: v for k, v in read_weights(path, variant).items() if k not in STRAY}
+    state = without_strays(read_weights(path, variant))
     with torch.device("meta"):
         model = cls(**kwargs)
     kind = dtype or torch_dtype
@@ -113,6 +113,11 @@ def read_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
             return _read_shards(index)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:6])
     raise CheckpointError(f"{path}: must hold {STEM}{middle}.safetensors or .bin, or an index of shards, found {found}")
+
+
+def without_strays(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict less what older versions saved and no model reads."""
+    return {key: value for key, value in state.items() if key not in STRAY}
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from latte_fast.training.yaml import read_config
 CONFIG = "config.yaml"
 # what a resumed run may change: none of these changes the numbers of a step
 FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
-        "tensorboard", "pretrained", "vae")  # fmt: skip
+        "tensorboard", "pretrained")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,12 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
 
 
 def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
-    """A resumed run has the numbers it was started with."""
+    """A resumed run has the numbers it was started with; the VAE makes them but where latents are read."""
+    free = (*FREE, "vae") if config.data.kind == "latents" else FREE
     new, old = asdict(config), asdict(before)
     new["model"].pop("recompute"), old["model"].pop("recompute")
     for name in old:
-        if name in FREE or new[name] == old[name]:
+        if name in free or new[name] == old[name]:
             continue
         if isinstance(old[name], dict):
             inner = next(key for key in old[name] if old[name][key] != new[name][key])

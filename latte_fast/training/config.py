@@ -1,7 +1,7 @@
 """What a training run is: frozen dataclasses, read from YAML, overridden on the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from latte_fast.config import PRESETS, LatteConfig, LatteT2VConfig
@@ -68,12 +68,19 @@ class ModelConfig:
     def latte_t2v(
         self, *, channels: int, side: int, frames: int, caption_channels: int, begin: Mapping[str, Any]
     ) -> LatteT2VConfig:
-        """The same for captions of this width; `begin` is the config of the model that is started from, or empty."""
+        """The same for captions of this width; `begin` is the config of the model that is started from, or empty.
+
+        What is started from keeps its layers' form and the side its position table is made for, which is stretched to
+        the data's: so it starts as what it was.
+        """
         for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
             only = getattr(ModelConfig, name)
             require(getattr(self, name) == only, f"model.{name}", f"{only} for text to video", getattr(self, name))
-        known = {}
+        known: dict[str, int] = {}
+        kept: dict[str, Any] = {"sample_size": side}
         if begin:
+            begin = asdict(LatteT2VConfig()) | dict(begin)
+            kept = {name: begin[name] for name in ("sample_size", "norm_eps", "attention_bias")}
             heads = int(begin["num_attention_heads"])
             known = {"patch_size": int(begin["patch_size"]), "hidden_size": heads * int(begin["attention_head_dim"]),
                      "depth": 2 * int(begin["num_layers"]), "num_heads": heads}  # fmt: skip
@@ -81,17 +88,19 @@ class ModelConfig:
         width, heads, depth = sizes["hidden_size"], sizes["num_heads"], sizes["depth"]
         require(width % heads == 0, "model.hidden_size", f"a multiple of the {heads} heads", width)
         require(depth % 2 == 0, "model.depth", "even, a space and a time block a pair", depth)
+        patch = sizes["patch_size"]
+        require(side % patch == 0, "model.patch_size", f"a divisor of the data's side of {side}", patch)
         return LatteT2VConfig(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
             cross_attention_dim=width,
             num_layers=depth // 2,
-            patch_size=sizes["patch_size"],
+            patch_size=patch,
             in_channels=channels,
             out_channels=channels * (1 + self.learn_sigma),
-            sample_size=side,
             caption_channels=caption_channels,
             video_length=frames,
+            **kept,
         )
 
     def _sizes(self, known: Mapping[str, int]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from latte_fast.models.pretrained import (
     read_config,
     read_weights,
     start_from_pixart,
+    without_strays,
 )
 from latte_fast.training.family import Asked
 
@@ -54,6 +55,7 @@ class OfText:
                 silence_time(model)
                 return f"{path}: {report}"
             state = read_weights(folder)
+        state = without_strays(state)
         load_state(model, state, path)
         return f"{path}: {len(state)} tensors taken"
 

@@ -95,7 +95,9 @@ class TrainedSource:
         self.net = trained.model.to(dtype)
         config = trained.model.config
         if isinstance(config, LatteT2VConfig):
-            frames, side, self.learn_sigma = config.video_length, config.sample_size, config.channels_out > channels
+            # the side of the data: the position table may be another's that was started from
+            frames, side = config.video_length, trained.config.size // vae.factor
+            self.learn_sigma = config.channels_out > channels
             self.guidable = trained.config.model.class_dropout_prob > 0
         else:
             frames, side, self.learn_sigma = config.num_frames, config.input_size, config.learn_sigma
@@ -247,11 +249,16 @@ def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], reque
             write.write_mp4(out / file, video, request.fps)
 
 
-def make_room(out: Path, names: list[str]) -> None:
-    """The folder, where none of these files may be yet."""
+def check_room(out: Path, names: list[str]) -> None:
+    """A folder or nothing yet, where none of these files may be."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     there = [name for name in names if (out / name).exists()]
     if there:
         raise ValueError(f"sample: out must not hold these samples yet, got {out} with {there[0]}")
+
+
+def make_room(out: Path, names: list[str]) -> None:
+    """The folder, checked and made."""
+    check_room(out, names)
     out.mkdir(parents=True, exist_ok=True)

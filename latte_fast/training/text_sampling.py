@@ -1,26 +1,30 @@
 """Text to video from a local pipeline folder: diffusers' LattePipeline, made fast, to files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from latte_fast.diffusion.generate import Chunk
+from latte_fast.diffusion.schedule import beta_schedule
 from latte_fast.files import atomic
-from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.patch import patch
-from latte_fast.models.pretrained import CLASSES
+from latte_fast.training.config import DiffusionConfig
+from latte_fast.training.load import Trained
 from latte_fast.training.parallel import Ranks
-from latte_fast.training.sampling import Request, make_room, write_chunk
+from latte_fast.training.sampling import Request, check_room, make_room, write_chunk
+from latte_fast.training.text_folder import check_folder
 
 # the ones upstream offers, by diffusers' class names without their ending
 SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
               "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
-TOKENS = 120
+# how diffusers calls what a run's model predicts
+PREDICTIONS = {"epsilon": "epsilon", "start_x": "sample", "v": "v_prediction"}
 # of a frame VAE and of the temporal decoder, as upstream decodes
 DECODED_AT_ONCE = 14
 
@@ -51,67 +55,82 @@ class TextRequest:
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """A prompt a line; empty lines are skipped."""
+    """A prompt a line of UTF-8; empty lines are skipped."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"sample: prompts must be a file with a prompt a line, got {path}")
-    prompts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"sample: prompts must be a file in UTF-8, got {path}: {error}") from error
+    # at newlines alone: a prompt may hold other separators
+    prompts = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not prompts:
         raise ValueError(f"sample: prompts must hold a prompt, got {path} without any")
     return prompts
 
 
-def check_folder(folder: str | Path, request: TextRequest, model: LatteT2V | None = None) -> None:
-    """What can be known of a pipeline's folder before a weight is read; `model` stands in for its transformer."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"sample: pretrained must be a local folder, got {folder}")
-    needed = ["model_index.json", "tokenizer", "text_encoder", "vae", "scheduler"]
-    needed += [] if model else ["transformer/config.json"]
-    needed += ["vae_temporal_decoder"] if request.temporal_decoder else []
-    missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"sample: pretrained must hold {', '.join(needed)}; {missing[0]} is missing, found {found}")
-    if model:
-        length = model.config.video_length
-    else:
-        config: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text())
-        if config.get("_class_name") not in CLASSES:
-            raise ValueError(f"sample: transformer must be a {' or '.join(CLASSES)}, got {config.get('_class_name')!r}")
-        length = config.get("video_length", 16)
-    frames = request.frames
-    if frames is not None and frames not in (1, length):
-        raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {frames}")
-
-
 def open_pipeline(
-    folder: str | Path, request: TextRequest, device: torch.device, dtype: torch.dtype, model: LatteT2V | None = None
+    folder: str | Path, request: TextRequest, device: torch.device, dtype: torch.dtype, trained: Trained | None = None
 ) -> Any:
-    """The folder's LattePipeline with its transformer made fast, or `model` in its place, on a device."""
+    """The folder's LattePipeline with its transformer made fast, or a run's model in its place, on a device."""
     try:
         import diffusers
     except ImportError:
         raise ValueError("sample: text to video needs diffusers: pip install 'latte_fast[t2v]'") from None
-    given = {"transformer": None} if model else {}
-    pipe = diffusers.LattePipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **given)
-    if request.temporal_decoder:
-        kind = diffusers.AutoencoderKLTemporalDecoder
-        pipe.vae = kind.from_pretrained(str(folder), subfolder="vae_temporal_decoder", torch_dtype=dtype)
-    if request.scheduler is not None:
-        config = dict(pipe.scheduler.config)
-        if request.scheduler != "DDPM":
-            # the pipeline gives the variance's channels to any scheduler whose config says it is learned
-            config.pop("variance_type", None)
-        pipe.scheduler = getattr(diffusers, f"{request.scheduler}Scheduler").from_config(config)
-    if model:
-        pipe.register_modules(transformer=model.to(dtype))
+    given = {"transformer": None} if trained else {}
+    try:
+        pipe = diffusers.LattePipeline.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **given)
+        if request.temporal_decoder:
+            kind = diffusers.AutoencoderKLTemporalDecoder
+            pipe.vae = kind.from_pretrained(str(folder), subfolder="vae_temporal_decoder", torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"sample: pretrained must hold a LattePipeline, got {folder}: {reason}") from error
+    learned = trained is not None and trained.model.config.channels_out == 2 * trained.model.config.in_channels
+    config = dict(pipe.scheduler.config)
+    settings = scheduler_settings(trained.config.diffusion, learned) if trained else {}
+    kind = getattr(diffusers, f"{request.scheduler}Scheduler") if request.scheduler else type(pipe.scheduler)
+    if kind is not diffusers.DDPMScheduler:
+        # the pipeline gives the variance's channels to any scheduler whose config says it is learned
+        config.pop("variance_type", None), settings.pop("variance_type", None)
+    if "clip_sample" not in config:
+        # from a scheduler that never clips; latents are not bounded
+        settings["clip_sample"] = False
+    # keywords win over the config, where defaults of the folder's scheduler are left out
+    pipe.scheduler = kind.from_config(config, **settings)
+    if trained:
+        model = trained.model.to(dtype)
+        if not learned:
+            model.register_forward_hook(_twice)
+        pipe.register_modules(transformer=model)
     else:
         report = patch(pipe)
         if not report.swapped:
             raise ValueError(f"sample: the transformer can't be made fast: {report}")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def scheduler_settings(process: DiffusionConfig, learned: bool) -> dict[str, Any]:
+    """What a run's process is to diffusers' schedulers; `learned` says whether its variance is."""
+    betas = beta_schedule(process.schedule, process.steps)
+    return {
+        "num_train_timesteps": process.steps,
+        "prediction_type": PREDICTIONS[process.prediction],
+        "beta_schedule": process.schedule,
+        # of the linear schedule, which diffusers makes from its ends
+        "beta_start": float(betas[0]),
+        "beta_end": float(betas[-1]),
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "variance_type": "learned_range" if learned else "fixed_large",
+    }
+
+
+def _twice(module: nn.Module, args: Any, out: tuple[Tensor]) -> tuple[Tensor]:
+    """The pipeline drops the second half of the channels; a model without a variance gets one to be dropped."""
+    return (torch.cat([out[0], out[0]], dim=1),)
 
 
 @torch.no_grad()
@@ -145,7 +164,7 @@ def sample_text(
     out: str | Path,
     ranks: Ranks,
     dtype: torch.dtype,
-    model: LatteT2V | None = None,
+    trained: Trained | None = None,
 ) -> None:
     """Draws and writes how.count samples of the prompts in turn; every rank calls this and takes its share.
 
@@ -156,13 +175,19 @@ def sample_text(
         out: folder of the files, where none of their names may exist.
         ranks: that share the work.
         dtype: of weights and activations.
-        model: in the place of the folder's transformer.
+        trained: in the place of the folder's transformer, sampled by the process it was trained with.
     """
-    check_folder(folder, request, model)
+    check_folder(folder, request, how, trained)
+    if trained:
+        # the table of a model that was started from another may be made for another side than the run's
+        side = trained.config.size
+        request = replace(request, height=request.height or side, width=request.width or side)
     out = Path(out)
     numbers = range(how.count)
-    ranks.from_first(lambda: make_room(out, [*(files_name(n, how) for n in numbers), "samples.json"]))
-    pipe = open_pipeline(folder, request, ranks.device, dtype, model)
+    files = [*(files_name(n, how) for n in numbers), "samples.json"]
+    ranks.from_first(lambda: check_room(out, files))
+    pipe = open_pipeline(folder, request, ranks.device, dtype, trained)
+    ranks.from_first(lambda: make_room(out, files))
     mine = numbers[ranks.rank :: ranks.count]
     for number in tqdm(mine, desc="sample", unit="clip", disable=None if ranks.first else True):
         video = draw_text(pipe, request, how, number)

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from latte_fast.data import DataConfig, encode, open_dataset
 from latte_fast.data.encode_text import encode_text, read_captions
@@ -38,6 +40,20 @@ def test_names_with_and_without_suffix_and_folders(tmp_path: Path) -> None:
     encode_text(CLIPS, tmp_path / "texts", Letters())
     texts = Texts(tmp_path / "texts")
     assert texts.numbers(["a/1.mp4", "a/2.avi", "b/1.mp4", "b/deep/2.mp4", "b/9.mp4"]) == [0, 1, 2, 2, 0]
+    encode_text({"beach": "sand", "x/y.png": "a y"}, tmp_path / "suffixes", Letters())
+    texts = Texts(tmp_path / "suffixes")
+    assert texts.numbers(["beach", "beach.MP4", "beach.png", "beach/2.mp4"]) == [0] * 4
+    # a clip that is a folder has no suffix to leave out, and that of the set's own folder no name
+    for name in ("beach.2", ".", "x"):
+        with pytest.raises(ValueError, match=f"got none of {re.escape(name)} "):
+            texts.numbers([name])
+    encode_text({".": "all alike"}, tmp_path / "dot", Letters())
+    assert Texts(tmp_path / "dot").numbers([".", "a/1.mp4"]) == [0, 0]
+
+
+def test_lacking_captions_are_named(tmp_path: Path) -> None:
+    encode_text(CLIPS, tmp_path / "texts", Letters())
+    texts = Texts(tmp_path / "texts")
     with pytest.raises(ValueError, match=r"a caption of every clip, got none of a/3.mp4 \(2 of 3 lack one"):
         texts.numbers(["a/1.mp4", "a/3.mp4", "c/1.mp4"])
 
@@ -80,6 +96,72 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert torch.equal(Texts(out)[number][0], Texts(tmp_path / "whole")[number][0])
 
 
+class Other(Letters):
+    """Other weights under the same name."""
+
+    def _row(self, what: str) -> torch.Tensor:
+        return super()._row(what + "!")
+
+
+def begun(out: Path, clips: dict[str, str], dtype: str = "float16") -> None:
+    """The first caption's shard, as a run that was stopped leaves it."""
+
+    class Stops(Letters):
+        def __call__(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+            if captions[0] not in ("", next(iter(clips.values()))):
+                raise KeyboardInterrupt
+            return super().__call__(captions)
+
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latte_fast.data.shards.MEGABYTE", 1)
+        encode_text(clips, out, Stops(), dtype=dtype, batch=1, shard_mb=1)
+
+
+def test_goes_on_with_captions_in_another_order(tmp_path: Path) -> None:
+    clips = {"1": "a dog runs", "2": "rain", "3": "a cat"}
+    begun(tmp_path / "texts", clips, "float32")
+    turned = {name: clips[name] for name in reversed(clips)}
+    encode_text(turned, tmp_path / "texts", Letters(), dtype="float32", batch=1, resume=True)
+    texts = Texts(tmp_path / "texts")
+    for name, caption in clips.items():
+        [number] = texts.numbers([name])
+        want, mask = Letters()([caption])
+        assert texts.captions[number] == caption
+        assert torch.equal(texts[number][0][mask[0]], want[0][mask[0]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_goes_on_with_the_same_encoder_alone(dtype: str, tmp_path: Path) -> None:
+    begun(tmp_path / "texts", CLIPS, dtype)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "texts").iterdir()}
+    with pytest.raises(ValueError, match=r"pretrained must be the one that .*null.safetensors was made with"):
+        encode_text(CLIPS, tmp_path / "texts", Other(), dtype=dtype, resume=True)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "texts").iterdir()}
+    assert encode_text(CLIPS, tmp_path / "texts", Letters(), dtype=dtype, resume=True)["complete"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 100])
+def test_goes_on_with_the_empty_caption_alone(content: bytes | None, tmp_path: Path) -> None:
+    begun(tmp_path / "texts", CLIPS)
+    null = tmp_path / "texts" / "null.safetensors"
+    null.unlink() if content is None else null.write_bytes(content)
+    with pytest.raises(ValueError, match=r"null.safetensors must hold the empty caption, to go on, got"):
+        encode_text(CLIPS, tmp_path / "texts", Letters(), resume=True)
+
+
+@pytest.mark.parametrize("field", ["encoder", "dtype", "digest"])
+def test_an_index_without_a_field_is_named(field: str, tmp_path: Path) -> None:
+    encode_text(CLIPS, tmp_path / "texts", Letters())
+    file = tmp_path / "texts" / "index.json"
+    index = json.loads(file.read_text())
+    del index[field]
+    file.write_text(json.dumps(index))
+    with pytest.raises(
+        ValueError, match=f"encode-text: .*index.json must hold {field}, to go on, got an index without"
+    ):
+        encode_text(CLIPS, tmp_path / "texts", Letters(), resume=True)
+
+
 def test_long_captions_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         index = encode_text({"1": "a b c d e f g h", "2": "a"}, tmp_path / "texts", Letters())
@@ -87,15 +169,18 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path, caplog: pytest.LogCap
     assert Texts(tmp_path / "texts")[0][1].all()
 
 
-def test_overflow_is_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("empty", [False, True])
+def test_overflow_is_no_file(empty: bool, tmp_path: Path) -> None:
     class Large(Letters):
         def __call__(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
             text, mask = super().__call__(captions)
-            return text * (1e6 if captions != [""] else 1), mask
+            return text * (1e6 if (captions == [""]) == empty else 1), mask
 
-    with pytest.raises(ValueError, match="embedding of 'a dog runs' must be finite in float16"):
+    with pytest.raises(ValueError, match=f"embedding of '{'' if empty else 'a dog runs'}' must be finite in float16"):
         encode_text(CLIPS, tmp_path / "texts", Large())
-    assert not (tmp_path / "texts" / "index.json").exists()
+    assert not (tmp_path / "texts").exists()
+    encode_text(CLIPS, tmp_path / "texts", Large(), dtype="float32")
+    Texts(tmp_path / "texts")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +191,7 @@ def test_overflow_is_no_file(tmp_path: Path) -> None:
         ("{}", "must be a JSON object"),
         ('{"a": 3}', "captions must be text, got 3 of a"),
         ('{"a": " "}', "captions must be text, got ' ' of a"),
+        (r'{"a": "rain \ud83d"}', r"captions must be text of whole characters.*got 'rain \\ud83d' of 'a'"),
     ],
 )
 def test_bad_captions(content: str, message: str, tmp_path: Path) -> None:
@@ -116,10 +202,25 @@ def test_bad_captions(content: str, message: str, tmp_path: Path) -> None:
         read_captions(tmp_path / "none.json")
 
 
+def test_captions_after_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps({"a": "rain"}), encoding="utf-8-sig")
+    assert read_captions(tmp_path / "captions.json") == {"a": "rain"}
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which has no index.json"):
         Texts(tmp_path / "none")
     folder = shapes_texts(tmp_path / "texts")
+    null = folder / "null.safetensors"
+    whole = null.read_bytes()
+    save_file({"null": torch.zeros(3, 12)}, null)
+    with pytest.raises(ValueError, match=r"null.safetensors must hold the empty caption as \(6, 12\), got \(3, 12\)"):
+        Texts(folder)
+    for content in (whole[:-1], None):
+        null.unlink() if content is None else null.write_bytes(content)
+        with pytest.raises(ValueError, match=r"must hold the empty caption as \(6, 12\), got .*can't be read"):
+            Texts(folder)
+    null.write_bytes(whole)
     shard = folder / "00000.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from latte_fast.data import DataConfig
 from latte_fast.training import ModelConfig, OptimConfig, Ranks, TrainConfig, Trainer, read_config, write_config
+from latte_fast.training.build import check_same
 from latte_fast.training.rate import rate
 from tests.training.tiny import MODEL, tiny
 
@@ -132,6 +134,17 @@ def test_resume_keeps_the_numbers(tmp_path: Path, change: dict[str, Any], messag
         Trainer(replace(config, **change), resume=True)
     assert message in str(error.value)
     Trainer(replace(config, steps=2, model=replace(MODEL, recompute="block"), log_every=5), resume=True).run()
+
+
+def test_resume_keeps_the_vae_that_makes_the_latents(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", steps=1)
+    Trainer(config).run()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"vae must be 'identity' as in .*config\.yaml, got 'other'"):
+        Trainer(replace(config, vae="other", steps=2), resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    latents = replace(config, data=DataConfig(kind="latents", path="x"))
+    check_same(replace(latents, vae="other"), latents, tmp_path / "run")
 
 
 def test_rate() -> None:

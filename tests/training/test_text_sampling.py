@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from latte_fast.cli.sample import sample
 from latte_fast.training.parallel import Ranks
 from latte_fast.training.sampling import Request
-from latte_fast.training.text_sampling import SCHEDULERS, TextRequest, open_pipeline, sample_text
+from latte_fast.training.text_sampling import SCHEDULERS, TextRequest, open_pipeline, read_prompts, sample_text
 from tests.models.pipelines import diffusers, pipeline
 
 SMALL = {"steps": 2, "height": 16, "width": 16, "format": "npz"}
@@ -96,6 +97,16 @@ def test_temporal_decoder(folder: Path, tmp_path: Path) -> None:
     assert clip(out / "000000.npz").shape == (3, 16, 16, 3)
 
 
+def test_prompts_are_lines(tmp_path: Path) -> None:
+    """After a byte order mark; a line ends at a newline and nowhere else."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa dog\r\n\r\nrain\u2028on a lake\nsnow".encode())
+    assert read_prompts(file) == ("a dog", "rain\u2028on a lake", "snow")
+    file.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts must be a file in UTF-8, got .*prompts\.txt"):
+        read_prompts(file)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({"pretrained": None, "prompt": ("a",)}, "give a trained model's path, or --pretrained"),
     "no prompt": ({}, "--pretrained needs --prompt"),
@@ -103,9 +114,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scheduler": ({"prompt": ("a",), "scheduler": "Magic"}, "scheduler must be one of DDIM, .*got 'Magic'"),
     "frames": ({"prompt": ("a",), "frames": 5}, "frames must be 3 as the model's table, or 1, got 5"),
     "file": ({"prompts": Path("none.txt")}, "prompts must be a file with a prompt a line, got none.txt"),
-    "decoder": ({"prompt": ("a",), "temporal_decoder": True}, "vae_temporal_decoder is missing"),
+    "decoder": ({"prompt": ("a",), "temporal_decoder": True}, "vae_temporal_decoder.config.json is missing"),
     "folder": ({"prompt": ("a",), "pretrained": "maxin-cn/Latte-1"}, "pretrained must be a local folder"),
+    "height": ({"prompt": ("a",), "height": 100}, "height must be a multiple of 8 pixels, .* got 100"),
+    "width": ({"prompt": ("a",), "width": 18}, "width must be a multiple of 8 pixels, .* got 18"),
+    "steps": ({"prompt": ("a",), "steps": 1001}, r"steps must be in \[1, 1000\], got 1001"),
+    "scale": ({"prompt": ("a",), "scale": 0.5}, "scale must be at least 1 for text, 1 is no guidance, got 0.5"),
+    "classes": ({"prompt": ("a",), "classes": ("3",)}, r"--classes must be left out with --pretrained, got \('3',\)"),
+    "method": ({"prompt": ("a",), "method": "ddim"}, "--method must be left out with --pretrained, got 'ddim'"),
+    "vae": ({"prompt": ("a",), "vae": "identity"}, "--vae must be left out with --pretrained, got 'identity'"),
+    "weights": ({"prompt": ("a",), "weights": "ema"}, "--weights must be left out without a path, got 'ema'"),
 }
+FLAGS = {"scheduler": "DDIM", "height": 0, "width": 16, "negative": "a", "temporal-decoder": True, "over-time": False}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flags_of_text_need_a_pipeline(tmp_path: Path, flag: str) -> None:
+    given: dict[str, Any] = {flag.replace("-", "_"): FLAGS[flag]}
+    with pytest.raises(SystemExit, match=f"sample: --(no-)?{flag} must be left out without --pretrained"):
+        sample(str(tmp_path / "run"), out=str(tmp_path / "out"), **given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -114,6 +142,71 @@ def test_bad_requests_cost_nothing(folder: Path, tmp_path: Path, name: str) -> N
     with pytest.raises(SystemExit, match=message):
         sample(**{"pretrained": str(folder), "out": str(tmp_path / "out"), **SMALL, **kwargs})
     assert not (tmp_path / "out").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / STEM).unlink()
+    (folder / f"{STEM}.index.json").write_text('{"weight_map": {"x": "b"}}')
+
+
+STEM = "diffusion_pytorch_model.safetensors"
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "scheduler": (lambda x: (x / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+    "vae": (lambda x: (x / "vae" / STEM).unlink(), "vae must hold diffusion_pytorch_model.safetensors or .*found con"),
+    "t5": (
+        lambda x: (x / "text_encoder" / "model.safetensors").unlink(),
+        "text_encoder must hold model.safetensors or",
+    ),
+    "cut vae": (lambda x: cut(x / "vae" / STEM), "vae.diffusion_pytorch_model.safetensors must be whole, got"),
+    "cut model": (lambda x: cut(x / "transformer" / STEM), "transformer.diffusion_.* must be whole, got"),
+    "a list": (
+        lambda x: (x / "vae" / "config.json").write_text("[1]"),
+        r"config.json must be a JSON object, got \[1\]",
+    ),
+    "half": (
+        lambda x: (x / "transformer" / "config.json").write_text("{"),
+        "config.json must be a JSON object, got Exp",
+    ),
+    "index": (lambda x: (x / "model_index.json").write_text("{"), "model_index.json must be a JSON object"),
+    "shards": (lambda x: lose_a_shard(x / "transformer"), "transformer must hold 1 files of weights, b is missing"),
+    "channels": (
+        lambda x: change(x / "vae" / "config.json", latent_channels=8),
+        "in_channels of transformer must be 8",
+    ),
+    "width": (lambda x: change(x / "text_encoder" / "config.json", d_model=9), "caption_channels of tr.* must be 9"),
+    "variance": (
+        lambda x: change(x / "transformer" / "config.json", out_channels=4),
+        "out_channels of .* must be 8, h",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_folders_cost_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(diffusers.LattePipeline, "from_pretrained", None)
+    damage, message = DAMAGE[name]
+    shutil.copytree(folder, tmp_path / "x")
+    damage(tmp_path / "x")
+    with pytest.raises(SystemExit, match=message):
+        sample(pretrained=str(tmp_path / "x"), prompt=("a",), out=str(tmp_path / "out"), **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_on_reading_is_one_line(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "x")
+    (tmp_path / "x" / "vae" / STEM).unlink()
+    (tmp_path / "x" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"none")
+    with pytest.raises(SystemExit, match=r"sample: pretrained must hold a LattePipeline, got .*x: .+") as error:
+        sample(pretrained=str(tmp_path / "x"), prompt=("a",), out=str(tmp_path / "out"), **SMALL)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_another_transformer_is_named(folder: Path, tmp_path: Path) -> None:

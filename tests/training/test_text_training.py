@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latte_fast.cli.sample import sample
 from latte_fast.data import DataConfig
@@ -128,12 +128,13 @@ def test_sampled_by_its_captions(texts: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def donor(folder: Path, kind: str) -> LatteT2V:
+def donor(folder: Path, kind: str, **changes: Any) -> LatteT2V:
     """A folder of another model for captions of 12 channels: a Latte, or a PixArt-alpha without time blocks."""
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "patch_size": 4,
                              "in_channels": 3, "out_channels": 6, "sample_size": 8, "caption_channels": 12,
                              "cross_attention_dim": 16, "video_length": 2}  # fmt: skip
+    sizes |= changes
     model = LatteT2V(**sizes)
     state = {k: v for k, v in model.state_dict().items() if kind == "LatteT2V" or not k.startswith("temporal")}
     folder.mkdir()
@@ -168,8 +169,38 @@ def test_starts_from_a_folder(kind: str, texts: Path, tmp_path: Path) -> None:
         Trainer(wrong)
 
 
+@pytest.mark.parametrize("kind", ["LatteT2V", "PixArtTransformer2DModel"])
+@pytest.mark.parametrize("size", [8, 16])
+def test_starts_as_the_donor_at_any_size(kind: str, size: int, texts: Path, tmp_path: Path) -> None:
+    """Whose table is for 16, with layers of another form; and samples have the side of the data."""
+    model = donor(tmp_path / "donor", kind, sample_size=16, norm_eps=0.1, attention_bias=False).eval()
+    given = {"model": ModelConfig(), "pretrained": str(tmp_path / "donor"), "size": size, "steps": 1}
+    trainer = Trainer(text_config(tmp_path / "run", texts, **given))
+    x, t, text = torch.randn(2, 3, 2, size, size), torch.tensor([5, 900]), torch.randn(2, 6, 12)
+    over_time = kind == "LatteT2V"
+    with torch.no_grad():
+        got = trainer.model.eval()(x, t, text, enable_temporal_attentions=over_time).sample
+        assert torch.equal(got, model(x, t, text, enable_temporal_attentions=over_time).sample)
+    trainer.run()
+    source = TrainedSource(load_trained(tmp_path / "run"), open_vae("identity"))
+    assert draw(source, Request(steps=1), [0])[0].shape == (1, 2, size, size, 3)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_starts_from_what_older_versions_saved(form: str, texts: Path, tmp_path: Path) -> None:
+    donor(tmp_path / "donor", "LatteT2V")
+    file = tmp_path / "donor" / f"{STEM}.safetensors"
+    save_file(load_file(file) | {"caption_projection.y_embedding": torch.zeros(6, 12)}, file)
+    LatteT2V.from_pretrained(tmp_path / "donor")
+    path = file if form == "file" else tmp_path / "donor"
+    model = MODEL if form == "file" else ModelConfig()
+    trainer = Trainer(text_config(tmp_path / "run", texts, model=model, pretrained=str(path)))
+    assert torch.equal(trainer.model.state_dict()["proj_out.weight"], load_file(file)["proj_out.weight"])
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "variant": ({"model": replace(MODEL, variant=2)}, "model.variant must be 1 for text to video, got 2"),
+    "patch": ({"size": 10}, "model.patch_size must be a divisor of the data's side of 10, got 4"),
     "depth": ({"model": replace(MODEL, depth=3)}, "model.depth must be even"),
     "heads": ({"model": replace(MODEL, num_heads=3)}, "model.hidden_size must be a multiple of the 3 heads, got 16"),
     "sizes": ({"model": ModelConfig()}, "model.patch_size must be given where model.preset is not"),
