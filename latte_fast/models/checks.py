@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-def check_keyword(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_keyword(name: str, value: str, allowed: Sequence[str], model: str = "Latte") -> None:
     if value not in allowed:
-        raise ValueError(f"Latte: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(f"{model}: {name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:

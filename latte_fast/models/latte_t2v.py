@@ -191,8 +191,8 @@ class LatteT2V(FastT2V):
 
     def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
         super().__init__()
-        check_keyword("recompute", recompute, POLICIES)
-        check_keyword("extend_time", extend_time, EXTEND)
+        check_keyword("recompute", recompute, POLICIES, "LatteT2V")
+        check_keyword("extend_time", extend_time, EXTEND, "LatteT2V")
         self.recompute, self.extend_time = recompute, extend_time
         self.config = config = LatteT2VConfig(**kwargs)
         width, p = config.width, config.patch_size
