@@ -34,6 +34,11 @@ def test_doctor_gives_a_reason_for_every_no() -> None:
         (("fly",), "fly"),
         (("cost", "--model", "x"), "Latte-XL/2"),
         (("cost", "--size", "250"), "multiple of 16"),
+        (("cost", "--bytes-each", "0"), "cost: bytes_each must be at least 1, got 0"),
+        (
+            ("encode", "--kind", "videos", "--path", "x", "--out", "y", "--vae", "identity", "--device", "gpu0"),
+            "encode: device must be like cpu, cuda or cuda:1, got gpu0",
+        ),
     ],
 )
 def test_bad_arguments(args: tuple[str, ...], message: str) -> None:
