@@ -1,5 +1,5 @@
-# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda | emulate-amx
-# Each makes .venv where there is none, installs what constraints.txt pins, and runs.
+# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda | emulate-amx | clean
+# Each but cuda and clean makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
 VENV ?= .venv

@@ -96,16 +96,16 @@ class use_backend:
             self.choice = {op: name for op in _probes if name == "auto" or name in _probes[op]}
             others = [op for op in _probes if op not in self.choice]
             if others:
-                say_once(
-                    f"use_backend: {name} leaves {', '.join(others)} on auto, which have no such backend", logging.INFO
-                )
+                sentence = f"use_backend: {name} leaves {', '.join(others)} on auto, which have no such backend"
+                say_once(sentence, logging.WARNING)
         self.choice |= by_op
+        self.before: list[dict[str, str]] = []  # one for each `with` of this instance that is open
 
     def __enter__(self) -> "use_backend":
-        self.before = dict(_forced)
+        self.before.append(dict(_forced))
         _forced.update(self.choice)
         return self
 
     def __exit__(self, *exc: object) -> None:
         _forced.clear()
-        _forced.update(self.before)
+        _forced.update(self.before.pop())

@@ -1,5 +1,6 @@
 """LatteConfig and the presets: the only home of widths, heads and depths. Plain numbers, importable by every layer."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,23 +59,19 @@ class LatteConfig:
             if not ok:
                 raise ValueError(f"Latte: {name} must be {rule}, got {getattr(self, name)!r}")
 
-        for name in (
-            "input_size",
-            "patch_size",
-            "in_channels",
-            "hidden_size",
-            "num_heads",
-            "num_frames",
-            "num_classes",
-        ):
-            require(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, "a positive integer")
+        sizes = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_frames")
+        for name in (*sizes, "num_classes", "patch_frames"):
+            require(_integer(getattr(self, name)) and getattr(self, name) > 0, name, "a positive integer")
+        for name in ("learn_sigma", "full_attention"):
+            require(isinstance(getattr(self, name), bool), name, "True or False")
+        require(_number(self.mlp_ratio) and self.mlp_ratio * self.hidden_size >= 1, "mlp_ratio", "a positive number")
+        dropped = self.class_dropout_prob
+        require(_number(dropped) and 0 <= dropped < 1, "class_dropout_prob", "a number in [0, 1)")
         require(self.variant in (1, 2, 3, 4), "variant", "1, 2, 3 or 4")
-        require(self.depth > 0, "depth", "positive")
         even = "even for variants 1 and 2: half the blocks attend over space, half over time"
         require(self.variant > 2 or self.depth % 2 == 0, "depth", even)
         require(self.variant != 4 or self.full_attention or self.num_heads % 2 == 0, "num_heads", "even for variant 4")
         require(self.variant == 4 or not self.full_attention, "full_attention", "False but for variant 4")
-        require(isinstance(self.patch_frames, int) and self.patch_frames > 0, "patch_frames", "a positive integer")
         divides = f"a divisor of num_frames {self.num_frames}"
         require(self.num_frames % self.patch_frames == 0, "patch_frames", divides)
         require(self.conditioning in CONDITIONING, "conditioning", f"one of {', '.join(CONDITIONING)}")
@@ -86,7 +83,6 @@ class LatteConfig:
         require(width % 8 == 0 and width <= 128, "num_heads", "such that the head width is a multiple of 8 up to 128")
         require(self.extras in (1, 2, 78), "extras", "1 (unconditional), 2 (class) or 78 (text)")
         require(self.attention_mode in ATTENTION_MODES, "attention_mode", f"one of {', '.join(ATTENTION_MODES)}")
-        require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", "in [0, 1)")
 
     @property
     def head_width(self) -> int:
@@ -127,6 +123,14 @@ class LatteConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
 
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return _integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
 @dataclass(frozen=True)
 class LatteT2VConfig:
     """The text-to-video model's fields, by the names of diffusers' config; the defaults are the published values.
@@ -164,7 +168,7 @@ class LatteT2VConfig:
         counts = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size")
         for name in (*counts, "caption_channels", "video_length"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _integer(value) or value < 1:
                 raise ValueError(f"LatteT2V: {name} must be a positive integer, got {value!r}")
         if self.attention_head_dim % 8 or self.attention_head_dim > 128:
             raise ValueError(
@@ -196,6 +200,8 @@ class LatteT2VConfig:
 
 def preset(size: str, patch: int) -> dict[str, int]:
     """The constructor keywords of Latte-{size}/{patch}."""
+    if size not in SIZES:
+        raise ValueError(f"preset: size must be one of {', '.join(SIZES)}, got {size!r}")
     depth, width, heads = SIZES[size]
     return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": patch}
 

@@ -64,6 +64,8 @@ def cost(
         if config not in known:
             raise ValueError(f"cost: config must be one of {', '.join(known)}, got {config!r}")
         config = LatteConfig(**known[config])
+    if bytes_each < 1:
+        raise ValueError(f"cost: bytes_each must be at least 1, got {bytes_each}")
     frames = config.num_frames if frames is None else frames
     height, width = (size, size) if isinstance(size, int) else size or (8 * config.input_size,) * 2
     for name, value, step in (("frames", frames, config.patch_frames), ("size", height, 8 * config.patch_size),

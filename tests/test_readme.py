@@ -11,7 +11,7 @@ import torch
 import tyro
 
 import latte_fast
-from latte_fast import Latte, testing
+from latte_fast import Latte, backends, ops, testing
 from latte_fast.cli import commands
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +58,33 @@ def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             tyro.extras.subcommand_cli_from_dict(known, args=argv, prog="latte-fast")
         except SystemExit as error:
             raise AssertionError(f"latte-fast {line}") from error
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/text-to-video.md", "docs/training.md"])
+def test_what_is_sampled_was_trained(page: str) -> None:
+    text = (ROOT / page).read_text()
+    sampled = set(re.findall(r"^latte-fast sample (runs/\S+)", text, re.MULTILINE))
+    assert sampled and sampled <= set(re.findall(r"^latte-fast train .*--out (\S+)", text, re.MULTILINE))
+
+
+def test_ops_page_lists_every_op_and_its_backends() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]*) \|", (ROOT / "docs/ops.md").read_text(), re.MULTILINE)
+    assert {op for op, _, _ in rows} == set(ops.__all__)
+    assert {name for _, name, _ in rows} == set(backends.ops())
+    for _, name, listed in rows:
+        assert tuple(re.findall(r"`(\w+)`", listed)) == backends.candidates(name)
+
+
+def test_installing_page_lists_every_extra_and_variable() -> None:
+    page = (ROOT / "docs/installing.md").read_text()
+    extras = re.search(
+        r"\[project.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
+    )
+    assert extras is not None
+    read = (ROOT / "setup.py").read_text() + (ROOT / "csrc/isa.h").read_text()
+    wanted = re.findall(r"^(\w+) = \[", extras[1], re.MULTILINE) + re.findall(r"LATTE_FAST_[A-Z_]*[A-Z]|MAX_JOBS", read)
+    for name in wanted:
+        assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), name
 
 
 def test_commands_of_the_readme_exist() -> None:

@@ -9,7 +9,6 @@ from latte_fast import _ext
 from latte_fast._ext._arguments import CODES
 
 Triple = tuple[int, ...]
-NO_VOLUME = (0,) * 7
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """latte-fast bench."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -23,8 +24,8 @@ def bench(
 ) -> None:
     """Race the fast model against the oracle, torch.compile and diffusers; write results.json, report.md and plots.
 
-    Without options it runs the quick selection, a few minutes on a CPU. `pytest benchmarks/ --benchmark-only` is the
-    same without the report.
+    Without options it runs the quick selection, a few minutes on a CPU. `pytest benchmarks/ --benchmark-only` runs what
+    --everything runs, without the report.
 
     Args:
         suites: of benchmarks/test_*.py by name: ops, block, model, training, t2v, memory, scaling, ...; none is all.
@@ -47,6 +48,9 @@ def bench(
 
 def measure(suites: tuple[str, ...], everything: bool, full: bool) -> results.Results:
     """Runs pytest on the suites and reads what it wrote."""
+    for name in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"needs {name.replace('_', '-')}: pip install 'latte_fast[test]'")
     folder = SOURCES / "benchmarks"
     known = {path.stem.removeprefix("test_"): path for path in sorted(folder.glob("test_*.py"))}
     if not known:

@@ -22,8 +22,8 @@ def cost(
         frames: of a clip.
         size: pixels of a side.
         bytes_each: of a weight and an activation.
-        tflops: of matrix products for the floor; the default is an H200's measured bf16 rate.
-        tb_per_s: of copying (read + write) for the floor; the default is an H200's measured rate.
+        tflops: of matrix products for the floor; the default is an assumption for an H200 in bf16.
+        tb_per_s: of copying (read + write) for the floor; the default is an assumption for an H200.
     """
     if model not in PRESETS | TABLE_3_PRESETS:
         raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")

@@ -6,6 +6,10 @@ import torch
 def pick_device(asked: str, command: str) -> str:
     """The device asked for, or cuda where there is one; ends the command when torch sees no such device."""
     seen = torch.cuda.is_available()
+    try:
+        torch.device(asked or "cpu")
+    except RuntimeError:
+        raise SystemExit(f"{command}: device must be like cpu, cuda or cuda:1, got {asked}") from None
     if asked.startswith("cuda") and not seen:
         raise SystemExit(f"{command}: device must be cpu, as torch sees no GPU, got {asked}")
     return asked or ("cuda" if seen else "cpu")

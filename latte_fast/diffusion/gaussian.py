@@ -118,11 +118,8 @@ class Process:
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """p_mean_variance of a model output that is at hand."""
-        if self.variance == "learned_range":
-            channels = x.shape[2]
-            if out.shape[2] != 2 * channels:
-                raise ValueError(f"Process: the model must return 2C = {2 * channels} channels, got {out.shape[2]}")
-            out, fraction = out.split(channels, dim=2)
+        out, fraction = self._halves(out, x)
+        if fraction is not None:
             low, high = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
             share = (fraction + 1) / 2
             log_variance = share * high + (1 - share) * low
@@ -141,6 +138,14 @@ class Process:
         mean = self.q_posterior_mean_variance(start, x, t)[0]
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": start}
 
+    def _halves(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the model predicts, and its variance where that is learned."""
+        channels, learned = x.shape[2], self.variance == "learned_range"
+        wanted, name = (2 * channels, "2C") if learned else (channels, "C")
+        if out.shape[2] != wanted:
+            raise ValueError(f"Process: the model must return {name} = {wanted} channels, got {out.shape[2]}")
+        return (out[:, :, :channels], out[:, :, channels:]) if learned else (out, None)
+
     def bound_term(self, out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool = False) -> Tensor:
         """(B,) bits a dimension: KL(q || p), or at step 0 the decoder's negative log likelihood."""
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
@@ -158,6 +163,8 @@ class Process:
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """(B,) each: "loss", and for the mse losses "mse" and, with a learned variance, "vb"."""
+        if t.shape != x_start.shape[:1]:
+            raise ValueError(f"training_losses: t must be (B,) with B = {x_start.shape[0]}, got {tuple(t.shape)}")
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
         out = model(x_t, self.model_time(t), **(model_kwargs or {}))
@@ -165,9 +172,8 @@ class Process:
             loss = self.bound_term(out, x_start, x_t, t)
             return {"loss": loss * self.num_timesteps if self.loss == "rescaled_kl" else loss}
         terms: dict[str, Tensor] = {}
-        prediction = out
-        if self.variance == "learned_range":
-            prediction, fraction = out.split(x_start.shape[2], dim=2)
+        prediction, fraction = self._halves(out, x_start)
+        if fraction is not None:
             # the bound trains the variance alone
             terms["vb"] = self.bound_term(torch.cat([prediction.detach(), fraction], dim=2), x_start, x_t, t)
             if self.loss == "rescaled_mse":

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 
@@ -15,6 +16,9 @@ def beta_schedule(name: str, steps: int) -> np.ndarray:
     if steps < 1:
         raise ValueError(f"beta_schedule: steps must be positive, got {steps}")
     if name == "linear":
+        if steps < 21:
+            rule = 'at least 21 diffusion steps for "linear", whose betas would reach 1'
+            raise ValueError(f"beta_schedule: steps must be {rule}, got {steps}")
         return np.linspace(1e-4, 0.02, steps, dtype=np.float64) * (1000 / steps)
     if name == "squaredcos_cap_v2":
         bars = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
@@ -32,18 +36,17 @@ def space_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[i
     """
     if respacing is None or respacing in ("", []):
         return list(range(steps))
-    if isinstance(respacing, str):
-        if respacing.startswith("ddim"):
-            wanted = _positive(respacing.removeprefix("ddim"), respacing)
-            stride = next((s for s in range(1, steps) if len(range(0, steps, s)) == wanted), None)
-            if stride is None:
-                rule = f"such that an integer stride over {steps} steps takes N of them"
-                raise ValueError(f"space_timesteps: respacing must be ddimN {rule}, got {respacing!r}")
-            return list(range(0, steps, stride))
-        respacing = [_positive(part, respacing) for part in respacing.split(",")]
-    base, extra = divmod(steps, len(respacing))
+    if isinstance(respacing, str) and respacing.startswith("ddim"):
+        wanted = _positive(respacing.removeprefix("ddim"), respacing)
+        stride = next((s for s in range(1, steps) if len(range(0, steps, s)) == wanted), None)
+        if stride is None:
+            rule = f"such that an integer stride over {steps} steps takes N of them"
+            raise ValueError(f"space_timesteps: respacing must be ddimN {rule}, got {respacing!r}")
+        return list(range(0, steps, stride))
+    counts = _counts(respacing)
+    base, extra = divmod(steps, len(counts))
     kept, begin = [], 0
-    for section, count in enumerate(respacing):
+    for section, count in enumerate(counts):
         size = base + (section < extra)
         if count > size or count < 1:
             raise ValueError(
@@ -59,10 +62,24 @@ def space_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[i
     return sorted(set(kept))
 
 
+def _counts(respacing: object) -> list[int]:
+    """Steps of each section."""
+    if isinstance(respacing, str):
+        return [_positive(part, respacing) for part in respacing.split(",")]
+    if not isinstance(respacing, Sequence) or not all(isinstance(count, Integral) for count in respacing):
+        raise _refused(respacing)
+    return list(respacing)
+
+
 def _positive(text: str, whole: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f'space_timesteps: respacing must be like "250", "ddim50" or "10,15,20", got {whole!r}')
+        raise _refused(whole)
     return int(text)
+
+
+def _refused(respacing: object) -> ValueError:
+    rule = 'like "250", "ddim50", "10,15,20" or [10, 15, 20]'
+    return ValueError(f"space_timesteps: respacing must be {rule}, got {respacing!r}")
 
 
 class Tables:
@@ -84,10 +101,6 @@ class Tables:
     @cached_property
     def alphas_cumprod_prev(self) -> np.ndarray:
         return np.append(1.0, self.alphas_cumprod[:-1])
-
-    @cached_property
-    def alphas_cumprod_next(self) -> np.ndarray:
-        return np.append(self.alphas_cumprod[1:], 0.0)
 
     @cached_property
     def sqrt_alphas_cumprod(self) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from latte_fast.files import atomic
 
 PREFIXES = ("_orig_mod.", "module.")
+_WORDED = (SafetensorError, RuntimeError, OSError, ValueError)
+# an unpickler that meets bytes that are no pickle raises the second row
+_UNREADABLE = (*_WORDED, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 
 
 class CheckpointError(ValueError):
@@ -33,12 +38,13 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged, and was not unpickled: {reason}"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[0]}") from error
+        # torch's own text advises weights_only=False, which would run what the file holds
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f": {found[1]}" if found else ""
+        raise CheckpointError(f"{path}: holds more than tensors, or is damaged, and was not unpickled{what}") from None
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [""])[0] if isinstance(error, _WORDED) else ""
+        raise CheckpointError(f"{path}: truncated or not a checkpoint: {reason or 'no tensors found'}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a dict of tensors, got {type(content).__name__}")
     holders = [name for name in (prefer, "ema", "model") if isinstance(content.get(name), dict)]

@@ -257,5 +257,14 @@ class LatteIMG(Latte):
         return self.run(x, self.t_embedder(t), label, stills, use_image_num)
 
 
-Latte_models = {name: partial(Latte, **kw) for name, kw in (PRESETS | TABLE_3_PRESETS).items()}
-LatteIMG_models = {name.replace("Latte", "LatteIMG"): partial(LatteIMG, **kw) for name, kw in PRESETS.items()}
+class _Registry(dict):
+    """Constructors by preset; an unknown name is answered with the known ones."""
+
+    def __missing__(self, name: object) -> Any:
+        raise KeyError(f"preset must be one of {', '.join(self)}, got {name!r}")
+
+
+Latte_models = _Registry({name: partial(Latte, **kw) for name, kw in (PRESETS | TABLE_3_PRESETS).items()})
+LatteIMG_models = _Registry(
+    {name.replace("Latte", "LatteIMG"): partial(LatteIMG, **kw) for name, kw in PRESETS.items()}
+)

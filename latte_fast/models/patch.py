@@ -45,7 +45,7 @@ def patch(model: Any) -> PatchReport:
     """
     report = PatchReport()
     found = 0
-    for prefix, root in _roots(model):
+    for prefix, root in _roots(model, "patch"):
         for name, module in list(root.named_modules()):
             kind = next((k for k in _KINDS if k.looks_like(module)), None)
             if kind is None:
@@ -71,7 +71,7 @@ def patch(model: Any) -> PatchReport:
 
 def unpatch(model: Any) -> None:
     """Gives every instance that patch swapped its own class back."""
-    for _, root in _roots(model):
+    for _, root in _roots(model, "unpatch"):
         for module in root.modules():
             before = module.__dict__.pop(_MARK, None)
             if before is not None:
@@ -83,14 +83,14 @@ def unpatch(model: Any) -> None:
                 del module.__dict__[_CONFIG]
 
 
-def _roots(model: Any) -> Iterator[tuple[str, nn.Module]]:
+def _roots(model: Any, caller: str) -> Iterator[tuple[str, nn.Module]]:
     """The module itself, or the modules a pipeline is made of, by name."""
     if isinstance(model, nn.Module):
         yield "", model
         return
     parts = getattr(model, "components", None)
     if not isinstance(parts, dict):
-        raise TypeError(f"patch: model must be a module or a pipeline with components, got {type(model).__name__}")
+        raise TypeError(f"{caller}: model must be a module or a pipeline with components, got {type(model).__name__}")
     yield from ((name, part) for name, part in parts.items() if isinstance(part, nn.Module))
 
 

@@ -105,11 +105,6 @@ def bias_gelu_ref(u: Tensor, b: Tensor | None) -> Tensor:
     return F.gelu(u if b is None else u + b, approximate="tanh")
 
 
-def linear_gelu_ref(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """tanh-GELU(x w^T + b), w (M, D)."""
-    return F.gelu(F.linear(x, w, b), approximate="tanh")
-
-
 def conv_transpose3d_ref(
     x: Tensor,
     w: Tensor,

@@ -89,7 +89,8 @@ class TrainedSource:
         self.trained, self.vae, self.dtype = trained, vae, dtype
         self.family, channels = family_of(trained), trained.model.config.in_channels
         if vae.channels != channels:
-            raise ValueError(f"sample: vae must have the model's {channels} channels, got {vae.channels}")
+            rule = f"the model's {channels} channels, got {vae.channels}; give --vae the folder that encoded the data"
+            raise ValueError(f"sample: vae must have {rule}")
         self.wanted = [self.number(name) for name in wanted]
         self.device = next(trained.model.parameters()).device
         self.net = trained.model.to(dtype)

@@ -1,5 +1,7 @@
 """The `latte-fast` command as a person runs it."""
 
+import importlib
+import importlib.util
 import subprocess
 import sys
 
@@ -34,6 +36,11 @@ def test_doctor_gives_a_reason_for_every_no() -> None:
         (("fly",), "fly"),
         (("cost", "--model", "x"), "Latte-XL/2"),
         (("cost", "--size", "250"), "multiple of 16"),
+        (("cost", "--bytes-each", "0"), "cost: bytes_each must be at least 1, got 0"),
+        (
+            ("encode", "--kind", "videos", "--path", "x", "--out", "y", "--vae", "identity", "--device", "gpu0"),
+            "encode: device must be like cpu, cuda or cuda:1, got gpu0",
+        ),
     ],
 )
 def test_bad_arguments(args: tuple[str, ...], message: str) -> None:
@@ -42,6 +49,13 @@ def test_bad_arguments(args: tuple[str, ...], message: str) -> None:
 
 def test_cost_prints_the_papers_count() -> None:
     assert "as the paper counts     5572.70 G" in run("cost", "--batch", "3")
+
+
+def test_bench_says_how_to_get_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = importlib.import_module("latte_fast.cli.bench")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else name)
+    with pytest.raises(SystemExit, match=r"bench: needs pytest-benchmark: pip install 'latte_fast\[test\]'"):
+        bench.bench(suites=("ops",))
 
 
 def test_tune_needs_a_gpu() -> None:

@@ -66,6 +66,24 @@ def test_train_names_a_wrong_key(tmp_path: Path) -> None:
     assert "got stesp" in run("train", "--config", str(tmp_path / "x.yaml"), ok=False)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--steps", "0"), "train: steps must be at least 1, got 0"),
+        (("--optim.lr", "-1"), "train: optim.lr must be positive, got -1.0"),
+        (("--seed", "-1"), "train: seed must be at least 0, got -1"),
+        (("--data.clips", "0"), "data: clips must be at least 1, got 0"),
+        (
+            ("--diffusion.steps", "10", "--model.preset", "Latte-S/8"),
+            'beta_schedule: steps must be at least 21 diffusion steps for "linear", whose betas would reach 1, got 10',
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_train_refuses_in_one_line(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert run("train", "--out", str(tmp_path / "run"), *args, ok=False) == message
+
+
 def test_sample_and_plot(trained: Path) -> None:
     out = trained / "samples"
     args = ("sample", str(trained / "run"), "--out", str(out), "--count", "2", "--steps", "2")

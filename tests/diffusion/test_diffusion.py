@@ -232,10 +232,17 @@ def test_timesteps(kind: str) -> None:
     assert t.double().std() < 240 if kind == "lognormal" else t.double().std() > 270
 
 
+def losses_of(model: Recorder, steps: int = 2, learn_sigma: bool = True) -> dict[str, Tensor]:
+    t = torch.zeros(steps, dtype=torch.int64)
+    return create_diffusion("", learn_sigma=learn_sigma).training_losses(model, torch.zeros(SHAPE), t)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: create_diffusion("12x"), 'like "250", "ddim50"'),
+        (lambda: create_diffusion(50), r'like "250", "ddim50", .* got 50$'),  # type: ignore[arg-type]
+        (lambda: create_diffusion("", diffusion_steps=20), "steps must be at least 21 diffusion steps .* got 20"),
         (lambda: create_diffusion("ddim300"), "integer stride"),
         (lambda: create_diffusion("2000"), "1 to 1000 steps"),
         (lambda: create_diffusion("", "cubic"), "name must be one of"),
@@ -243,6 +250,9 @@ def test_timesteps(kind: str) -> None:
         (lambda: create_diffusion("5").sample("euler", Recorder(), SHAPE), "method must be one of"),
         (lambda: create_diffusion("5").p_sample_loop(Recorder(4), SHAPE), "must return 2C = 8 channels, got 4"),
         (lambda: create_diffusion("5").p_sample_loop(Recorder(), SHAPE, torch.randn(1, 2)), "noise must have shape"),
+        (lambda: losses_of(Recorder(4)), "must return 2C = 8 channels, got 4"),
+        (lambda: losses_of(Recorder(), learn_sigma=False), "must return C = 4 channels, got 8"),
+        (lambda: losses_of(Recorder(), steps=3), r"t must be \(B,\) with B = 2, got \(3,\)"),
         (lambda: guided(Recorder(), 1.0, "both"), "order must be"),
         (lambda: sample_timesteps("normal", 2, 3), "kind must be"),
     ],

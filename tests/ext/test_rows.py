@@ -12,6 +12,7 @@ from torch import Tensor
 from latte_fast import _ext, ops, use_backend
 from latte_fast.reference import functional as ref
 from latte_fast.testing import compare, pairwise, poisoned_empty
+from tests.cells import cell_id
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 
@@ -28,10 +29,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def product() -> list[dict]:
     return [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
-
-
-def cell_id(cell: dict) -> str:
-    return "-".join(str(v).replace(" ", "") for v in cell.values())
 
 
 def random_rows(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:

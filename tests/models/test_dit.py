@@ -1,33 +1,19 @@
 """Initialisation from a DiT: what is taken, what is fitted, what is left."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from latte_fast import Latte, testing
+from latte_fast import Latte
 from latte_fast.models.checkpoint import CheckpointError
 from latte_fast.models.dit import init_from_dit
-
-KEYWORDS = {"depth": 2, "hidden_size": 64, "num_heads": 2, "input_size": 8, "num_frames": 4}
+from tests.models.tiny import KEYWORDS, equal, fresh, refilled
 
 
 @pytest.fixture
 def model() -> Latte:
-    torch.manual_seed(0)
-    return testing.refill(Latte(**KEYWORDS))  # type: ignore[return-value]
-
-
-def fresh(**kwargs: Any) -> Latte:
-    torch.manual_seed(1)
-    return Latte(**KEYWORDS | kwargs)
-
-
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    other = b.state_dict()
-    return all(torch.equal(v, other[k]) for k, v in a.state_dict().items())
+    return refilled()
 
 
 def test_dit_initialisation(model: Latte, tmp_path: Path) -> None:

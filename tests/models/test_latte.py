@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latte_fast import Latte, Latte_models, LatteIMG, reference, testing
-from latte_fast.config import PRESETS
+from latte_fast import Latte, Latte_models, LatteIMG, LatteIMG_models, reference, testing
+from latte_fast.config import PRESETS, preset
 
 CELLS = [(extras, joint, images) for extras in (1, 2, 78) for joint, images in ((False, 0), (True, 0), (True, 2))]
 # every preset's heads and width, at a depth and a clip that a CPU can afford
@@ -246,6 +246,16 @@ def test_bad_input(case: str, pair: Any) -> None:
     ("keywords", "message"),
     [
         ({"depth": 3}, "depth must be even"),
+        ({"depth": "2"}, "depth must be a positive integer, got '2'"),
+        ({"depth": None}, "depth must be a positive integer, got None"),
+        ({"depth": 2.0}, r"depth must be a positive integer, got 2\.0"),
+        ({"class_dropout_prob": "0.1"}, r"class_dropout_prob must be a number in \[0, 1\), got '0\.1'"),
+        ({"class_dropout_prob": 1.0}, r"class_dropout_prob must be a number in \[0, 1\), got 1\.0"),
+        ({"mlp_ratio": -1}, "mlp_ratio must be a positive number, got -1"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be a positive number, got 0"),
+        ({"mlp_ratio": "4"}, "mlp_ratio must be a positive number, got '4'"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be a positive number, got nan"),
+        ({"learn_sigma": "no"}, "learn_sigma must be True or False, got 'no'"),
         ({"hidden_size": 72, "num_heads": 6}, "head width is a multiple of 8"),
         ({"hidden_size": 64, "num_heads": 3}, "hidden_size must be a multiple of num_heads 3"),
         ({"input_size": 9}, "input_size must be a multiple of patch_size"),
@@ -285,4 +295,9 @@ def test_registry() -> None:
     assert set(Latte_models) == set(reference.latte.Latte_models)
     assert len(Latte_models) == 14
     assert isinstance(Latte_models["Latte-S/8"](input_size=8), Latte)
+    for models in (Latte_models, LatteIMG_models):
+        with pytest.raises(KeyError, match=r"preset must be one of Latte.*-XL/2, .* got 'Latte-Q/2'"):
+            models["Latte-Q/2"]
+    with pytest.raises(ValueError, match="preset: size must be one of XL, L, B, S, got 'Q'"):
+        preset("Q", 2)
     assert LatteIMG(depth=2, hidden_size=64, num_heads=2).extras == 2

@@ -197,6 +197,8 @@ def test_bad_input_is_refused(name: str) -> None:
         ({"attention_head_dim": 20}, "attention_head_dim must be a multiple of 8 up to 128, got 20"),
         ({"cross_attention_dim": 64}, "cross_attention_dim must be the width 72, got 64"),
         ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
+        ({"recompute": "x"}, "LatteT2V: recompute must be one of none, .* got 'x'"),
+        ({"extend_time": "x"}, "LatteT2V: extend_time must be one of error, .* got 'x'"),
     ],
 )
 def test_bad_config_is_refused(kwargs: dict, message: str) -> None:

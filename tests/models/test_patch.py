@@ -90,3 +90,10 @@ def test_what_would_change_the_numbers_is_kept_with_a_reason(spoil: Any, reason:
 def test_not_a_latte() -> None:
     report = patch(nn.Linear(2, 2))
     assert "no Latte inside" in report.kept[""]
+
+
+@pytest.mark.parametrize("function", [patch, unpatch])
+def test_what_is_no_model_is_refused(function: Any) -> None:
+    message = f"^{function.__name__}: model must be a module or a pipeline with components, got int"
+    with pytest.raises(TypeError, match=message):
+        function(3)

@@ -8,16 +8,13 @@ import torch
 
 from latte_fast import Latte, LatteIMG, testing
 from latte_fast.config import LatteConfig
+from tests.cells import cell_id
 from tests.models.test_latte import assert_gradients
 
 CELLS = [
     {"variant": v, "patch_frames": s, "conditioning": c, "time_pos": p}
     for v, s, c, p in itertools.product((1, 2, 3, 4), (1, 2), ("adaln", "tokens"), ("absolute", "rope"))
 ]
-
-
-def cell_id(cell: dict) -> str:
-    return "-".join(str(v) for v in cell.values())
 
 
 cells = pytest.mark.parametrize("cell", CELLS, ids=cell_id)

@@ -32,6 +32,13 @@ def source() -> TrainedSource:
     return TrainedSource(Trained(model, TrainConfig(), ["a", "b", "c"], 0), open_vae("identity"), ("b", "2"))
 
 
+def test_a_vae_of_other_channels_names_the_option() -> None:
+    model = Latte(**SIZES | {"in_channels": 4}, num_frames=4)
+    message = r"vae must have the model's 4 channels, got 3; give --vae the folder that encoded the data"
+    with pytest.raises(ValueError, match=message):
+        TrainedSource(Trained(model, TrainConfig(), [], 0), open_vae("identity"))
+
+
 def test_chunks_cover_every_sample_once() -> None:
     for ranks in (1, 2, 3, 4):
         dealt = [chunk for rank in range(ranks) for chunk in chunks(11, 4, rank, ranks)]

@@ -20,10 +20,9 @@ from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.pretrained import STEM
 from latte_fast.reference.latte_t2v import LatteT2V as OracleT2V
 from latte_fast.training import ModelConfig, TrainConfig, Trainer, load_trained
-from latte_fast.training.log import LOG, read_log
 from latte_fast.training.sampling import Request, TrainedSource, draw
 from tests.data.texts import SHAPES, Letters, shapes_texts
-from tests.training.tiny import MODEL, tiny
+from tests.training.tiny import MODEL, losses, tiny
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def text_config(out: Path, texts: Path, **changes: Any) -> TrainConfig:
     return tiny(out, data=DataConfig(kind="shapes", clips=11, text=str(texts)), **changes)
-
-
-def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in read_log(out / LOG)]
 
 
 @pytest.mark.parametrize("images", [0, 2])

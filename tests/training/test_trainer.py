@@ -13,13 +13,8 @@ from latte_fast.models.latte import Latte
 from latte_fast.training import OptimConfig, Trainer, load_trained
 from latte_fast.training.draw import Drawn, Numbered
 from latte_fast.training.ema import Ema
-from latte_fast.training.log import LOG, read_log
 from latte_fast.training.of_classes import OfClasses
-from tests.training.tiny import MODEL, tiny
-
-
-def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in read_log(out / LOG)]
+from tests.training.tiny import MODEL, losses, tiny
 
 
 def trained(out: Path, **changes: Any) -> list[float]:

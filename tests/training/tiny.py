@@ -5,6 +5,7 @@ from typing import Any
 
 from latte_fast.data import DataConfig
 from latte_fast.training import ModelConfig, OptimConfig, TrainConfig
+from latte_fast.training.log import LOG, read_log
 
 MODEL = ModelConfig(patch_size=4, hidden_size=16, depth=2, num_heads=2, class_dropout_prob=0.2)
 
@@ -23,3 +24,7 @@ def tiny(out: str | Path, **changes: Any) -> TrainConfig:
         "save_every": 4,
     }
     return TrainConfig(out=str(out), **{**given, **changes})
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_log(out / LOG)]
