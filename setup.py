@@ -52,7 +52,7 @@ class BuildExt(build_ext):
                 raise
             self.info["error"], ext.optional = str(error), True
             print(f"latte_fast: built without its extension: {error}")
-        in_place = self.inplace or getattr(self, "editable_mode", False)
+        in_place = "inplace" in self.distribution.command_options.get("build_ext", {}) or self.editable_mode
         package = Path("latte_fast") if in_place else Path(self.get_ext_fullpath(ext.name)).parent
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build_info.json").write_text(json.dumps(self.info, indent=1))

@@ -56,19 +56,19 @@ template <int kTensors> struct Staged {
 LATTE_INLINE Vec<float> short_softmax(Vec<float>* w, int64_t lk, float factor, const float* bias, bool want) {
   Vec<float> top = splat(-infinity<float>()), sum = {};
   for (int64_t j = 0; j < 16; ++j) {
-    w[j] = j < lk ? w[j] * factor : splat(-infinity<float>());
-    if (bias) w[j] += bias[j];
+    if (j >= lk) w[j] = splat(-infinity<float>());
+    if (bias && bias[j] != 0) w[j] = splat(-infinity<float>());
     top = max(top, w[j]);
   }
-  top = max(top, splat(-1e30f));  // a query without a key: 2^(-inf + 1e30) is 0, where -inf + inf would be NaN
+  top = top == -infinity<float>() ? Vec<float>{} : top;  // a query without a key: 2^-inf is 0, where -inf + inf is NaN
   for (int64_t j = 0; j < 16; ++j) {
-    w[j] = exp2<4>(w[j] - top);
+    w[j] = exp2<4>((w[j] - top) * factor);
     sum += w[j];
   }
-  const Vec<float> inverse = sum > 0 ? 1 / sum : sum;
+  const Vec<float> inverse = one_over(sum);
   for (int64_t j = 0; j < 16; ++j) w[j] *= inverse;
   if (!want) return sum;
-  for (int64_t i = 0; i < 16; ++i) sum[i] = sum[i] > 0 ? top[i] + std::log2(sum[i]) : 0;
+  for (int64_t i = 0; i < 16; ++i) sum[i] = sum[i] == 0 ? 0 : top[i] * factor + std::log2(sum[i]);
   return sum;
 }
 
@@ -103,17 +103,10 @@ static void short_forward(const Axis& x) {
   });
 }
 
-// Probabilities, keys by queries, from scores; then the gradient of the scores before scaling, from that of the
-// probabilities
-LATTE_INLINE void short_softmax_gradient(Vec<float>* w, Vec<float>* d, int64_t lk, Vec<float> lse, float scale,
-                                         const float* bias) {
+// The gradient of the scores before scaling, from probabilities and their gradient
+LATTE_INLINE void short_softmax_gradient(const Vec<float>* w, Vec<float>* d, float scale) {
   Vec<float> delta = {};
-  for (int64_t j = 0; j < 16; ++j) {
-    Vec<float> x = fma(w[j], splat(scale * log2e<float>()), -lse);
-    if (bias) x += bias[j];
-    w[j] = j < lk ? exp2<4>(x) : Vec<float>{};
-    delta = fma(w[j], d[j], delta);
-  }
+  for (int64_t j = 0; j < 16; ++j) delta = fma(w[j], d[j], delta);
   for (int64_t j = 0; j < 16; ++j) d[j] = w[j] * (d[j] - delta) * scale;
 }
 
@@ -121,6 +114,7 @@ LATTE_INLINE void short_softmax_gradient(Vec<float>* w, Vec<float>* d, int64_t l
 static void short_backward(const Axis& x) {
   const Attention& a = x.a;
   const int64_t groups = (a.h + kTogether - 1) / kTogether, together = (a.h + groups - 1) / groups;
+  const float scale = static_cast<float>(a.scale);
   const Heads* const tensors[] = {&a.q, &a.k, &a.v, &a.dout};
   split(x.units() / a.h * groups, a.threads, [&](int64_t begin, int64_t end) {
     Staged<4> staged(x, tensors, together);
@@ -139,11 +133,12 @@ static void short_backward(const Axis& x) {
           transpose16(staged.at(0, h) + k, width * 2, q + k * 16, 64);
           transpose16(staged.at(3, h) + k, width * 2, g + k * 16, 64);
         }
-        Vec<float> w[16], d[16], lse = splat(infinity<float>());  // a query that is not there: its p is 0
-        for (int64_t i = 0; i < x.lq; ++i) lse[i] = u.lse()[i * x.lse_row()] * log2e<float>();
+        Vec<float> w[16], d[16];
         products.scores(staged.at(1, h), width, q, a.dim, w);
         products.scores(staged.at(2, h), width, g, a.dim, d);
-        short_softmax_gradient(w, d, x.lk, lse, static_cast<float>(a.scale), u.mask() ? bias.p : nullptr);
+        // softmax anew rather than by the saved lse: at one key p has to be 1, and dp - delta zero
+        short_softmax(w, x.lk, scale * log2e<float>(), u.mask() ? bias.p : nullptr, false);
+        short_softmax_gradient(w, d, scale);
         products.over_queries(w, staged.at(3, h), width, a.dim, u.at<bf16>(a.dv), x.row(a.dv), x.lk);
         products.over_queries(d, staged.at(0, h), width, a.dim, u.at<bf16>(a.dk), x.row(a.dk), x.lk);
         products.over_keys(d, staged.at(1, h), width, a.dim, u.at<bf16>(a.dq), x.row(a.dq), x.lq);

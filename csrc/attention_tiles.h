@@ -33,34 +33,34 @@ LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int which, int64_t fi
   shift_rows(u, which, first, n, to, pitch, turn);
 }
 
+// 1 / sum, and 0 for a query without a key
+LATTE_INLINE Vec<float> one_over(Vec<float> sum) {
+  return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(sum, splat(0.0f), _CMP_NEQ_UQ), splat(1.0f), sum);
+}
+
 // softmax_row for bf16 probabilities, which are written over the scores from their start
 LATTE_INLINE float softmax_bf16(float* s, const float* bias, int64_t n, float factor, float* inverse, bool want) {
   Vec<float> top = splat(-infinity<float>());
   if (bias) {
     for (int64_t j = 0; j < n; j += 16) {
-      const Vec<float> v = load(s + j) + load(bias + j);
+      const Vec<float> v = hidden<float>(load(s + j), load(bias + j));
       store(s + j, v);
       top = max(top, v);
     }
   } else {
     for (int64_t j = 0; j < n; j += 16) top = max(top, load(s + j));
   }
-  const float peak = hmax<float>(top) * factor;
-  if (!(peak > -infinity<float>())) {
-    std::memset(s, 0, n * sizeof(bf16));
-    *inverse = 0;
-    return 0;
-  }
+  const float most = hmax<float>(top), peak = most == -infinity<float>() ? 0 : most;
   bf16* p = reinterpret_cast<bf16*>(s);
   Vec<float> sum = {};
   for (int64_t j = 0; j < n; j += 16) {
-    const Vec<float> w = exp2<3>(fma(load(s + j), splat(factor), splat(-peak)));
+    const Vec<float> w = exp2<3>((load(s + j) - peak) * factor);
     sum += w;
     store(p + j, w);
   }
   const float total = hsum<float>(sum);
-  *inverse = 1 / total;
-  return want ? (peak + std::log2(total)) / log2e<float>() : 0;
+  *inverse = total == 0 ? 0 : 1 / total;
+  return want && total != 0 ? (peak * factor + std::log2(total)) / log2e<float>() : 0;
 }
 
 // Rows of a head from fp32, each times its factor

@@ -21,17 +21,20 @@ LATTE_INLINE void transpose_rows(const bf16* packed, int64_t n, int64_t pitch, i
 // Sixteen queries of P^T and dS^T from scores and dP^T, over all keys; both become bf16 rows over their fp32 ones
 LATTE_INLINE void softmax_gradient(float* s, float* dp, int64_t ld, int64_t column, int64_t lk, const float* bias,
                                    Vec<float> lse, float factor, float scale) {
-  Vec<float> delta = {};
+  Vec<float> delta = {}, sum = {};
   for (int64_t j = 0; j < lk; ++j) {
     float* p = s + j * ld + column;
-    Vec<float> x = fma(load(p), splat(factor), -lse);
-    if (bias) x += bias[j];
-    x = exp2<4>(x);
+    Vec<float> x = exp2<4>(fma(load(p), splat(factor), -lse));
+    if (bias && bias[j] != 0) x = Vec<float>{};
+    sum += x;
     delta = fma(x, load(dp + j * ld + column), delta);
     store(p, x);
   }
+  // the rounding of lse, which grows with the scores, goes out: at one key p has to be 1, and dp - delta zero
+  const Vec<float> inverse = one_over(sum);
+  delta *= inverse;
   for (int64_t j = 0; j < lk; ++j) {
-    const Vec<float> p = load(s + j * ld + column), ds = p * (load(dp + j * ld + column) - delta) * scale;
+    const Vec<float> p = load(s + j * ld + column) * inverse, ds = p * (load(dp + j * ld + column) - delta) * scale;
     store(reinterpret_cast<bf16*>(s + j * ld) + column, p);
     store(reinterpret_cast<bf16*>(dp + j * ld) + column, ds);
   }

@@ -37,27 +37,27 @@ template <class A> void key_bias(const uint8_t* mask, int64_t lk, int64_t padded
   for (int64_t j = 0; j < padded; ++j) bias[j] = j < lk && (!mask || mask[j]) ? A(0) : -infinity<A>();
 }
 
-// s -> exp2(s * factor - peak) with the row's own peak; returns log2 of the sum of exp2(s * factor), and 1 / sum by
-// `inverse`
+// Scores, or -inf where `bias` hides the key, whatever the score is
+template <class A> LATTE_INLINE Vec<A> hidden(Vec<A> s, Vec<A> bias) { return bias == A(0) ? s : bias; }
+
+// s -> exp2((s - top) * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and 1 / sum by
+// `inverse`. The difference comes first: a rounded top * factor beside an unrounded s * factor is off by as much as
+// their last digit, which for large scores is more than exp2 can take.
 template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* inverse) {
   constexpr int L = kLanes<A>;
   Vec<A> top = splat(-infinity<A>());
-  for (int64_t j = 0; j < n; j += L) top = max(top, load<A>(s + j) + load<A>(bias + j));
-  const A peak = hmax<A>(top) * factor;
-  if (!(peak > -infinity<A>())) {
-    std::memset(s, 0, n * sizeof(A));
-    *inverse = 0;
-    return 0;
-  }
+  for (int64_t j = 0; j < n; j += L) top = max(top, hidden<A>(load<A>(s + j), load<A>(bias + j)));
+  // a row without a key has no top; neither has one of NaN, which comes out of its sum
+  const A most = hmax<A>(top), peak = most == -infinity<A>() ? A(0) : most;
   Vec<A> sum = {};
   for (int64_t j = 0; j < n; j += L) {
-    const Vec<A> p = exp2<6>(fma(load<A>(s + j) + load<A>(bias + j), splat(factor), splat(-peak)));
+    const Vec<A> p = exp2<6>((hidden<A>(load<A>(s + j), load<A>(bias + j)) - peak) * factor);
     sum += p;
     store<A>(s + j, p);
   }
   const A total = hsum<A>(sum);
-  *inverse = 1 / total;
-  return peak + std::log2(total);
+  *inverse = total == 0 ? A(0) : 1 / total;
+  return total == 0 ? A(0) : peak * factor + std::log2(total);
 }
 
 template <class A, class T> void vector_forward(const Axis& x) {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 Probe = Callable[..., str | None]
 NAMES = ("reference", "triton", "cuda", "cpu", "cudnn", "sdpa", "flash_attn", "xformers", "auto")
@@ -49,8 +50,13 @@ def forced(op: str) -> bool:
 def choose(op: str, *args: Any, **kwargs: Any) -> str:
     """The backend that serves this call: the forced one, else the first that can."""
     forced = _forced.get(op, "auto")
+    tangents = forward_ad._current_level >= 0
+    if tangents and forced == "auto":
+        return "reference"  # a kernel would drop them without a word
     if forced != "auto":
         reason = _probes[op][forced](*args, **kwargs)
+        if tangents and forced != "reference":
+            reason = "it has no forward-mode derivative"
         if reason:
             raise BackendUnavailable(f"{op}: backend {forced} cannot serve this call: {reason}")
         return forced

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from latte_fast import _ext
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,6 +33,12 @@ def build_wheel(source: Path, **env: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stdout + done.stderr
     return next((source / "dist").glob("*.whl"))
+
+
+def test_no_level_is_missing_for_want_of_code_that_compiles() -> None:
+    """A compiler may refuse a flag; an error in the sources, or of the compiler over them, is ours."""
+    for level, why in _ext.build_info().get("refused", {}).items():
+        assert "csrc/" not in why and "bug report" not in why, f"{level}: {why}"
 
 
 @pytest.mark.slow

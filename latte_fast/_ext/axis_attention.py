@@ -88,6 +88,8 @@ def axis_attention_bwd(
     dv: Tensor,
 ) -> None:
     """Writes the gradients of q, k, v into dq, dk, dv, which may be views of one packed tensor."""
+    if not lse.numel() and q.numel():
+        raise RuntimeError("axis_attention: the backward needs the forward's lse, got none")
     if q.numel():
         per_head = (x.view(q.shape) for x in (out, dout))
         tensors = [heads(x) for x in (q, k, v, *per_head, dq, dk, dv)]

@@ -20,6 +20,8 @@ def why_not(
 ) -> str | None:
     if len({d == torch.float64 for d in (x.dtype, y.dtype, out_dtype)}) > 1:
         return f"float64 needs every tensor in float64, got x {x.dtype}, y {y.dtype}, out_dtype {out_dtype}"
+    if x.dtype not in (torch.float32, y.dtype):
+        return f"x must be fp32 or of y's dtype, got x {x.dtype} and y {y.dtype}"
     return None
 
 

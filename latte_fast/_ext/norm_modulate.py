@@ -8,8 +8,8 @@ from latte_fast._ext._arguments import NO_GROUPS, NO_ROWS, addressable, groups, 
 
 
 def why_not(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_dtype: torch.dtype) -> str | None:
-    if (x.dtype == torch.float64) != (out_dtype == torch.float64):
-        return f"float64 needs every tensor in float64, got x {x.dtype} and out_dtype {out_dtype}"
+    if len({d == torch.float64 for d in (x.dtype, scale.dtype, out_dtype)}) > 1:
+        return f"float64 needs every tensor in float64, got x {x.dtype}, scale {scale.dtype}, out_dtype {out_dtype}"
     return None
 
 

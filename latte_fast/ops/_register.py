@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("latte_fast", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -27,6 +28,14 @@ def register_gradient(name: str, setup: Callable, backward: Callable) -> None:
     torch.library.register_autograd(f"latte_fast::{name}_backward", refuse, lib=LIBRARY)
 
 
+def records(*tensors: Tensor) -> bool:
+    """Whether a gradient may be asked for; inside a transform of torch.func the tensors do not tell."""
+    if not torch.is_grad_enabled():
+        return False
+    transformed = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or any(t.requires_grad for t in tensors)
+
+
 def call_directly(*tensors: Tensor | None) -> bool:
     """Whether an op's body may be called without the dispatcher: nobody watches or records."""
     # 0.7 us a call where the dispatcher takes 2.5 (no_grad, one core of an AMD EPYC, 2026-11-21)
@@ -38,6 +47,7 @@ def call_directly(*tensors: Tensor | None) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_any_autocast_enabled()
         or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
     ):
         return False
     grad = torch.is_grad_enabled()

@@ -10,7 +10,7 @@ from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
 from latte_fast.ops._check import FLOATS, check_device
 from latte_fast.ops._platform import kernel_probes
-from latte_fast.ops._register import call_directly, register_gradient, register_op
+from latte_fast.ops._register import call_directly, records, register_gradient, register_op
 from latte_fast.reference.functional import Rope, axis_attention_ref
 
 _OP = "axis_attention"
@@ -41,7 +41,7 @@ def axis_attention(
         q, k, v = q.to(auto), k.to(auto), v.to(auto)
     check_qkv(_OP, q, k, v, axis)
     check_extras(_OP, q, k, axis, rope, key_mask)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = checked_scale(_OP, q, scale)
     backend = backends.choose(_OP, q, k, v, axis, rope, scale, key_mask)
     if backend == "reference":
         return axis_attention_ref(q, k, v, axis, rope, scale, key_mask)
@@ -50,8 +50,16 @@ def axis_attention(
     if call_directly(q, k, v):
         return launchers(backend).axis_attention_fwd(q, k, v, axis, rope, scale, key_mask, False)[0]
     cos, sin = rope or (None, None)
-    need_lse = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    need_lse = records(q, k, v)
     return torch.ops.latte_fast.axis_attention.default(q, k, v, axis, cos, sin, scale, key_mask, need_lse, backend)[0]
+
+
+def checked_scale(op: str, q: Tensor, scale: float | None) -> float:
+    if scale is None:
+        return float(q.shape[-1] ** -0.5)
+    if not scale >= 0:
+        raise ValueError(f"{op}: scale must be at least 0, got {scale}")
+    return float(scale)
 
 
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, axis: str) -> None:

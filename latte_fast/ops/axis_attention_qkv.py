@@ -7,8 +7,8 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
-from latte_fast.ops._register import call_directly, register_gradient, register_op
-from latte_fast.ops.axis_attention import _rope, check_extras, check_qkv, launchers
+from latte_fast.ops._register import call_directly, records, register_gradient, register_op
+from latte_fast.ops.axis_attention import _rope, check_extras, check_qkv, checked_scale, launchers
 from latte_fast.reference.functional import Rope, axis_attention_qkv_ref
 
 _OP = "axis_attention_qkv"
@@ -31,7 +31,7 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     q, k, v = qkv.unbind(3)
     check_qkv(_OP, q, k, v, axis)
     check_extras(_OP, q, k, axis, rope, None)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = checked_scale(_OP, q, scale)
     backend = backends.choose("axis_attention", q, k, v, axis, rope, scale, None)
     if backend == "reference":
         return axis_attention_qkv_ref(qkv, axis, rope, scale)
@@ -40,7 +40,7 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     if call_directly(qkv):
         return launchers(backend).axis_attention_fwd(q, k, v, axis, rope, scale, None, False)[0]
     cos, sin = rope or (None, None)
-    need_lse = torch.is_grad_enabled() and qkv.requires_grad
+    need_lse = records(qkv)
     return torch.ops.latte_fast.axis_attention_qkv.default(qkv, axis, cos, sin, scale, need_lse, backend)[0]
 
 

@@ -46,6 +46,8 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         axis: "space" or "time".
         rope: (cos, sin), each (F, K/2), on the time axis.
     """
+    if h.dim() != 4:
+        raise ValueError(f"attention_layer: h must be (B, F, N, D), got {tuple(h.shape)}")
     b = _checked_bias("attention_layer", h, w, b, ("w", "b"))
     if heads < 1 or w.shape[0] % (3 * heads):
         raise ValueError(f"attention_layer: heads must divide a third of w's {w.shape[0]} rows, got {heads}")

@@ -102,6 +102,75 @@ def test_flops_are_the_same_with_and_without_gradients() -> None:
     assert counts == [4 * 4 * 6 * 6 * 2 * 8] * 2
 
 
+@pytest.mark.parametrize("frames", [4, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_vmap_and_then_a_gradient(dtype: torch.dtype, frames: int) -> None:
+    """Inside vmap no tensor says that it requires a gradient."""
+    qkv = random(2, 1, frames, 3, 3, 2, 16, dtype=dtype).requires_grad_()
+    out = torch.vmap(lambda x: ops.axis_attention_qkv(x, "time"))(qkv)
+    dout = random(*out.shape, dtype=dtype, seed=1)
+    (got,) = torch.autograd.grad(out, qkv, dout)
+    (want,) = torch.autograd.grad([ops.axis_attention_qkv(x, "time") for x in qkv], qkv, list(dout))
+    assert torch.equal(got, want)
+
+
+SPOILED = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+
+
+@pytest.mark.parametrize("value", list(SPOILED))
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["q", "k", "v"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("frames", [4, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+def test_what_is_not_finite_is_seen(dtype: torch.dtype, frames: int, masked: bool, place: int, value: str) -> None:
+    """A result is finite where the oracle's is and nowhere else; a masked key may be anything."""
+    qkv = list(random(3, 1, frames, 3, 2, 16, dtype=dtype).unbind())
+    qkv[place][0, 1, 1, 0, 3] = SPOILED[value]
+    mask = torch.arange(frames)[None] != 1 if masked else None
+    got = ops.axis_attention(*qkv, "time", key_mask=mask)
+    want = R.axis_attention_ref(*qkv, "time", key_mask=mask)
+    assert torch.equal(got.isfinite(), want.isfinite())
+    assert masked == (place == 1) or not got.isfinite().all() or value != "nan"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("frames", [1, 2, 16, 24])
+@pytest.mark.parametrize("scale", [1e4, 1e8])
+def test_enormous_scores(dtype: torch.dtype, frames: int, scale: float) -> None:
+    """One key has everything: the result is its value."""
+    q, k, v = random(3, 1, frames, 3, 2, 16, dtype=dtype, seed=3).unbind()
+    got = ops.axis_attention(q, k, v, "time", scale=scale)
+    torch.testing.assert_close(
+        got, R.axis_attention_ref(q.double(), k.double(), v.double(), "time", scale=scale).to(dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("axis", ["space", "time"])
+@pytest.mark.parametrize("amplitude", [1.0, 10.0, 100.0])
+def test_one_key_has_no_gradient(dtype: torch.dtype, axis: str, amplitude: float) -> None:
+    q, k, v = (amplitude * random(3, 1, 1, 1, 2, 16, dtype=dtype)).unbind()
+    q.requires_grad_(), k.requires_grad_()
+    out = ops.axis_attention(q, k, v, axis)
+    dq, dk = torch.autograd.grad(out, (q, k), random(*out.shape, dtype=dtype, seed=1))
+    assert not dq.any() and not dk.any()
+
+
+def test_forward_mode_takes_the_oracle() -> None:
+    x, g = random(2, 3, 4, 16), random(2, 16, seed=1)
+    y = random(2, 3, 4, 16, seed=2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, y)
+        out = ops.norm_modulate(dual, g, g)
+        assert torch.autograd.forward_ad.unpack_dual(out).tangent.any()
+        with use_backend("cpu"), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            ops.norm_modulate(dual, g, g)
+    qkv, v = random(1, 4, 5, 3, 2, 8), random(1, 4, 5, 3, 2, 8, seed=1)
+    got = torch.func.jvp(lambda z: ops.axis_attention_qkv(z, "space"), (qkv,), (v,))[1]
+    want = torch.func.jvp(lambda z: R.axis_attention_qkv_ref(z, "space"), (qkv,), (v,))[1]
+    assert torch.equal(got, want) and got.any()
+
+
 def test_empty_batch() -> None:
     assert ops.axis_attention_qkv(random(0, 3, 4, 3, 2, 8), "space").shape == (0, 3, 4, 16)
 
@@ -120,6 +189,8 @@ BAD = {
     "mask": (lambda q: ops.axis_attention(q, q, q, "space", key_mask=torch.ones(2, 3).bool()), "key_mask must be bool"),
     "v": (lambda q: ops.axis_attention(q, q, q[:, :, :2], "space"), "v must have k's shape"),
     "rank": (lambda q: ops.axis_attention(q[0], q[0], q[0], "space"), r"q must be \(B, F, N, H, K\)"),
+    "scale": (lambda q: ops.axis_attention(q, q, q, "space", scale=-0.1), "scale must be at least 0, got -0.1"),
+    "scale nan": (lambda q: ops.axis_attention(q, q, q, "space", scale=float("nan")), "scale must be at least 0"),
     "packed": (lambda q: ops.axis_attention_qkv(q, "space"), "qkv must be"),
 }
 

@@ -175,6 +175,33 @@ def test_backward_uses_the_forwards_backend(op: str, monkeypatch: pytest.MonkeyP
     assert seen == [backend, backend]
 
 
+EVERY = (torch.float64, *DTYPES)
+
+
+@pytest.mark.parametrize("auto", [torch.bfloat16, torch.float16], ids=ids)
+@pytest.mark.parametrize("partner", EVERY, ids=ids)
+@pytest.mark.parametrize("residual", EVERY, ids=ids)
+def test_every_pair_of_dtypes_under_autocast(residual: torch.dtype, partner: torch.dtype, auto: torch.dtype) -> None:
+    """Whatever autocast leaves beside a residual, a kernel that has no such pair is not called."""
+    x = rows(2, 3, 5, 24, dtype=residual, grad=False)
+    y = rows(2, 3, 5, 24, dtype=partner, seed=1, grad=False)
+    g = [rows(2, 24, dtype=partner, seed=s, grad=False).requires_grad_() for s in (2, 3, 4)]
+    with torch.autocast("cpu", auto):
+        try:
+            calls = [ops.norm_modulate(x, g[0], g[1]), ops.gate_residual(x, y, g[2])]
+            calls += ops.gate_residual_norm_modulate(x, y, g[2], g[0], g[1])
+        except TypeError:
+            assert not {residual, partner} & {torch.bfloat16, torch.float16}  # nothing for autocast to settle
+            return
+    wide = [v.detach().double() for v in (x, y, *g)]
+    exact = [R.norm_modulate_ref(wide[0], wide[2], wide[3]), R.gate_residual_ref(wide[0], wide[1], wide[4])]
+    exact += R.gate_residual_norm_modulate_ref(wide[0], wide[1], wide[4], wide[2], wide[3])
+    for got, want in zip(calls, exact, strict=True):
+        assert (got.double() - want).abs().max() < 0.1
+        grads = torch.autograd.grad(got.double().sum(), g, allow_unused=True, retain_graph=True)
+        assert all(d is None or d.isfinite().all() for d in grads)
+
+
 def test_empty_batch() -> None:
     x, g = rows(0, 3, 5, 16), rows(0, 16)
     assert ops.norm_modulate(x, g, g).shape == x.shape
