@@ -50,7 +50,8 @@ def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 def rows_in_cache() -> int:
     """Rows between two GEMMs that stay in the cores' own L2."""
-    # 256 a core: the MLP of B/2 in 54 ms, all rows at once in 69 (bf16, one core of an AMD EPYC, 2026-11-21)
+    # 256 a core: the MLP of B/2 in 54 ms, all rows at once in 69 (bf16, two cores of a Xeon with AMX, 2026-11); where
+    # products take twice as long it makes no difference of more than 3 % (an EPYC without AMX, 2026-11-21)
     return max(512, 256 * torch.get_num_threads())
 
 

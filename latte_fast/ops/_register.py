@@ -38,7 +38,7 @@ def records(*tensors: Tensor) -> bool:
 
 def call_directly(*tensors: Tensor | None) -> bool:
     """Whether an op's body may be called without the dispatcher: nobody watches or records."""
-    # 0.7 us a call where the dispatcher takes 2.5 (no_grad, one core of an AMD EPYC, 2026-11-21)
+    # a call of bias_gelu on 16 numbers takes 5.6 us then, 13.2 by the dispatcher (AMD EPYC, 2026-11-21)
     if torch.compiler.is_compiling():
         return False
     if (
