@@ -40,18 +40,20 @@ template <class A> void key_bias(const uint8_t* mask, int64_t lk, int64_t padded
 // Scores, or -inf where `bias` hides the key, whatever the score is
 template <class A> LATTE_INLINE Vec<A> hidden(Vec<A> s, Vec<A> bias) { return bias == A(0) ? s : bias; }
 
-// s -> exp2((s - top) * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and 1 / sum by
-// `inverse`. The difference comes first: a rounded top * factor beside an unrounded s * factor is off by as much as
-// their last digit, which for large scores is more than exp2 can take.
+// s -> exp2(s * factor - top * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and 1 / sum
+// by `inverse`. One rounding, but that of top * factor, which every key shares; of large scores it would be more than
+// exp2 can take, and their difference comes first.
 template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* inverse) {
   constexpr int L = kLanes<A>;
   Vec<A> top = splat(-infinity<A>());
   for (int64_t j = 0; j < n; j += L) top = max(top, hidden<A>(load<A>(s + j), load<A>(bias + j)));
   // a row without a key has no top; neither has one of NaN, which comes out of its sum
   const A most = hmax<A>(top), peak = most == -infinity<A>() ? A(0) : most;
+  const bool large = !(std::abs(peak * factor) < A(65536));
+  const A first = large ? peak : A(0), then = large ? A(0) : peak * factor;
   Vec<A> sum = {};
   for (int64_t j = 0; j < n; j += L) {
-    const Vec<A> p = exp2<6>((hidden<A>(load<A>(s + j), load<A>(bias + j)) - peak) * factor);
+    const Vec<A> p = exp2<6>(fma(hidden<A>(load<A>(s + j), load<A>(bias + j)) - first, splat(factor), splat(-then)));
     sum += p;
     store<A>(s + j, p);
   }
