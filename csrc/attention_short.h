@@ -72,34 +72,46 @@ LATTE_INLINE Vec<float> short_softmax(Vec<float>* w, int64_t lk, float factor, c
   return sum;
 }
 
-static void short_forward(const Axis& x) {
+// f(unit, its place among the staged heads, staged rows, products, mask) for each head of each sequence; the mask as
+// key_bias has it, or null
+template <int kTensors, class F>
+LATTE_INLINE void each_short(const Axis& x, const Heads* const (&tensors)[kTensors], F f) {
   const Attention& a = x.a;
   const int64_t groups = (a.h + kTogether - 1) / kTogether, together = (a.h + groups - 1) / groups;
-  const float factor = static_cast<float>(a.scale) * log2e<float>();
-  const Heads* const tensors[] = {&a.q, &a.k, &a.v};
   split(x.units() / a.h * groups, a.threads, [&](int64_t begin, int64_t end) {
-    Staged<3> staged(x, tensors, together);
-    const int64_t pitch = staged.pitch, width = staged.width;
-    Scratch<bf16> q(16 * pitch);
+    Staged<kTensors> staged(x, tensors, together);
     Scratch<float> bias(16);
-    ShortProducts products(pitch);
+    ShortProducts products(staged.pitch);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t h0 = item % groups * together, heads = min(together, a.h - h0);
       const Unit first(x, item / groups * a.h + h0);
       staged.load(first, heads);
       if (first.mask()) key_bias<float>(first.mask(), x.lk, 16, bias);
-      for (int64_t h = 0; h < heads; ++h) {
-        const Unit u(first, h);
-        for (int t = 0; t < 3; ++t) shift_rows(u, t, 0, t ? x.lk : x.lq, staged.at(t, h), width, t < 2);
-        for (int64_t k = 0; k < pitch; k += 32) transpose16(staged.at(0, h) + k, width * 2, q + k * 16, 64);
-        Vec<float> w[16];
-        products.scores(staged.at(1, h), width, q, a.dim, w);
-        const Vec<float> lse = short_softmax(w, x.lk, factor, u.mask() ? bias.p : nullptr, a.lse);
-        products.over_keys(w, staged.at(2, h), width, a.dim, u.at<bf16>(a.out), x.row(a.out), x.lq);
-        if (!a.lse) continue;
-        for (int64_t i = 0; i < x.lq; ++i) u.lse()[i * x.lse_row()] = lse[i] / log2e<float>();
-      }
+      for (int64_t h = 0; h < heads; ++h) f(Unit(first, h), h, staged, products, first.mask() ? bias.p : nullptr);
     }
+  });
+}
+
+// A staged head's 16 rows, transposed by pairs of columns: the right operand of a product over them
+LATTE_INLINE void transpose_pairs(const bf16* rows, int64_t width, int64_t pitch, bf16* to) {
+  for (int64_t k = 0; k < pitch; k += 32) transpose16(rows + k, width * 2, to + k * 16, 64);
+}
+
+static void short_forward(const Axis& x) {
+  const Attention& a = x.a;
+  const float factor = static_cast<float>(a.scale) * log2e<float>();
+  const Heads* const tensors[] = {&a.q, &a.k, &a.v};
+  each_short(x, tensors, [&](const Unit& u, int64_t h, const auto& staged, auto& products, const float* mask) {
+    const int64_t width = staged.width;
+    for (int t = 0; t < 3; ++t) shift_rows(u, t, 0, t ? x.lk : x.lq, staged.at(t, h), width, t < 2);
+    alignas(64) bf16 q[16 * 128];
+    transpose_pairs(staged.at(0, h), width, staged.pitch, q);
+    Vec<float> w[16];
+    products.scores(staged.at(1, h), width, q, a.dim, w);
+    const Vec<float> lse = short_softmax(w, x.lk, factor, mask, a.lse);
+    products.over_keys(w, staged.at(2, h), width, a.dim, u.template at<bf16>(a.out), x.row(a.out), x.lq);
+    if (!a.lse) return;
+    for (int64_t i = 0; i < x.lq; ++i) u.lse()[i * x.lse_row()] = lse[i] / log2e<float>();
   });
 }
 
@@ -113,37 +125,22 @@ LATTE_INLINE void short_softmax_gradient(const Vec<float>* w, Vec<float>* d, flo
 // Without rope, whose turning back needs gradients in fp32
 static void short_backward(const Axis& x) {
   const Attention& a = x.a;
-  const int64_t groups = (a.h + kTogether - 1) / kTogether, together = (a.h + groups - 1) / groups;
   const float scale = static_cast<float>(a.scale);
   const Heads* const tensors[] = {&a.q, &a.k, &a.v, &a.dout};
-  split(x.units() / a.h * groups, a.threads, [&](int64_t begin, int64_t end) {
-    Staged<4> staged(x, tensors, together);
-    const int64_t pitch = staged.pitch, width = staged.width;
-    Scratch<bf16> q(16 * pitch), g(16 * pitch);
-    Scratch<float> bias(16);
-    ShortProducts products(pitch);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t h0 = item % groups * together, heads = min(together, a.h - h0);
-      const Unit first(x, item / groups * a.h + h0);
-      staged.load(first, heads);
-      if (first.mask()) key_bias<float>(first.mask(), x.lk, 16, bias);
-      for (int64_t h = 0; h < heads; ++h) {
-        const Unit u(first, h);
-        for (int64_t k = 0; k < pitch; k += 32) {
-          transpose16(staged.at(0, h) + k, width * 2, q + k * 16, 64);
-          transpose16(staged.at(3, h) + k, width * 2, g + k * 16, 64);
-        }
-        Vec<float> w[16], d[16];
-        products.scores(staged.at(1, h), width, q, a.dim, w);
-        products.scores(staged.at(2, h), width, g, a.dim, d);
-        // softmax anew rather than by the saved lse: at one key p has to be 1, and dp - delta zero
-        short_softmax(w, x.lk, scale * log2e<float>(), u.mask() ? bias.p : nullptr, false);
-        short_softmax_gradient(w, d, scale);
-        products.over_queries(w, staged.at(3, h), width, a.dim, u.at<bf16>(a.dv), x.row(a.dv), x.lk);
-        products.over_queries(d, staged.at(0, h), width, a.dim, u.at<bf16>(a.dk), x.row(a.dk), x.lk);
-        products.over_keys(d, staged.at(1, h), width, a.dim, u.at<bf16>(a.dq), x.row(a.dq), x.lq);
-      }
-    }
+  each_short(x, tensors, [&](const Unit& u, int64_t h, const auto& staged, auto& products, const float* mask) {
+    const int64_t width = staged.width;
+    alignas(64) bf16 q[16 * 128], g[16 * 128];
+    transpose_pairs(staged.at(0, h), width, staged.pitch, q);
+    transpose_pairs(staged.at(3, h), width, staged.pitch, g);
+    Vec<float> w[16], d[16];
+    products.scores(staged.at(1, h), width, q, a.dim, w);
+    products.scores(staged.at(2, h), width, g, a.dim, d);
+    // softmax anew rather than by the saved lse: at one key p has to be 1, and dp - delta zero
+    short_softmax(w, x.lk, scale * log2e<float>(), mask, false);
+    short_softmax_gradient(w, d, scale);
+    products.over_queries(w, staged.at(3, h), width, a.dim, u.template at<bf16>(a.dv), x.row(a.dv), x.lk);
+    products.over_queries(d, staged.at(0, h), width, a.dim, u.template at<bf16>(a.dk), x.row(a.dk), x.lk);
+    products.over_keys(d, staged.at(1, h), width, a.dim, u.template at<bf16>(a.dq), x.row(a.dq), x.lq);
   });
 }
 
