@@ -10,6 +10,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from latte_fast.cli.bench import bench
+from latte_fast.cli.convert import convert
 from latte_fast.cli.cost import cost
 from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
@@ -29,6 +30,7 @@ def commands(argv: list[str]) -> dict[str, Callable[..., Any]]:
         "encode-text": encode_text,
         "train": train_command(argv),
         "sample": sample,
+        "convert": convert,
         "plot": plot,
         "cost": cost,
         "tune": tune,

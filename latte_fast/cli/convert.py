@@ -1,0 +1,39 @@
+"""latte-fast convert."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    weights: Literal["ema", "model"] = "ema",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(help_behavior_hint="(default: as they are)")
+    ] = None,
+) -> None:
+    """Write a model's weights as others read them.
+
+    A model of classes becomes a file under upstream's keys: .safetensors, or the .pt that upstream's scripts load. A
+    text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads.
+
+    Example: latte-fast convert runs/ucf ucf.safetensors
+    Example: latte-fast convert runs/text latte-text --dtype bfloat16
+
+    Args:
+        source: a run's folder or one of its checkpoints, a .pt or .safetensors file, a text-to-video model's folder.
+        out: new file or folder.
+        weights: of a run, or of a file that has both: their average or the weights themselves.
+        dtype: of the weights written.
+    """
+    from latte_fast.training.convert import convert as work
+
+    try:
+        written = work(source, out, weights, getattr(torch, dtype) if dtype else None)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    files = sorted(p for p in written.rglob("*") if p.is_file()) if written.is_dir() else [written]
+    print(f"{written}: {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")

@@ -1,0 +1,70 @@
+"""Weights as others read them: one file under upstream's keys, or a folder for diffusers."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latte_fast.files import atomic
+from latte_fast.models.checkpoint import read_checkpoint
+from latte_fast.models.latte_t2v import LatteT2V
+from latte_fast.training.load import load_trained
+
+FILES = (".safetensors", ".pt")
+# one of them is in a text-to-video model's folder, or in its pipeline's
+TEXT_FOLDER = ("config.json", "model_index.json")
+
+
+def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype | None = None) -> Path:
+    """Writes the weights of `source` to `out` and returns it.
+
+    A model of classes becomes a file: .safetensors, or the .pt that upstream's scripts load. A text-to-video model
+    becomes a folder that diffusers and `LatteT2V.from_pretrained` read.
+
+    Args:
+        source: a run's folder or one of its checkpoints, a file of upstream's, a text-to-video model's folder.
+        out: must not exist, so that nothing is overwritten.
+        weights: "ema", the average, or "model", where a run or a file has both.
+        dtype: of the weights written; by default as they are.
+    """
+    source, out = Path(source), Path(out)
+    if weights not in ("ema", "model"):
+        raise ValueError(f"convert: weights must be ema or model, got {weights!r}")
+    if out.exists():
+        raise ValueError(f"convert: out must not exist, got {out}")
+    if source.is_file():
+        check_out(out, of_text=False)
+        write_file(read_checkpoint(source, weights), out, dtype)
+    elif any((source / name).is_file() for name in TEXT_FOLDER):
+        check_out(out, of_text=True)
+        LatteT2V.from_pretrained(source, dtype=dtype).save_pretrained(out)
+    else:
+        model = load_trained(source, weights).model
+        check_out(out, isinstance(model, LatteT2V))
+        if isinstance(model, LatteT2V):
+            model.to(dtype).save_pretrained(out)
+        else:
+            write_file(model.state_dict(), out, dtype)
+    return out
+
+
+def check_out(out: Path, of_text: bool) -> None:
+    if of_text and out.suffix in FILES:
+        raise ValueError(f"convert: out must be a folder for a text-to-video model, got {out.name}")
+    if not of_text and out.suffix not in FILES:
+        raise ValueError(f"convert: out must end in {' or '.join(FILES)} for a model of classes, got {out.name}")
+
+
+def write_file(state: dict[str, Tensor], out: Path, dtype: torch.dtype | None) -> None:
+    # a tensor may be a view of a larger storage, which a .pt would hold whole
+    state = {key: _cast(value, dtype).clone().contiguous() for key, value in state.items()}
+    with atomic(out) as partial:
+        if out.suffix == ".pt":
+            torch.save({"ema": state}, partial)
+        else:
+            save_file(state, partial, metadata={"format": "pt"})
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
