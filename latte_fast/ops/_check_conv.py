@@ -25,7 +25,7 @@ def check_conv_transpose3d(
     dilation: Triple,
     pad_mode: str,
 ) -> Window:
-    """(stride, padding, output_padding, dilation), three numbers each."""
+    """(stride, padding, output_padding, dilation, the result's size), three numbers each."""
     _check_tensors(x, w, b)
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"{_OP}: groups must be an integer, got {type(groups).__name__}")
@@ -45,7 +45,7 @@ def check_conv_transpose3d(
     size = tuple((n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in spans)
     if any(n < 0 for n in size):
         raise Refused(f"{_OP}: padding must leave an output, got {padding}, which leaves {size}")
-    return stride, padding, extra, dilation
+    return stride, padding, extra, dilation, size
 
 
 def _check_tensors(x: Tensor, w: Tensor, b: Tensor | None) -> None:
@@ -78,6 +78,11 @@ def _check_channels(x: Tensor, w: Tensor, b: Tensor | None, groups: int) -> None
 
 
 def _triple(name: str, value: Triple, least: int) -> tuple[int, ...]:
+    # four times a call: what everybody passes is told apart at once, what is left is refused or a rarer spelling
+    if type(value) is int and value >= least:
+        return value, value, value
+    if type(value) is tuple and tuple(map(type, value)) == (int, int, int) and min(value) >= least:
+        return value
     given = tuple(value) if isinstance(value, Sequence | torch.Size) and not isinstance(value, str) else (value,)
     if any(isinstance(v, bool) or not isinstance(v, int | torch.SymInt) for v in given):
         raise TypeError(f"{_OP}: {name} must be one integer or three, got {value!r}")

@@ -50,15 +50,13 @@ def conv_transpose3d(
     auto = autocast_dtype(x.device.type) if isinstance(x, Tensor) and x.is_floating_point() else None
     if auto is not None and isinstance(w, Tensor) and torch.float64 not in (x.dtype, w.dtype):
         x, w, b = x.to(auto), w.to(auto), b.to(auto) if isinstance(b, Tensor) else b
-    stride3, padding3, extra, dilation3 = check_conv_transpose3d(
+    stride3, padding3, extra, dilation3, size = check_conv_transpose3d(
         x, w, b, stride, padding, output_padding, groups, dilation, pad_mode
     )
     backend = _choose(x, w, stride3, padding3, dilation3, groups)
     if backend in ("reference", "cudnn"):
         return conv_transpose3d_ref(x, w, b, stride3, padding3, extra, groups, dilation3, pad_mode)
     batched = x if x.dim() == 5 else x[None]
-    spans = zip(batched.shape[2:], w.shape[2:], stride3, padding3, extra, dilation3, strict=True)
-    size = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in spans]
     args = (size, stride3, padding3, dilation3, groups, pad_mode == "replicate")
     if call_directly(x, w, b):
         out = _forward(batched, w, b, *args, backend)
