@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from latte_fast import _ext
 from latte_fast._ext.axis_attention import Rope, axis_attention_fwd
 from latte_fast._ext.bias_gelu import bias_gelu_fwd
 
@@ -48,18 +49,20 @@ def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
     return torch.mm(rows, weight.t(), out=out).view(*x.shape[:-1], weight.shape[0])
 
 
-def rows_in_cache() -> int:
-    """Rows between two GEMMs that stay in the cores' own L2."""
-    # 256 a core: the MLP of B/2 in 54 ms, all rows at once in 69 (bf16, two cores of a Xeon with AMX, 2026-11); where
-    # products take twice as long it makes no difference of more than 3 % (an EPYC without AMX, 2026-11-21)
-    return max(512, 256 * torch.get_num_threads())
+def rows_at_once(dtype: torch.dtype) -> int:
+    """Rows of a product whose result the next step reads: few stay in the caches, many share the packing of weights."""
+    # On AMX 256 a core: the MLP of B/2 in 54 ms, all rows at once in 69 (bf16, two cores of a Xeon, 2026-11). Slower
+    # products are better off with many: 2048 instead of 512 take 1-3 % off the MLP and off attention with its qkv in
+    # bf16, 4-12 % in fp32, while all 4096 give some of it back (two cores of an EPYC without AMX, 2026-11-21).
+    tiles = dtype == torch.bfloat16 and _ext.load().isa() == "amx"
+    return max(512 if tiles else 2048, 256 * torch.get_num_threads())
 
 
 def mlp(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    """gelu(h w1^T + b1) w2^T, the hidden layer in cache, some rows at a time; h (..., D) -> (..., D)."""
+    """gelu(h w1^T + b1) w2^T, some rows at a time; h (..., D) -> (..., D)."""
     rows = h.reshape(-1, h.shape[-1])
     out = torch.empty((len(rows), w2.shape[0]), dtype=h.dtype)
-    step = rows_in_cache()
+    step = rows_at_once(h.dtype)
     with borrowed((min(step, len(rows)), w1.shape[0]), h.dtype) as u:
         for part, to in zip(rows.split(step), out.split(step), strict=True):
             hidden = linear(part, w1, out=u[: len(part)])
@@ -82,7 +85,7 @@ def attention(
     step = batch * frames
     shape = (batch, frames, patches)
     if axis == "space":
-        step = min(step, max(1, rows_in_cache() // patches))
+        step = min(step, max(1, rows_at_once(h.dtype) // patches))
         shape = (1, -1, patches)
     images, results = h.reshape(batch * frames, patches, -1), out.view(batch * frames, patches, -1)
     scale = width**-0.5 if scale is None else scale
