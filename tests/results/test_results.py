@@ -76,6 +76,26 @@ def test_comparison_knows_noise_and_drift(run: Results) -> None:
         changes(run, replace(run, device="another"))
 
 
+def test_comparison_sees_every_policy_of_ours(run: Results) -> None:
+    """A policy of ours is judged as ours is; a quiet one that slows with ours is no witness of the machine's drift."""
+    remade = row("ours, recompute = block", 1.2, spread=0.0)
+    run = replace(run, rows=(*run.rows, remade))
+    slower = replace(slowed(run, 1.5), rows=(*slowed(run, 1.5).rows[:-1], replace(remade, median=1.8, high=1.8)))
+    found = {c.title: c for c in changes(run, slower)}
+    assert found["model / a"].regressed and found["model / a"].ratio == pytest.approx(1.5)
+    assert found["model / a / ours, recompute = block"].regressed
+
+
+def test_comparison_counts_kept_bytes(run: Results) -> None:
+    def kept(count: int) -> Results:
+        return replace(run, rows=tuple(replace(r, kept_bytes=count) if r.title == "m" else r for r in run.rows))
+
+    (found,) = (c for c in changes(run, kept(10**6 + 1)) if c.title == "memory / m")
+    assert found.regressed and "MB" in table([found]) and "REGRESSED" in table([found])
+    assert not any(c.regressed for c in changes(run, kept(10**6 - 1)))
+    assert [c.gone for c in changes(run, kept(0)) if c.regressed] == ["not counted"]
+
+
 def test_bench_compares_and_refuses(run: Results, tmp_path: Path) -> None:
     save(run, tmp_path / "a.json")
     save(slowed(run, 1.5), tmp_path / "b.json")
