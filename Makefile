@@ -40,10 +40,12 @@ emulate-amx: install
 	$(PIP) install -c constraints.txt setuptools pybind11
 	PYTHON=$(BIN)/python tests/ext/emulate_amx.sh
 
-# the Triton kernels under memcheck and racecheck, on a CUDA machine
+# the Triton kernels under memcheck and racecheck, on a CUDA machine; torch's caching allocator would hide an access
+# beyond a tensor
+SANITIZED := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
 sanitize-cuda: install
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
+	$(SANITIZED) --tool memcheck $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
+	$(SANITIZED) --tool racecheck $(BIN)/python -m pytest -m "cuda and not slow" tests/kernels
 
 bench: install
 	$(BIN)/latte-fast bench

@@ -4,6 +4,7 @@ The default selection is what a CPU machine runs in ten minutes; `-m quick` is a
 """
 
 import datetime
+import functools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,17 @@ import torch
 from benchmarks import contenders
 from benchmarks.race import Lap, ceilings, race
 from latte_fast import info
-from latte_fast.results import Results, Row, save
+from latte_fast.results import Results, Row, load, save
 
 ROWS: list[Row] = []
+DONE: list[str] = []  # tests whose rows are in the file
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole grid instead of the default selection")
     parser.addoption("--tiny", action="store_true", help="sizes at which everything runs in a moment: no figures")
-    parser.addoption("--results", metavar="FILE", help="write every row to this JSON file")
+    parser.addoption("--results", metavar="FILE", help="write every row to this JSON file, after every test")
+    parser.addoption("--resume", action="store_true", help="skip what --results holds from a run that was cut off")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,16 +34,44 @@ def pytest_configure(config: pytest.Config) -> None:
         contenders.shrink()
     config.addinivalue_line("markers", "full: runs only with --full")
     config.addinivalue_line("markers", "quick: a part of the default selection that takes a few minutes on a CPU")
+    path = results_file(config)
+    if path and config.getoption("--resume") and path.is_file() and done_file(path).is_file():
+        before = load(path)
+        if (before.device, before.commit) == (device_name(), commit()):
+            ROWS.extend(before.rows)
+            DONE.extend(done_file(path).read_text().splitlines())
+
+
+def results_file(config: pytest.Config) -> Path | None:
+    name = config.getoption("--results")
+    return Path(name) if name else None
+
+
+def done_file(results: Path) -> Path:
+    """The names of the tests whose rows are in a results file."""
+    return results.with_suffix(".tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    dropped = [item for item in items if item.get_closest_marker("full")]
+    full = config.getoption("--full")
+    dropped = [item for item in items if item.nodeid in DONE or (item.get_closest_marker("full") and not full)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    """Keeps the rows so far: a run that is cut off later has measured them."""
+    report = yield
+    path = results_file(item.config)
+    if path and ROWS and report.when == "call" and report.passed:
+        DONE.append(item.nodeid)
+        save(collected(), path)
+        done_file(path).write_text("".join(f"{name}\n" for name in DONE))
+    return report
+
+
+@functools.cache
 def commit() -> str:
     def git(*args: str) -> str:
         folder = Path(__file__).parent
@@ -50,10 +81,13 @@ def commit() -> str:
     return (name + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")) or "unknown"
 
 
+def device_name() -> str:
+    return info.gpu() if torch.cuda.is_available() else info.cpu()
+
+
 def collected() -> Results:
-    device = info.gpu() if torch.cuda.is_available() else info.cpu()
     day = datetime.date.today().isoformat()
-    return Results(device, day, commit(), info.versions(), ceilings(), tuple(ROWS))
+    return Results(device_name(), day, commit(), info.versions(), ceilings(), tuple(ROWS))
 
 
 @pytest.fixture
@@ -87,6 +121,7 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
         check()
         laps = race(contenders, seconds)
         ours = laps["ours"]
+        assert not ours.reason, f"ours did not run: {ours.reason}"
         benchmark.pedantic(lambda: None, rounds=1)  # the race has the times; this only enters the row below
         benchmark.stats.stats.data[:] = [ours.median]
         for name, lap in laps.items():
@@ -97,10 +132,12 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
     return run
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--results")
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    path = results_file(session.config)
     if path and ROWS:
-        save(collected(), Path(path))
+        save(collected(), path)
+    if DONE and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK  # all was measured before
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

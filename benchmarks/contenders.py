@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -30,14 +31,24 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def large(*values: Any) -> Any:
+    """Parameters of a test that a GPU runs by default, and a CPU, which takes minutes for a lap, with --full."""
+    return pytest.param(*values, marks=() if torch.cuda.is_available() else pytest.mark.full)
+
+
+def op_clips() -> int:
+    """Clips that ops race on: one, but on a GPU as many that none of their tensors stays in the L2 from lap to lap."""
+    return 32 if torch.cuda.is_available() else 1
+
+
 def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
     return torch.no_grad()(run)
 
 
-def affordable(name: str, batch: int) -> int:
-    """How many of a preset's blocks, even and at least 4, have products that take PATIENCE seconds."""
+def affordable(name: str, batch: int, passes: int = 1) -> int:
+    """How many of a preset's blocks, even and at least 4, have products that take PATIENCE seconds over all passes."""
     preset = PRESETS[name]
-    tokens = batch * FRAMES * (SIDE // preset["patch_size"]) ** 2
+    tokens = passes * batch * FRAMES * (SIDE // preset["patch_size"]) ** 2
     seconds = 24 * preset["hidden_size"] ** 2 * tokens / ceilings()["gemm"]
     return min(preset["depth"], max(4, 2 * int(PATIENCE / seconds / 2)))
 

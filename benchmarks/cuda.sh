@@ -1,7 +1,8 @@
 #!/bin/bash
 # Everything a CUDA machine without a network has to show, in stages of at most 9 minutes each:
 #   OUT=folder benchmarks/cuda.sh [stage ...]       stages: build test sanitize ops model training sampling tune report
-# A stage that passed leaves OUT/<stage>.done and is not run again; its output is in OUT/<stage>.log. DRY=1 runs every
+# A stage that passed leaves OUT/<stage>.done and is not run again; its output is in OUT/<stage>.log. One that was cut
+# off goes on where it was: races that were run, tools that passed and tiles that were measured are kept. DRY=1 runs every
 # stage on a machine without a GPU: interpreted kernels, tiny sizes, and commands that need the device only named.
 set -u
 cd "$(dirname "$0")/.."
@@ -15,7 +16,8 @@ suites() {  # suite ...: races of benchmarks/test_<suite>.py into OUT/<stage>.js
   local files=() more=()
   for suite in "$@"; do files+=("benchmarks/test_$suite.py"); done
   [ "$DRY" = 1 ] && more=(--tiny)
-  "$PYTHON" -m pytest "${files[@]}" --benchmark-only -q -p no:cacheprovider "${more[@]}" --results "$OUT/$STAGE.json"
+  "$PYTHON" -m pytest "${files[@]}" --benchmark-only -q -p no:cacheprovider "${more[@]}" \
+    --results "$OUT/$STAGE.json" --resume
 }
 
 needs_gpu() { [ "$DRY" = 1 ] && { echo "needs a GPU, not run: $*"; return 0; }; "$@"; }
@@ -31,17 +33,24 @@ test() {
   if [ "$DRY" = 1 ]; then
     OMP_NUM_THREADS=1 "$PYTHON" -m pytest tests/kernels/test_norm_modulate.py -m "not slow" -q -p no:cacheprovider -k pairs
   else
+    local parallel=()
+    # nearly all of a test's time is Triton compiling for its shape
+    "$PYTHON" -c "import xdist" 2>/dev/null && parallel=(-n 8)
     # only what needs nothing but torch: the other folders import what such a machine may not have
-    "$PYTHON" -m pytest tests/kernels tests/ext -m "cuda and not slow" -q -p no:cacheprovider --durations=10
+    "$PYTHON" -m pytest tests/kernels tests/ext -m "cuda and not slow" -q -p no:cacheprovider --durations=10 "${parallel[@]}"
   fi
 }
 
 sanitize() {
   local small="cuda and not slow"
+  # torch's caching allocator would hide an access beyond a tensor: its blocks are larger, and one beside the other
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for tool in memcheck racecheck; do
+    [ -f "$OUT/sanitize.$tool.done" ] && continue
     needs_gpu compute-sanitizer --tool $tool --error-exitcode 1 \
       "$PYTHON" -m pytest -m "$small" -q -x -p no:cacheprovider tests/kernels tests/ext/test_conv_cuda.py \
       -k "(pairs and not conv) or (transpose3d_on_gpu and bf16)" || return 1
+    touch "$OUT/sanitize.$tool.done"
   done
 }
 

@@ -39,17 +39,29 @@ def lap(run: Callable[[], object], calls: int = 1) -> float:
     return (time.perf_counter() - begin) / calls
 
 
+def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
+    """The contender after a call, or why it can't have one."""
+    try:
+        lap(run)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+    else:
+        return run
+    # outside the `except`, whose traceback would hold what was allocated
+    torch.cuda.empty_cache()
+    return reason
+
+
 def race(
     contenders: dict[str, Callable[[], object] | str], seconds: float = 6.0, rounds: tuple[int, int] = (3, 50)
 ) -> dict[str, Lap]:
     """Laps by contender; a contender given as a string is a missing one with its reason.
 
-    A warm-up call each, then rounds in which everyone runs a lap, as many as fit `seconds` within the bounds; a lap has
-    the same number of calls for all.
+    A warm-up call each, which shows who does not fit the GPU's memory, then rounds in which everyone runs a lap, as
+    many as fit `seconds` within the bounds; a lap has the same number of calls for all.
     """
+    contenders = {name: run if isinstance(run, str) else warmed(run) for name, run in contenders.items()}
     runners = {name: run for name, run in contenders.items() if not isinstance(run, str)}
-    for run in runners.values():
-        lap(run)
     calls = max(1, int(SHORT / min(lap(run) for run in runners.values()))) if runners else 1
     times: dict[str, list[float]] = {name: [] for name in runners}
     done, spent = 0, 0.0

@@ -9,6 +9,7 @@ from benchmarks.contenders import (
     affordable,
     compiled,
     flops,
+    large,
     model_gate,
     models,
     no_grad,
@@ -22,8 +23,9 @@ CASES = [
     pytest.param("Latte-B/2", HALF, 1, marks=pytest.mark.quick),
     ("Latte-B/2", FULL, 1),
     ("Latte-XL/2", HALF, 1),
+    large("Latte-XL/2", HALF, 8),
     *(pytest.param(f"Latte-{size}/2", HALF, 1, marks=pytest.mark.full) for size in ("S", "L")),
-    *(pytest.param("Latte-XL/2", HALF, batch, marks=pytest.mark.full) for batch in (2, 8, 32)),
+    *(pytest.param("Latte-XL/2", HALF, batch, marks=pytest.mark.full) for batch in (2, 32)),
     pytest.param("Latte-XL/2", FULL, 1, marks=pytest.mark.full),
 ]
 

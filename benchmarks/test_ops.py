@@ -1,4 +1,4 @@
-"""Each op at the presets' shapes, one clip of 16 x 256 tokens, against eager torch, torch.compile and SDPA."""
+"""Each op at the presets' shapes, clips of 16 x 256 tokens, against eager torch, torch.compile and SDPA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, no_grad
+from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, no_grad, op_clips
 from latte_fast import backends, ops, testing, use_backend
 from latte_fast._ext import bias_gelu
 from latte_fast._ext.axis_attention import axis_attention_fwd
@@ -34,9 +34,9 @@ def gate(fn: Callable, ref: Callable, args: tuple) -> Callable[[], None]:
 
 
 def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
-    d, heads = WIDTHS[size]
-    x = rows(1, FRAMES, PATCHES, d)
-    six = rows(1, 6 * d).chunk(6, dim=-1)
+    (d, heads), clips = WIDTHS[size], op_clips()
+    x = rows(clips, FRAMES, PATCHES, d)
+    six = rows(clips, 6 * d).chunk(6, dim=-1)
     if op == "norm_modulate":
         return ops.norm_modulate, R.norm_modulate_ref, (x, six[0], six[1])
     if op == "gate_residual":
@@ -45,9 +45,9 @@ def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
         fused, ref = ops.gate_residual_norm_modulate, R.gate_residual_norm_modulate_ref
         return fused, ref, (x, rows(*x.shape), six[0], six[1], six[2])
     if op == "bias_gelu":
-        return ops.bias_gelu, R.bias_gelu_ref, (rows(1, FRAMES, PATCHES, 4 * d), rows(4 * d))
+        return ops.bias_gelu, R.bias_gelu_ref, (rows(clips, FRAMES, PATCHES, 4 * d), rows(4 * d))
     axis = op.removeprefix("attention over ")
-    qkv = rows(1, FRAMES, PATCHES, 3, heads, d // heads)
+    qkv = rows(clips, FRAMES, PATCHES, 3, heads, d // heads)
     return ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis)
 
 
@@ -61,12 +61,17 @@ WORK = {"norm_modulate": (2, 8), "gate_residual": (3, 2), "gate_residual_norm_mo
 
 def work(op: str, size: str) -> dict[str, int]:
     """Bytes that a forward has to move and operations it has to do."""
-    elements = FRAMES * PATCHES * WIDTHS[size][0]
+    elements = op_clips() * FRAMES * PATCHES * WIDTHS[size][0]
     if op in WORK:
         moved, each = WORK[op]
         return {"bytes": 2 * moved * elements, "flops": each * elements * (4 if op == "bias_gelu" else 1)}
     length = PATCHES if op.endswith("space") else FRAMES
     return {"bytes": 8 * elements, "flops": 4 * length * elements}
+
+
+def title(op: str, size: str, what: str) -> str:
+    clips = "" if op_clips() == 1 else f", {op_clips()} clips"
+    return f"{op}, {size}/2, bf16{clips}, {what}"
 
 
 def layout_copies(qkv: Tensor, axis: str) -> Tensor:
@@ -117,7 +122,7 @@ def test_forward(op: str, size: str, compare: Any) -> None:
         contenders |= into_reused_buffers(*args)
     jit = compiled(ref)
     contenders["torch.compile"] = no_grad(lambda: jit(*args))
-    compare(f"{op}, {size}/2, bf16, forward", contenders, gate(fn, ref, args), seconds=2.0, **work(op, size))
+    compare(title(op, size, "forward"), contenders, gate(fn, ref, args), seconds=2.0, **work(op, size))
 
 
 @pytest.mark.parametrize("size", ["B", "XL"])
@@ -148,4 +153,4 @@ def test_forward_and_backward(op: str, size: str, compare: Any) -> None:
             testing.assert_no_worse_than_torch("gradient", *row)
 
     contenders = {"ours": step(fn), "torch eager": step(ref), "torch.compile": step(compiled(ref))}
-    compare(f"{op}, {size}/2, bf16, forward and backward", contenders, check, seconds=2.0)
+    compare(title(op, size, "forward and backward"), contenders, check, seconds=2.0)

@@ -43,6 +43,10 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
         from diffusers import LatteTransformer3DModel
     except ImportError:
         contenders |= dict.fromkeys(("diffusers eager", "diffusers under torch.compile"), "diffusers is not installed")
+        # which has diffusers' numbers and copies
+        jit = compiled(oracle)
+        contenders["oracle eager"] = no_grad(lambda: oracle(x, t, text))
+        contenders["oracle under torch.compile"] = no_grad(lambda: jit(x, t, text))
     else:
         theirs = LatteTransformer3DModel(**SHAPE, **DIFFUSERS, num_layers=layers, sample_size=side).eval()
         theirs.load_state_dict(ours.state_dict())
@@ -50,7 +54,7 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
         jit = compiled(theirs)
         contenders["diffusers eager"] = no_grad(lambda: theirs(x, t, text))
         contenders["diffusers under torch.compile"] = no_grad(lambda: jit(x, t, text))
-    names = [n for n in ("ours", "diffusers eager") if callable(contenders[n])]
+    names = [n for n in ("ours", "diffusers eager", "oracle eager") if callable(contenders.get(n))]
     each = {n: {"peak_bytes": peak_bytes(contenders[n])} for n in names}
     title = f"LatteT2V, {layers} + {layers} blocks, {8 * side} px, bfloat16, forward"
     compare(title, contenders, check, seconds=10.0, each=each)

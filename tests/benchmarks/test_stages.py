@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import contenders
+from benchmarks.race import race
 from latte_fast import results
 
 ROOT = Path(__file__).parents[2]
@@ -42,18 +45,97 @@ def test_dry_run(stage: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_suites_leave_rows(tmp_path: Path) -> None:
-    """Two suites that compile nothing, at sizes that take a moment, then the report of them."""
-    suites = [str(ROOT / "benchmarks" / f"test_{name}.py") for name in ("memory", "scaling")]
-    command = [sys.executable, "-m", "pytest", *suites, "--benchmark-only", "--tiny", "-m", "quick", "-q"]
-    command += ["-p", "no:cacheprovider", "--results", str(tmp_path / "part.json")]
+def fake(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_sanitizers_see_every_allocation_and_pass_once(tmp_path: Path) -> None:
+    fake(
+        tmp_path / "compute-sanitizer",
+        f'echo "$2 caching off: $PYTORCH_NO_CUDA_MEMORY_CACHING"; [ -f {tmp_path}/ok ] || [ $2 = memcheck ]',
+    )
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    assert stages(tmp_path, "sanitize", DRY="0", PATH=path).returncode == 1
+    log = tmp_path / "sanitize.log"
+    assert log.read_text() == "memcheck caching off: 1\nracecheck caching off: 1\n"
+    (tmp_path / "ok").touch()
+    assert stages(tmp_path, "sanitize", DRY="0", PATH=path).returncode == 0
+    assert log.read_text() == "racecheck caching off: 1\n"
+    rules = subprocess.run(["make", "-n", "sanitize-cuda"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert rules.count("PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer") == 2
+
+
+def test_kernels_are_tested_in_parallel(tmp_path: Path) -> None:
+    python = fake(tmp_path / "python", 'echo "$@"')
+    assert stages(tmp_path, "test", DRY="0", PYTHON=python).returncode == 0
+    assert "tests/kernels tests/ext" in (log := (tmp_path / "test.log").read_text()) and "-n 8" in log
+
+
+def test_a_gpu_races_on_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of an op fits its L2 (126 MB in a B200), and the large models are not left to --full."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    width = min(contenders.WIDTHS[size][0] for size in ("B", "XL"))
+    assert contenders.op_clips() * contenders.FRAMES * (contenders.SIDE // 2) ** 2 * width * 2 > 126e6
+    assert not contenders.large("Latte-XL/2", 8).marks
+
+
+def test_a_contender_too_large_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 94 GiB.")
+
+    laps = race({"ours": lambda: None, "oracle": too_large}, seconds=0.01)
+    assert not laps["ours"].reason and laps["oracle"].reason == "CUDA out of memory"
+
+
+NO_DIFFUSERS = """import sys
+
+sys.modules["diffusers"] = None
+"""
+
+
+def test_sampling_races_without_diffusers(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text(NO_DIFFUSERS)
+    done = suites(tmp_path, ["sampling"], "-p", "bare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row, oracle) = results.load(tmp_path / "part.json").rows
+    assert row.timed and oracle.timed and row.title.endswith("no VAE, for want of diffusers")
+
+
+CUT = """import os
+
+def pytest_runtest_setup(item):
+    if "test_scaling" in item.nodeid:
+        os._exit(9)
+"""
+
+
+def suites(folder: Path, names: list[str], *more: str) -> subprocess.CompletedProcess:
+    """Suites at sizes that take a moment; plugins and results lie in the folder."""
+    files = [str(ROOT / "benchmarks" / f"test_{name}.py") for name in names]
+    command = [sys.executable, "-m", "pytest", *files, "--benchmark-only", "--tiny", "-q", "-p", "no:cacheprovider"]
     # a worker of a parallel run would pass on that benchmarks are off
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    env["PYTHONPATH"] = os.pathsep.join([str(folder), env.get("PYTHONPATH", "")])
+    command += ["--results", str(folder / "part.json"), *more]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_suites_leave_rows(tmp_path: Path) -> None:
+    """Two suites that compile nothing, cut off and resumed."""
+    (tmp_path / "cut.py").write_text(CUT)
+    command = (["memory", "scaling"], "-m", "quick", "--resume")
+    assert suites(tmp_path, *command, "-p", "cut").returncode == 9
+    assert {row.suite for row in results.load(tmp_path / "part.json").rows} == {"memory"}
+    done = suites(tmp_path, *command)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
     found = results.load(tmp_path / "part.json")
     assert {row.suite for row in found.rows} == {"memory", "scaling"}
     kept = {row.contender: row.kept_bytes for row in found.rows if row.suite == "memory"}
     assert 0 < kept["ours, recompute = block"] < kept["ours, recompute = elementwise"] < kept["ours"]
     assert all(row.timed for row in found.rows if row.suite == "scaling")
     assert found.ceilings.keys() == {"copy", "gemm"}
+    again = suites(tmp_path, *command)
+    assert again.returncode == 0 and len(results.load(tmp_path / "part.json").rows) == len(found.rows)
