@@ -8,6 +8,7 @@ from statistics import median
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from latte_fast.kernels import tuning
 from latte_fast.kernels.tuning import Config, FlashConfig, PackedConfig, RowsConfig, TileConfig
@@ -69,7 +70,10 @@ def chosen(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device
 def tune(
     launches: list[Callable[[], object]], timer: Callable[[Callable[[], object]], float] = milliseconds
 ) -> dict[str, dict[str, int]]:
-    """`<kernel>/<shape>` -> fields of the fastest config, where it beats the analytic one by 2 %, in these launches."""
+    """`<kernel>/<shape>` -> fields of the fastest config, where it beats the analytic one by 2 %, in these launches.
+
+    Where it does not, the analytic one takes the place of what an earlier measurement stored.
+    """
     best: dict[str, dict[str, int]] = {}
     for launch in launches:
         for key, (default, device) in chosen(launch).items():
@@ -82,14 +86,14 @@ def tune(
                 try:
                     times[candidate] = timer(launch)
                 # a tile too large for this GPU is no candidate
-                except triton.runtime.errors.OutOfResources:
+                except (OutOfResources, PTXASError):
                     continue
             fastest = min(times, key=times.__getitem__)
             stored.pop(key)
             if times[fastest] < 0.98 * times[default]:
                 best[key] = stored[key] = asdict(fastest)
             elif before is not None:
-                stored[key] = before
+                best[key] = stored[key] = asdict(default)
             tuning.choose.cache_clear()
     return best
 

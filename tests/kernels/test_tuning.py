@@ -46,7 +46,8 @@ def test_missing_file_warns_once(monkeypatch, tmp_path, caplog) -> None:
 
 def test_tuner_keeps_the_fastest(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
-    x, m = torch.randn(2, 64), torch.randn(1, 64)
+    device = tuning_device()
+    x, m = torch.randn(2, 64, device=device), torch.randn(1, 64, device=device)
 
     def launch() -> None:
         norm_modulate.norm_modulate_fwd(x, m, m, 1e-6, x.dtype)
@@ -62,8 +63,33 @@ def test_tuner_keeps_the_fastest(monkeypatch, tmp_path) -> None:
         "stages": 4,
         "programs_per_sm": 0,
     }
-    tuner.save(best, CPU)
-    assert json.loads((tmp_path / "interpreter.json").read_text())["configs"] == best
+    tuner.save(best, device)
+    file = tmp_path / f"{tuning.file_stem(tuning.gpu_of(device).name)}.json"
+    assert json.loads(file.read_text())["configs"] == best
+    # measured anew, the analytic tile is as fast as any: it replaces what was stored
+    again = tuner.tune([launch], lambda launch: 1.0)
+    assert again == {"norm_modulate_fwd/D64-fp32": {"warps": 1, "stages": 3, "programs_per_sm": 40}}
+    tuner.save(again, device)
+    assert json.loads(file.read_text())["configs"] == again
+
+
+def test_command_keeps_what_it_measured_when_cut_off(monkeypatch) -> None:
+    tune, saved = importlib.import_module("latte_fast.cli.tune"), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tune, "cudnn_choices", lambda *args: {})
+    monkeypatch.setattr(tune, "launches", lambda *args: ["first", "cut off"])
+    monkeypatch.setattr(tuner, "save", lambda found, device: saved.append(found))
+
+    def measure(launches: list[str]) -> dict:
+        if "cut off" in launches:
+            raise KeyboardInterrupt
+        return {"kernel/shape": {"warps": 2}}
+
+    monkeypatch.setattr(tuner, "tune", measure)
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(sizes=("XL",))
+    assert saved == [{}, {"kernel/shape": {"warps": 2}}]
 
 
 def test_command_visits_every_kernel(monkeypatch) -> None:
