@@ -11,9 +11,7 @@ from latte_fast import backends
 if TYPE_CHECKING:
     from latte_fast.models.latte import Latte
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-
-
+_INTEGERS = (torch.int64, torch.int32)  # what torch looks up by
 EXTEND = ("error", "sincos", "interpolate")
 
 
@@ -87,7 +85,7 @@ def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...])
     rows = list(labels) if len(shape) == 2 else [labels]
     for row in rows:
         if row.dtype not in _INTEGERS:
-            raise TypeError(f"Latte: {name} must be integers, got {row.dtype}")
+            raise TypeError(f"Latte: {name} must be int64 or int32, got {row.dtype}")
     if len(rows) != (shape[0] if len(shape) == 2 else 1) or any(tuple(row.shape) != shape[-1:] for row in rows):
         found = [tuple(row.shape) for row in rows] if len(shape) == 2 else tuple(labels.shape)
         raise ValueError(f"Latte: {name} must have shape {shape}, got {found}")

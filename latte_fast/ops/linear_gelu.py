@@ -25,11 +25,25 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         w: (M, D).
         b: (M,) or None.
     """
-    if x.is_cuda and b is not None and call_directly(x, w, b) and x.dtype == w.dtype == b.dtype:
-        # CUDA only: on the CPU this operator computes the erf form
+    if b is not None and _epilogue_serves(x, w, b):
         out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
         return out.unflatten(0, x.shape[:-1])
     return bias_gelu(F.linear(x, w), b)
+
+
+def _epilogue_serves(x: Tensor, w: Tensor, b: Tensor) -> bool:
+    """On CUDA only, for on the CPU the operator computes the erf form; not where bias_gelu was asked for by name.
+
+    A bias of another shape would broadcast there: bias_gelu refuses it.
+    """
+    return (
+        x.is_cuda
+        and not backends.forced("bias_gelu")
+        and call_directly(x, w, b)
+        and x.dtype == w.dtype == b.dtype
+        and x.dim() > 1
+        and b.shape == w.shape[:1]
+    )
 
 
 def bias_gelu(u: Tensor, b: Tensor | None = None) -> Tensor:

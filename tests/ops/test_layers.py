@@ -1,5 +1,6 @@
 """attention_layer and mlp_layer, with and without gradients: any strides of a bias, and what they refuse."""
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latte_fast import ops
+from latte_fast import ops, use_backend
 from latte_fast.reference import functional as R
 
 WIDTH, HEADS = 16, 2
@@ -61,3 +62,30 @@ def test_bad_input(case: str, grad: bool) -> None:
     call, message = BAD[case]
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
         call()
+
+
+def test_gelu_in_the_product_serves_what_bias_gelu_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The epilogue of a CUDA product, which no backend is, leaves a forced one and bad shapes to bias_gelu."""
+    module = importlib.import_module("latte_fast.ops.linear_gelu")  # the package's attribute is the function
+    called: list[tuple[int, ...]] = []
+
+    def epilogue(b: Tensor, x: Tensor, w: Tensor, use_gelu: bool) -> Tensor:
+        called.append(tuple(x.shape))
+        return F.gelu(torch.addmm(b, x, w), approximate="tanh")
+
+    class OnCuda(Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch, "_addmm_activation", epilogue)
+    monkeypatch.setattr(module, "call_directly", lambda *tensors: True)
+    x, w, b = rows(2, 3, WIDTH), rows(64, WIDTH, seed=1), rows(64, seed=2)
+    fast = x.as_subclass(OnCuda)
+    assert torch.equal(ops.linear_gelu(fast, w, b).as_subclass(Tensor), R.bias_gelu_ref(F.linear(x, w, b), None))
+    assert called == [(6, WIDTH)]
+    with use_backend(bias_gelu="reference"):
+        assert torch.equal(ops.linear_gelu(fast, w, b).as_subclass(Tensor), R.bias_gelu_ref(F.linear(x, w), b))
+    with pytest.raises(ValueError, match="b must be"):
+        ops.linear_gelu(fast, w, b[:1])
+    with pytest.raises(ValueError, match="u must be"):
+        ops.linear_gelu(fast[0, 0], w, b)
+    assert len(called) == 1
