@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import contenders
+from benchmarks import conftest, contenders
 from benchmarks.race import race
 from latte_fast import results
 
@@ -79,6 +80,12 @@ def test_a_gpu_races_on_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     width = min(contenders.WIDTHS[size][0] for size in ("B", "XL"))
     assert contenders.op_clips() * contenders.FRAMES * (contenders.SIDE // 2) ** 2 * width * 2 > 126e6
     assert not contenders.large("Latte-XL/2", 8).marks
+
+
+def test_fp32_is_not_judged_by_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    conftest.pytest_configure(SimpleNamespace(getoption=lambda name: None, addinivalue_line=lambda *line: None))
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_contender_too_large_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
