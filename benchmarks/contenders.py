@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.race import ceilings
-from latte_fast import Latte, reference, testing
+from latte_fast import Latte, backends, ops, reference, testing, use_backend
 from latte_fast.config import PRESETS, SIZES
 
 FRAMES, SIDE = 16, 32
@@ -145,3 +145,21 @@ def model_gate(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[]
         testing.assert_no_worse_than_torch("output", got, same, exact)
 
     return check
+
+
+def through(backend: str, qkv: Tensor, axis: str) -> Tensor:
+    with use_backend(axis_attention=backend):
+        return ops.axis_attention_qkv(qkv, axis)
+
+
+def libraries(qkv: Tensor, axis: str) -> dict[str, Callable | str]:
+    """Attention of others on the very views; on a GPU flash-attn and xformers too, or why they can't."""
+    names = {"sdpa": "SDPA on strided views"}
+    if torch.cuda.is_available():
+        names |= {"flash_attn": "flash-attn", "xformers": "xformers"}
+    found: dict[str, Callable | str] = {}
+    for backend, name in names.items():
+        q, k, v = qkv.unbind(3)
+        reason = backends.why_not("axis_attention", backend, q, k, v, axis, None, 1.0, None)
+        found[name] = reason or no_grad(functools.partial(through, backend, qkv, axis))
+    return found

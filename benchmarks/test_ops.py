@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, no_grad, op_clips
-from latte_fast import backends, ops, testing, use_backend
+from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, libraries, no_grad, op_clips
+from latte_fast import backends, ops, testing
 from latte_fast._ext import bias_gelu
 from latte_fast._ext.axis_attention import axis_attention_fwd
 from latte_fast.reference import functional as R
@@ -82,11 +82,6 @@ def layout_copies(qkv: Tensor, axis: str) -> Tensor:
     return R.axis_attention_qkv_ref(qkv, axis).contiguous()
 
 
-def through_sdpa(qkv: Tensor, axis: str) -> Tensor:
-    with use_backend(axis_attention="sdpa"):
-        return ops.axis_attention_qkv(qkv, axis)
-
-
 def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
     """GELU without the cost of mapping its result afresh, for both: torch's without the bias, ours with it."""
     out = torch.empty_like(u)
@@ -116,7 +111,7 @@ def test_forward(op: str, size: str, compare: Any) -> None:
     contenders: dict[str, Any] = {"ours": no_grad(lambda: fn(*args)), "torch eager": no_grad(lambda: ref(*args))}
     if op.startswith("attention"):
         contenders["torch eager"] = no_grad(lambda: layout_copies(*args))
-        contenders["SDPA on strided views"] = no_grad(lambda: through_sdpa(*args))
+        contenders |= libraries(*args)
         contenders |= attention_into_reused_buffer(*args)
     if op == "bias_gelu":
         contenders |= into_reused_buffers(*args)

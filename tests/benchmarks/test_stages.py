@@ -82,6 +82,17 @@ def test_a_gpu_races_on_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not contenders.large("Latte-XL/2", 8).marks
 
 
+def test_attention_of_others_is_a_row_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(1, 2, 4, 3, 1, 8).bfloat16()
+    (here,) = contenders.libraries(qkv, "time").items()
+    assert here[0] == "SDPA on strided views" and callable(here[1])
+    assert here[1]().shape == (1, 2, 4, 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = contenders.libraries(qkv, "time")
+    assert list(found) == ["SDPA on strided views", "flash-attn", "xformers"]
+    assert found["flash-attn"] == "flash_attn needs a CUDA tensor, got one on cpu"
+
+
 def test_fp32_is_not_judged_by_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     conftest.pytest_configure(SimpleNamespace(getoption=lambda name: None, addinivalue_line=lambda *line: None))

@@ -178,7 +178,9 @@ def check_on_gpu(tensors: tuple, window: dict) -> None:
     tensors = tuple(t if t is None else t.requires_grad_() for t in on_gpu(tensors))
     names = ["y", "dx", "dw", "db"][: 3 + (tensors[2] is not None)]
     fast, ref = (functools.partial(fn, **window) for fn in (ops.conv_transpose3d, conv_transpose3d_ref))
-    with use_backend(conv_transpose3d="cuda"), poisoned_empty(), torch.backends.cudnn.flags(allow_tf32=False):
+    # `flags` turns cuDNN off unless told
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with use_backend(conv_transpose3d="cuda"), poisoned_empty(), exact:
         compare(fast, ref, tensors, names)
 
 
