@@ -15,6 +15,9 @@ from latte_fast.kernels.tuning import Config, FlashConfig, PackedConfig, RowsCon
 
 # larger than any L2 here, so that each repetition finds its inputs in memory
 FLUSH_BYTES = 256 * 2**20
+# as many keep the GPU busy for about half a millisecond: a backward's launches, which take Python a part of that, are
+# queued by then, and the events time kernels rather than the wait for them
+FLUSHES = 8
 
 
 def candidates(default: Config) -> Iterator[Config]:
@@ -41,7 +44,8 @@ def milliseconds(launch: Callable[[], object], repetitions: int = 20) -> float:
     times = []
     for _ in range(repetitions):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
+        for _ in range(FLUSHES):
+            flush.zero_()
         start.record()
         launch()
         end.record()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,24 @@ def test_tuner_keeps_the_fastest(monkeypatch, tmp_path) -> None:
     assert again == {"norm_modulate_fwd/D64-fp32": {"warps": 1, "stages": 3, "programs_per_sm": 40}}
     tuner.save(again, device)
     assert json.loads(file.read_text())["configs"] == again
+
+
+def test_timer_queues_launches_behind_work(monkeypatch) -> None:
+    """Between the events lies the launch alone, and before them enough for the GPU to do until it is queued."""
+    seen: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            self.record = lambda: seen.append("event")
+            self.synchronize = lambda: seen.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: SimpleNamespace(zero_=lambda: seen.append("flush")))
+    assert tuner.milliseconds(lambda: seen.append("launch"), repetitions=1) == 2.0
+    assert seen == ["launch"] * 3 + ["flush"] * 8 + ["event", "launch", "event", "wait"]
 
 
 def test_command_keeps_what_it_measured_when_cut_off(monkeypatch) -> None:
