@@ -85,8 +85,9 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConf
     elif forward:
         default = tuning.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
     else:
-        # below sm_90 accumulators and operands share the registers, and at K = 72 a block of 64 overflows them
-        block_n = 64 if tuning.gpu_of(q.device).major >= 9 else 32
+        # before sm_90, and on sm_120 again, accumulators and operands share the registers, and at K = 72 a block of 64
+        # overflows them
+        block_n = 64 if tuning.gpu_of(q.device).major in (9, 10, 11) else 32
         default = tuning.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
     name = f"T{triton.next_power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
     c = tuning.choose(kernel, name, default, q.device)

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latte_fast.kernels import norm_modulate, tuner, tuning
+from latte_fast.kernels import flash_attention_fwd, norm_modulate, tuner, tuning
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def fresh():
+    tuning.choose.cache_clear()
     yield
     tuning.choose.cache_clear()
     tuning.measured.cache_clear()
@@ -23,6 +24,14 @@ def fresh():
 @pytest.mark.parametrize(("D", "warps"), [(64, 1), (384, 1), (768, 2), (1024, 2), (1152, 4), (1153, 4), (16384, 16)])
 def test_rows_default_gives_a_thread_eight_values(D: int, warps: int) -> None:
     assert tuning.rows_default(D, 40).warps == warps
+
+
+@pytest.mark.parametrize(("major", "block_n"), [(8, 32), (9, 64), (10, 64), (12, 32)])
+def test_streamed_backward_fits_the_registers(monkeypatch, major: int, block_n: int) -> None:
+    """Where products take their operands from registers, a block is half as long."""
+    monkeypatch.setattr(tuning, "gpu_of", lambda device: tuning.Gpu("ahead", 100, major))
+    q = torch.empty(1, 1, 256, 16, 72, device="meta", dtype=torch.bfloat16)
+    assert flash_attention_fwd.config("flash_attention_dkdv", q, 256, 256).block_n == block_n
 
 
 def test_file_overrides_the_default(monkeypatch, tmp_path) -> None:
