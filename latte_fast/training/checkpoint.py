@@ -83,7 +83,7 @@ def save(
     ranks: Ranks,
     keep: int,
 ) -> Path:
-    """Writes a checkpoint beside the others, renames it into place, then removes all but the newest `keep`.
+    """Writes a checkpoint beside the others, renames it into place, then removes all but the `keep` up to this step.
 
     Args:
         run: the run's folder.
@@ -125,7 +125,8 @@ def save(
             _remove(final)
         os.rename(partial, final)
         _sync(home)
-        for old in all_checkpoints(run)[:-keep]:
+        # later ones are damaged, as resuming passed over them: none is a reason to remove a whole one
+        for old in [p for p in all_checkpoints(run) if step_of(p) <= step][:-keep]:
             _remove(old)
     ranks.barrier()
     return final

@@ -4,6 +4,8 @@ They are drawn where the clip is read, in the loader's workers, so they cost the
 """
 
 import itertools
+import os
+import signal
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -70,3 +72,11 @@ class Drawn(Dataset):
         if self.task.encoded:
             item["eps"] = normal(seed, number, self.task.latent, Use.LATENT)
         return item | self.task.family.drawn(item)
+
+
+def leave_signals(worker: int) -> None:
+    """What stops a run is for its main process, which ends its workers after the step at hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """A run's log: JSONL always, a progress line, TensorBoard by choice."""
 
 import json
-import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from latte_fast.files import atomic
 
 LOG = "log.jsonl"
 
@@ -56,9 +57,8 @@ class RunLog:
             return
         path = folder / LOG
         kept = [line for line in _whole(path) if line["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
+        with atomic(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
         # a terminal gets a line that moves, a file one line a minute
         pace = 0.1 if sys.stderr.isatty() else 60.0

@@ -1,7 +1,6 @@
 """The training loop: one process or many, the same losses; stopped and resumed, the same losses."""
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from latte_fast.data import GlobalSampler
 from latte_fast.diffusion import create_diffusion
 from latte_fast.training import build, checkpoint
 from latte_fast.training.config import TrainConfig
-from latte_fast.training.draw import Drawn, Numbered
+from latte_fast.training.draw import Drawn, Numbered, leave_signals
 from latte_fast.training.ema import Ema
 from latte_fast.training.log import RunLog, peak_memory
 from latte_fast.training.parallel import Ranks, reducing, spread
@@ -109,6 +108,9 @@ class Trainer:
         return {"model": self.weights.by_name, "ema": self.ema.average, "optimizer": moments}
 
     def save(self) -> Path:
+        if self.ranks.any(not self.weights.finite()):
+            # a checkpoint without use would take the place of a good one
+            raise FloatingPointError(f"train: weights must be finite to be saved, got others at step {self.step}")
         # of the steps since the last line of the log, so that the next line is the same after a resume
         sums = self.ranks.sum(self.sums).tolist()
         meta = {
@@ -134,7 +136,9 @@ class Trainer:
         meta = checkpoint.read_meta(folder)
         self.step, self.summed = meta["step"], meta["summed"]
         if self.ranks.first:
-            self.sums.copy_(torch.tensor(meta["sums"]))
+            # a sum over ranks of each one's mean: as many as there are now
+            share = self.ranks.count / meta["processes"]
+            self.sums.copy_(torch.tensor(meta["sums"], dtype=torch.float64) * share)
         self.say(f"train: resumed {folder} at step {self.step}")
 
     def batches(self) -> Iterator[Batch]:
@@ -152,7 +156,7 @@ class Trainer:
             sampler=numbered,
             num_workers=config.workers,
             pin_memory=ranks.device.type == "cuda",
-            worker_init_fn=_leave_signals if config.workers else None,
+            worker_init_fn=leave_signals if config.workers else None,
             persistent_workers=False,
         )
         for batch in loader:
@@ -288,11 +292,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _leave_signals(worker: int) -> None:
-    """What stops a run is for its main process, which ends its workers after the step at hand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)

@@ -46,6 +46,10 @@ class Weights:
         if self.master:
             torch._foreach_copy_([p.detach() for p in self.own.values()], list(self.by_name.values()))
 
+    def finite(self) -> bool:
+        """Whether this rank's part of all weights is."""
+        return bool(torch.stack([local(p.detach()).isfinite().all() for p in self.by_name.values()]).all())
+
 
 def gradients(weights: Iterable[Tensor]) -> list[Tensor]:
     """This rank's part of every gradient."""

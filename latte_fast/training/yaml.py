@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from latte_fast.files import atomic
+
 T = TypeVar("T")
 _KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
@@ -24,7 +26,9 @@ def read_config(path: str | Path, cls: type[T]) -> T:
 
 
 def write_config(path: str | Path, config: Any) -> None:
-    Path(path).write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    # a run that is resumed has one already, and without it nothing in its folder can be read
+    with atomic(path) as partial:
+        partial.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
 
 
 def from_mapping(cls: type[T], content: Any, where: str, prefix: str = "") -> T:

@@ -1,5 +1,6 @@
 """Runs killed and resumed, checkpoints damaged: nothing is lost and nothing damaged is used."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 
 from latte_fast.models.checkpoint import CheckpointError, read_checkpoint
 from latte_fast.training import Trainer, checkpoint, load_trained
+from latte_fast.training.build import CONFIG
 from latte_fast.training.log import LOG, read_log
 from tests.training.tiny import tiny
 
@@ -128,6 +130,71 @@ def test_sigterm_leaves_a_checkpoint_between_log_lines(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoints" / "step-0000007"
     Trainer(stopped, resume=True).run()
     assert losses(tmp_path / "stopped") == losses(tmp_path / "alone")
+
+
+def test_sums_between_log_lines_are_kept_exactly(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", steps=9, log_every=9)
+    trainer = Terminated(config)
+    trainer.run()
+    kept = trainer.sums.clone()
+    assert kept.dtype == torch.float64 and not torch.equal(kept, kept.float().double())
+    assert torch.equal(Trainer(config, resume=True).sums, kept)
+
+
+def test_sums_of_other_ranks_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks' sums of their means are four times what one rank goes on from."""
+    config = tiny(tmp_path / "run", steps=9, log_every=9)
+    trainer = Terminated(config)
+    trainer.run()
+    before = checkpoint.read_meta
+    many = {"sums": (4 * trainer.sums).tolist(), "processes": 4}
+    monkeypatch.setattr(checkpoint, "read_meta", lambda folder: before(folder) | many)
+    assert torch.equal(Trainer(config, resume=True).sums, trainer.sums)
+
+
+def test_keep_counts_no_damaged_later_one(tmp_path: Path) -> None:
+    """Resumed behind a damaged checkpoint, a run that keeps one keeps the one it has just written."""
+    config = tiny(tmp_path / "run")
+    Trainer(config).run()
+    (tmp_path / "run" / "checkpoints" / "step-0000012" / "meta.json").write_text("")
+    trainer = Trainer(replace(config, keep=1), resume=True)
+    trainer.stopping = True
+    assert trainer.run() == 9
+    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-0000009"
+
+
+def test_weights_that_are_lost_replace_no_checkpoint(tmp_path: Path) -> None:
+    """A loss that ends the run at its next line of the log has already spoilt the weights saved before that line."""
+    config = tiny(tmp_path / "run", save_every=1, log_every=12, keep=1)
+    trainer = Trainer(config)
+    loss = trainer.loss
+
+    def spoilt(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value * (float("nan") if trainer.step == 4 else 1) for name, value in loss(batch).items()}
+
+    trainer.loss = spoilt  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="weights must be finite to be saved, got others at step 5"):
+        trainer.run()
+    model = load_trained(tmp_path / "run")
+    assert model.step == 4 and all(p.isfinite().all() for p in model.model.parameters())
+
+
+def test_a_full_disk_costs_neither_configuration_nor_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path / "run", steps=1)
+    Trainer(config).run()
+    trainer = Trainer(replace(config, steps=2), resume=True)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in (CONFIG, LOG)}
+
+    def full(path: Path, text: str) -> None:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", CONFIG, LOG]
 
 
 def test_resume_takes_more_steps(tmp_path: Path) -> None:
