@@ -59,7 +59,12 @@ class Process:
         if key not in self._on_device:
             source = self.timestep_map if name == "timestep_map" else getattr(self.tables, name)
             self._on_device[key] = torch.as_tensor(source).to(t.device)
-        values = self._on_device[key][t]
+        try:
+            # unlike [t] it takes no -1 for the last step
+            values = self._on_device[key].index_select(0, t)
+        except IndexError:
+            steps = f"{self.num_timesteps} steps, in [0, {self.num_timesteps})"
+            raise ValueError(f"Process: t must be (B,) of the process's {steps}, got {t.tolist()}") from None
         return values if name == "timestep_map" else values.float().view(-1, *(1,) * (like.dim() - 1))
 
     def model_time(self, t: Tensor) -> Tensor:

@@ -104,9 +104,11 @@ class Diffusion(Process):
     ) -> dict[str, Tensor]:
         start = self.mean_variance_of(_guided_output(guide, out, x), x, t, clip_denoised, denoised_fn)["pred_xstart"]
         eps = self.predict_noise(start, x, t)
-        bar, before = self.at("alphas_cumprod", t, x), self.at("alphas_cumprod_prev", t, x)
-        sigma = eta * torch.sqrt((1 - before) / (1 - bar)) * torch.sqrt(1 - bar / before)
-        mean = start * torch.sqrt(before) + torch.sqrt(1 - before - sigma**2) * eps
+        before, level = self.at("alphas_cumprod_prev", t, x), self.at("one_minus_alphas_cumprod_prev", t, x)
+        # upstream's 1 - before - sigma^2, whose fp32 difference falls below 0 where few steps are left and eta is 1
+        drawn = eta**2 * self.at("posterior_share", t, x)
+        sigma = torch.sqrt(level * drawn)
+        mean = start * torch.sqrt(before) + torch.sqrt(level * (1 - drawn)) * eps
         moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
         return {"sample": mean + moving * sigma * noise, "pred_xstart": start}
 

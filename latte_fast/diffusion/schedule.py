@@ -103,6 +103,10 @@ class Tables:
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @cached_property
+    def one_minus_alphas_cumprod_prev(self) -> np.ndarray:
+        return 1 - self.alphas_cumprod_prev
+
+    @cached_property
     def sqrt_alphas_cumprod(self) -> np.ndarray:
         return np.sqrt(self.alphas_cumprod)
 
@@ -121,6 +125,11 @@ class Tables:
     @cached_property
     def sqrt_recipm1_alphas_cumprod(self) -> np.ndarray:
         return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @cached_property
+    def posterior_share(self) -> np.ndarray:
+        """The posterior's variance over that of x_{t-1}, at most 1."""
+        return np.minimum(self.betas / (1 - self.alphas_cumprod), 1.0)
 
     @cached_property
     def posterior_variance(self) -> np.ndarray:

@@ -32,16 +32,20 @@ def windowed(model: Model, window: int, frames: int, overlap: int | None = None)
     total = torch.zeros(frames)
     for start in starts:
         total[start : start + window] += weight
-    shares = [(weight / total[start : start + window]).view(1, -1, 1, 1, 1) for start in starts]
+    # by device and dtype: a copy from the host would wait for the device at every step
+    shares = {(total.device, total.dtype): torch.stack([weight / total[start : start + window] for start in starts])}
 
     def run(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         many = len(starts)
         parts = torch.stack([x[:, start : start + window] for start in starts], dim=1)  # (B, n, W, C, H, W)
         repeated = {name: _repeat(value, many, x.shape[0]) for name, value in kwargs.items()}
         out = model(parts.flatten(0, 1), t.repeat_interleave(many), **repeated).unflatten(0, (x.shape[0], many))
+        key = (out.device, out.dtype)
+        if key not in shares:
+            shares[key] = next(iter(shares.values())).to(*key)
         blended = out.new_zeros(x.shape[0], frames, *out.shape[3:])
         for i, start in enumerate(starts):
-            blended[:, start : start + window] += shares[i].to(out) * out[:, i]
+            blended[:, start : start + window] += shares[key][i].view(-1, 1, 1, 1) * out[:, i]
         return blended
 
     return run

@@ -257,5 +257,5 @@ class TrainConfig:
         require(min_snr is None or min_snr > 0, "diffusion.min_snr", "positive", min_snr)
         require(sample.every >= 0, "sample.every", "at least 0", sample.every)
         require(sample.count >= 1, "sample.count", "at least 1", sample.count)
-        rule = f"in [1, diffusion.steps = {diffusion.steps}]"
-        require(sample.every == 0 or 1 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)
+        rule = f"in [2, diffusion.steps = {diffusion.steps}]"
+        require(sample.every == 0 or 2 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)

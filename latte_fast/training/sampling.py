@@ -149,9 +149,9 @@ def family_of(trained: Trained) -> Family:
 
 
 def sampling_process(config: DiffusionConfig, steps: int, learn_sigma: bool) -> Diffusion:
-    """The trained process in fewer steps."""
-    if not 1 <= steps <= config.steps:
-        raise ValueError(f"sample: steps must be in [1, {config.steps}], got {steps}")
+    """The trained process in fewer steps; alone, a step would be step 0, for which noise is a finished clip."""
+    if not 2 <= steps <= config.steps:
+        raise ValueError(f"sample: steps must be in [2, {config.steps}], got {steps}")
     return create_diffusion(
         str(steps),
         config.schedule,

@@ -62,7 +62,7 @@ def test_yaml_errors_name_the_key(tmp_path: Path, text: str, message: str) -> No
         ({"optim": {"lr": 0.0}}, "optim.lr must be positive"),
         ({"optim": {"clip": -1.0}}, "optim.clip must be positive"),
         ({"optim": {"ema": 1.0}}, "optim.ema must be in [0, 1)"),
-        ({"sample": {"every": 1, "steps": 2000}}, "sample.steps must be in [1, diffusion.steps = 1000]"),
+        ({"sample": {"every": 1, "steps": 2000}}, "sample.steps must be in [2, diffusion.steps = 1000]"),
     ],
 )
 def test_config_refuses(change: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast import testing
 from latte_fast.config import preset
@@ -95,6 +96,25 @@ def test_windows_cover_and_blend() -> None:
     assert seen == [(10, 10, 10)]
 
 
+def test_windows_copy_their_weights_once() -> None:
+    """A copy from the host at every step would make it wait for a GPU."""
+
+    class Copies(TorchDispatchMode):
+        copied = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+            self.copied += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    model = windowed(lambda x, t: x, 4, 11)
+    x, t = torch.empty(2, 11, 1, 2, 2, device="meta"), torch.empty(2, device="meta")
+    with Copies() as counted:
+        model(x, t)
+        assert counted.copied == 1
+        model(x, t)
+    assert counted.copied == 1
+
+
 def test_longer_clips_are_made_of_windows(source: TrainedSource) -> None:
     videos, _ = draw(source, Request(steps=3, frames=9), [0, 1])
     assert videos.shape == (2, 9, 8, 8, 3) and videos.dtype == torch.uint8
@@ -155,7 +175,8 @@ def test_source_refuses(source: TrainedSource, tmp_path: Path) -> None:
     for wanted, message in (("d", "classes must be below 3 or one of a, b, c, got 'd'"), ("3", "below 3")):
         with pytest.raises(ValueError, match=message):
             TrainedSource(source.trained, open_vae("identity"), (wanted,))
-    with pytest.raises(ValueError, match=r"steps must be in \[1, 1000\]"):
-        draw(source, Request(steps=1001), [0])
+    for steps in (1, 1001):
+        with pytest.raises(ValueError, match=rf"steps must be in \[2, 1000\], got {steps}"):
+            draw(source, Request(steps=steps), [0])
     with pytest.raises(ValueError, match="path must be a run's folder"):
         load_trained(tmp_path)

@@ -178,7 +178,7 @@ def test_starts_as_the_donor_at_any_size(kind: str, size: int, texts: Path, tmp_
         assert torch.equal(got, model(x, t, text, enable_temporal_attentions=over_time).sample)
     trainer.run()
     source = TrainedSource(load_trained(tmp_path / "run"), open_vae("identity"))
-    assert draw(source, Request(steps=1), [0])[0].shape == (1, 2, size, size, 3)
+    assert draw(source, Request(steps=2), [0])[0].shape == (1, 2, size, size, 3)
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
