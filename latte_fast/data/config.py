@@ -60,6 +60,11 @@ class DataConfig:
             raise ValueError(f"data: outlines must be among {', '.join(SHAPES)}, got {self.outlines}")
         if self.kind == "shapes" and self.flip:
             raise ValueError("data: flip must be False for shapes, whose classes are directions, got True")
+        for name in ("path", "image_path", "index"):
+            if self.kind == "shapes" and getattr(self, name):
+                raise ValueError(
+                    f"data: {name} must be empty for kind shapes, which has no files, got {getattr(self, name)}"
+                )
         if self.kind != "shapes" and not self.path:
             raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
         if self.image_list and not self.image_path:
@@ -88,6 +93,8 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
         from latte_fast.data.latents import Latents
 
         return Latents(config, frames, size, images, texts)
+    if config.image_path and not images:
+        raise ValueError(f"open_dataset: images must be at least 1 to take any of {config.image_path}, got 0")
     # PyAV is loaded by those who read videos
     from latte_fast.data.clips import Clips
     from latte_fast.data.sources import open_sources

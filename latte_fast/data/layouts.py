@@ -75,16 +75,25 @@ def summary(root: Path, limit: int = 20_000) -> str:
 def natural(name: str) -> tuple:
     """Sort key in which frame_10 comes after frame_9, whatever the zeros."""
     parts = re.split(r"(\d+)", name)
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), name)
+    # the name apart: behind the parts it would meet a number where another name has more of them
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files with these suffixes at any depth, sorted; what starts with a dot is skipped."""
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not _leads_back(Path(folder, n)))
         found += [Path(folder, n) for n in sorted(names) if n.lower().endswith(suffixes) and not n.startswith(".")]
     return found
+
+
+def _leads_back(folder: Path) -> bool:
+    """A link to a folder that the way here led through: walked again and again, its clips would be many."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    return any(parent.resolve().is_relative_to(target) for parent in folder.parents)
 
 
 def _anywhere(root: Path) -> tuple[list[Place], list[str]]:

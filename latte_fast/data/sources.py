@@ -86,7 +86,11 @@ def _timelines(root: Path, places: list[Place], index: str) -> list[Timeline | V
         if place.pictures:
             results[place.path] = Timeline(len(place.pictures), None)
             continue
-        state = place.path.stat()
+        try:
+            state = place.path.stat()
+        except OSError as error:  # a link to nothing
+            results[place.path] = VideoError(f"{place.path}: {error.strerror}")
+            continue
         stamps[place.path] = stamp = (place.path.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns)
         entry = known.get(stamp[0])
         if entry is not None and entry[:2] == [*stamp[1:]]:

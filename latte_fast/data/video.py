@@ -173,7 +173,8 @@ def _converter() -> Callable[[VideoFrame, str | os.PathLike], np.ndarray]:
     def picture(frame: VideoFrame, path: str | os.PathLike) -> np.ndarray:
         if frame.is_corrupt:
             raise VideoError(f"{path}: a frame is damaged")
-        return reformatter.reformat(frame, format="rgb24").to_ndarray()
+        # what a phone held upright films lies on its side, and the file tells players to turn it
+        return np.rot90(reformatter.reformat(frame, format="rgb24").to_ndarray(), round(frame.rotation / 90))
 
     return picture
 

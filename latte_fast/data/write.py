@@ -16,6 +16,8 @@ from latte_fast.files import atomic
 
 Video = Tensor | np.ndarray
 GAP = 2
+# of films: a gif counts hundredths of a second, and slower ones round to no time at all
+FPS = (0.01, 1000)
 
 
 def _frames(name: str, video: Video) -> np.ndarray:
@@ -28,8 +30,8 @@ def _frames(name: str, video: Video) -> np.ndarray:
 def _check(name: str, path: str | os.PathLike, suffix: str, fps: float = 1) -> None:
     if Path(path).suffix != suffix:
         raise ValueError(f"{name}: path must end in {suffix}, got {path}")
-    if fps <= 0:
-        raise ValueError(f"{name}: fps must be positive, got {fps}")
+    if not FPS[0] <= fps <= FPS[1]:
+        raise ValueError(f"{name}: fps must be from {FPS[0]} to {FPS[1]}, got {fps}")
 
 
 def write_mp4(path: str | os.PathLike, video: Video, fps: float = 8, crf: int = 14, gop: int | None = None) -> None:

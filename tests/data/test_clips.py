@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from latte_fast.data import DataConfig, GlobalSampler, open_dataset, shapes
 from latte_fast.data.draw import draw_places
-from latte_fast.data.layouts import LayoutError, natural
+from latte_fast.data.layouts import LayoutError, files, natural
 from latte_fast.data.picture import fit, normalise, read_picture
+from latte_fast.data.suffixes import VIDEOS
 from latte_fast.data.video import VideoError
 from latte_fast.data.write import write_png
 from tests.data.make import decode, encode, frame_folder, layout, moving
@@ -113,9 +114,21 @@ def test_fit_leaves_the_right_size_untouched_and_scales_antialiased() -> None:
     assert fit(stripes, 16).float().sub(127.5).abs().max() < 12  # point sampling would give 0 or 255
 
 
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    """Two of them in one folder were walked for ever, one 40 times; a link elsewhere is followed."""
+    for name in ("set/a", "set/b", "elsewhere"):
+        encode(tmp_path / name / "clip.mp4", moving(3))
+    (tmp_path / "set" / "c").symlink_to(tmp_path / "elsewhere")
+    for name, target in (("a/up", ".."), ("a/out", tmp_path), ("a/to_b", "../b"), ("b/to_a", "../a"), ("a/self", ".")):
+        (tmp_path / "set" / name).symlink_to(target)
+    found = [path.relative_to(tmp_path / "set").as_posix() for path in files(tmp_path / "set", VIDEOS)]
+    assert found == ["a/clip.mp4", "a/to_b/clip.mp4", "b/clip.mp4", "b/to_a/clip.mp4", "c/clip.mp4"]
+
+
 def test_natural_order() -> None:
     names = ["X_2_frames_10.jpg", "X_2_frames_9.jpg", "X_2_frames_010.jpg", "a", "1"]
     assert sorted(names, key=natural) == ["1", "X_2_frames_9.jpg", "X_2_frames_010.jpg", "X_2_frames_10.jpg", "a"]
+    assert sorted(["a.jpg2.jpg", "a.jpg"], key=natural) == ["a.jpg", "a.jpg2.jpg"]
 
 
 def test_frame_folders_are_in_order_of_their_numbers(tmp_path: Path) -> None:
@@ -149,10 +162,12 @@ def test_broken_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture, on_erro
 def test_videos_that_do_not_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout("ffs", tmp_path)
     (tmp_path / "train" / "broken.mp4").write_text("no video")
+    (tmp_path / "train" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
     config = DataConfig(kind="ffs", path=str(tmp_path))
     with caplog.at_level(logging.WARNING):
         data = open_dataset(config, 2, 16)
-    assert len(data) == 3 and data.broken == 1 and caplog.text.count("broken.mp4") == 1
+    assert len(data) == 3 and data.broken == 2
+    assert caplog.text.count("broken.mp4") == 1 and caplog.text.count("gone.mp4: No such file") == 1
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         open_dataset(DataConfig(kind="ffs", path=str(tmp_path), on_error="raise"), 2, 16)
 
@@ -277,3 +292,8 @@ def test_shapes_written_are_the_videos_kind(tmp_path: Path) -> None:
 def test_open_dataset_bad_numbers(frames: int, size: int, images: int) -> None:
     with pytest.raises(ValueError, match=r"open_dataset: .* must be at least"):
         open_dataset(DataConfig(), frames, size, images)
+
+
+def test_pictures_need_images() -> None:
+    with pytest.raises(ValueError, match=r"open_dataset: images must be at least 1 to take any of pictures, got 0"):
+        open_dataset(DataConfig(kind="ffs", path="x", image_path="pictures"), 2, 16)

@@ -85,6 +85,8 @@ def test_write_shapes_writes_a_folder_a_class(tmp_path: Path) -> None:
     [
         ({"kind": "films"}, "kind must be one of videos, ffs"),
         ({"flip": True}, "flip must be False for shapes"),
+        ({"path": "films"}, "path must be empty for kind shapes, which has no files, got films"),
+        ({"image_path": "x"}, "image_path must be empty for kind shapes"),
         ({"interval": 0}, "interval must be at least 1, got 0"),
         ({"kind": "ffs"}, "path must be the folder of the ffs set"),
         ({"kind": "ffs", "path": "x", "image_list": "y"}, "image_path"),

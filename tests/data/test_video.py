@@ -1,5 +1,6 @@
 """Frames read here and there are the frames of a full decode, whatever the codec does to their order."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -114,6 +115,18 @@ def test_read_decodes_from_the_keyframe_what_is_referred_to(
     monkeypatch.setattr(video, "_codec", lambda *args: Counting(original(*args), counts))
     read(path, timeline, [26, 29])
     assert 2 <= sum(counts) <= most
+
+
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+def test_films_are_turned_as_their_file_says(tmp_path: Path, matrix: tuple[int, ...], turns: int) -> None:
+    path = encode(tmp_path / "a.mp4", moving(5))
+    lying, content = decode(path), bytearray(path.read_bytes())
+    # the matrix of the track header, a, b, u, c, d, v, x, y, w in 16.16 and 2.30
+    a, b, c, d = (value << 16 for value in matrix)
+    begin = content.index(b"tkhd") + 44
+    content[begin : begin + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    assert np.array_equal(read(path, scan(path), [0, 4]), np.rot90(lying, turns, (1, 2))[[0, 4]])
 
 
 def test_colon_and_percent_in_a_name(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:
     ("call", "message"),
     [
         (lambda: write.write_mp4("a.avi", clip()), "path must end in .mp4, got a.avi"),
-        (lambda: write.write_gif("a.gif", clip(), fps=0), "fps must be positive"),
+        (lambda: write.write_gif("a.gif", clip(), fps=0), "fps must be from 0.01 to 1000, got 0"),
+        (lambda: write.write_gif("a.gif", clip(), fps=1e-9), "fps must be from 0.01 to 1000, got 1e-09"),
+        (lambda: write.write_mp4("a.mp4", clip(), fps=float("inf")), "fps must be from 0.01 to 1000, got inf"),
         (lambda: write.write_sheet("a.png", []), "clips must have one height"),
         (lambda: write.write_sheet("a.png", [clip()], ["a", "b"]), "labels must be one a clip"),
     ],
