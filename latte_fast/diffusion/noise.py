@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# how many there are: a key's half has 64 bits
+SEEDS = 1 << 64
+
 
 class Use(IntEnum):
     """What numbers are drawn for; each use is a stream of its own."""

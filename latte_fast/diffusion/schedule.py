@@ -72,7 +72,7 @@ def _counts(respacing: object) -> list[int]:
 
 
 def _positive(text: str, whole: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not text.strip().isdecimal() or int(text) < 1:
         raise _refused(whole)
     return int(text)
 

@@ -22,7 +22,7 @@ from latte_fast.training.parallel import Ranks
 from latte_fast.training.yaml import read_config
 
 CONFIG = "config.yaml"
-# what a resumed run may change: none of these changes the numbers of a step
+# what a resumed run may change: none of these changes the numbers of a step, but that a cosine ends with `steps`
 FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
         "tensorboard", "pretrained")  # fmt: skip
 

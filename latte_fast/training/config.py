@@ -1,11 +1,13 @@
 """What a training run is: frozen dataclasses, read from YAML, overridden on the command line."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from latte_fast.config import PRESETS, LatteConfig, LatteT2VConfig
 from latte_fast.data import DataConfig
+from latte_fast.diffusion.noise import SEEDS
 
 
 def require(ok: bool, name: str, rule: str, value: Any) -> None:
@@ -146,7 +148,7 @@ class OptimConfig:
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of AdamW.
-        rate: constant after the warm-up, or a cosine down to final_share * lr at the last step.
+        rate: constant after the warm-up, or a cosine that would reach final_share * lr one step behind the last.
         warmup: steps in which the rate rises linearly.
         final_share: of lr at the end of a cosine.
         clip: the gradient norm above which gradients are scaled down to it; none by default.
@@ -245,7 +247,8 @@ class TrainConfig:
         micro = self.micro_batch
         require(micro is None or micro >= 1, "micro_batch", "at least 1", micro)
         optim, diffusion, sample = self.optim, self.diffusion, self.sample
-        require(optim.lr > 0, "optim.lr", "positive", optim.lr)
+        require(self.seed < SEEDS, "seed", "below 2^64", self.seed)
+        require(0 < optim.lr < math.inf, "optim.lr", "positive, and finite", optim.lr)
         require(all(0 <= b < 1 for b in optim.betas), "optim.betas", "in [0, 1)", optim.betas)
         require(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
         require(0 <= optim.ema < 1, "optim.ema", "in [0, 1)", optim.ema)
@@ -255,6 +258,8 @@ class TrainConfig:
         require(diffusion.steps >= 1, "diffusion.steps", "at least 1", diffusion.steps)
         min_snr = diffusion.min_snr
         require(min_snr is None or min_snr > 0, "diffusion.min_snr", "positive", min_snr)
+        require(math.isfinite(diffusion.shift), "diffusion.shift", "finite", diffusion.shift)
+        require(0 <= sample.scale < math.inf, "sample.scale", "at least 0, and finite", sample.scale)
         require(sample.every >= 0, "sample.every", "at least 0", sample.every)
         require(sample.count >= 1, "sample.count", "at least 1", sample.count)
         rule = f"in [2, diffusion.steps = {diffusion.steps}]"

@@ -1,6 +1,7 @@
 """Files of samples from a source of clips, on any number of ranks: sample i is the same whoever draws it."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from latte_fast.data.text import Texts
 from latte_fast.data.vae import VAE
 from latte_fast.diffusion import METHODS, Diffusion, create_diffusion
 from latte_fast.diffusion.generate import Chunk, chunks, generate, labels_of
+from latte_fast.diffusion.noise import SEEDS
 from latte_fast.diffusion.windows import windowed
 from latte_fast.files import atomic
 from latte_fast.training.config import DiffusionConfig
@@ -68,11 +70,17 @@ class Request:
         for name, known in (("method", METHODS), ("format", FORMATS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"sample: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("seed", 0), ("scale", 0), ("eta", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"sample: {name} must be at least {least}, got {getattr(self, name)}")
-        if self.fps <= 0:
-            raise ValueError(f"sample: fps must be positive, got {self.fps}")
+        rules = (
+            ("seed", 0 <= self.seed < SEEDS, "in [0, 2^64)"),
+            ("scale", 0 <= self.scale < math.inf, "at least 0, and finite"),
+            ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
+            ("eta", self.method == "ddim" or not self.eta, f"left out for {self.method}, as it is ddim's"),
+            ("frames", self.frames is None or self.frames >= 1, "at least 1"),
+            ("fps", write.FPS[0] <= self.fps <= write.FPS[1], f"from {write.FPS[0]} to {write.FPS[1]}"),
+        )
+        for name, ok, rule in rules:
+            if not ok:
+                raise ValueError(f"sample: {name} must be {rule}, got {getattr(self, name)}")
 
 
 class TrainedSource:
@@ -122,7 +130,7 @@ class TrainedSource:
             raise ValueError(f"sample: {what} must be left out for a model without, got {name!r}")
         if name in known:
             return list(known).index(name)
-        if name.isdigit() and int(name) < family.choices:
+        if name.isdecimal() and int(name) < family.choices:
             return int(name)
         names = f" or one of {', '.join(known[:20])}{', ...' * (len(known) > 20)}" if known else ""
         other = "; --pretrained takes any prompt" if what == "captions" else ""

@@ -13,13 +13,26 @@ T = TypeVar("T")
 _KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key is given once; of two the last would hold, and the other be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            # what is merged (<<) is there to be overridden
+            if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"{key.value} twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: str | Path, cls: type[T]) -> T:
     """A dataclass from a YAML file; fields that it does not name keep their defaults."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config: file must exist, got {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {path} must be YAML, got {' '.join(str(error).split())}") from None
     return from_mapping(cls, {} if content is None else content, str(path))

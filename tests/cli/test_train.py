@@ -70,7 +70,7 @@ def test_train_names_a_wrong_key(tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("--steps", "0"), "train: steps must be at least 1, got 0"),
-        (("--optim.lr", "-1"), "train: optim.lr must be positive, got -1.0"),
+        (("--optim.lr", "-1"), "train: optim.lr must be positive, and finite, got -1.0"),
         (("--seed", "-1"), "train: seed must be at least 0, got -1"),
         (("--data.clips", "0"), "data: clips must be at least 1, got 0"),
         (

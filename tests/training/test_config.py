@@ -43,6 +43,7 @@ def test_yaml_reads_numbers_as_people_write_them(tmp_path: Path) -> None:
         ("optim: {betas: [1, 2, 3]}", "optim.betas must be a list of 2"),
         ("model: 3", "model. must be a mapping"),
         ("a: [", "must be YAML"),
+        ("optim:\n  lr: 1e-3\n  eps: 1e-8\n  lr: 1e-4", "lr twice in"),
         ("- a", "must be a mapping"),
     ],
 )
@@ -62,6 +63,10 @@ def test_yaml_errors_name_the_key(tmp_path: Path, text: str, message: str) -> No
         ({"optim": {"lr": 0.0}}, "optim.lr must be positive"),
         ({"optim": {"clip": -1.0}}, "optim.clip must be positive"),
         ({"optim": {"ema": 1.0}}, "optim.ema must be in [0, 1)"),
+        ({"optim": {"lr": float("inf")}}, "optim.lr must be positive, and finite, got inf"),
+        ({"seed": 1 << 64}, "seed must be below 2^64, got 18446744073709551616"),
+        ({"diffusion": {"shift": float("nan")}}, "diffusion.shift must be finite, got nan"),
+        ({"sample": {"scale": -1.0}}, "sample.scale must be at least 0"),
         ({"sample": {"every": 1, "steps": 2000}}, "sample.steps must be in [2, diffusion.steps = 1000]"),
     ],
 )

@@ -161,8 +161,14 @@ def test_published_files_are_recognised(tmp_path: Path) -> None:
         ({"count": 0}, "count must be at least 1"),
         ({"method": "euler"}, "method must be one of ddpm, ddim, dpm++"),
         ({"format": "avi"}, "format must be one of mp4, gif, png, npz"),
-        ({"fps": 0}, "fps must be positive"),
-        ({"scale": -1}, "scale must be at least 0"),
+        ({"fps": 0}, "fps must be from 0.01 to 1000, got 0"),
+        ({"fps": float("nan")}, "fps must be from 0.01 to 1000, got nan"),
+        ({"scale": -1}, "scale must be at least 0, and finite, got -1"),
+        ({"scale": float("nan")}, "scale must be at least 0, and finite, got nan"),
+        ({"seed": 1 << 64}, "seed must be in [0, 2^64), got 18446744073709551616"),
+        ({"eta": 1.5}, "eta must be in [0, 1], got 1.5"),
+        ({"eta": 0.5, "method": "ddpm"}, "eta must be left out for ddpm, as it is ddim's, got 0.5"),
+        ({"frames": 0}, "frames must be at least 1, got 0"),
     ],
 )
 def test_request_refuses(given: dict[str, Any], message: str) -> None:
@@ -172,7 +178,11 @@ def test_request_refuses(given: dict[str, Any], message: str) -> None:
 
 
 def test_source_refuses(source: TrainedSource, tmp_path: Path) -> None:
-    for wanted, message in (("d", "classes must be below 3 or one of a, b, c, got 'd'"), ("3", "below 3")):
+    for wanted, message in (
+        ("d", "classes must be below 3 or one of a, b, c, got 'd'"),
+        ("3", "below 3"),
+        ("²", "got '²'"),
+    ):
         with pytest.raises(ValueError, match=message):
             TrainedSource(source.trained, open_vae("identity"), (wanted,))
     for steps in (1, 1001):
