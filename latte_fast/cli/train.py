@@ -2,24 +2,30 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from latte_fast.training import TrainConfig, Trainer, read_config, start
+from latte_fast.training.build import CONFIG
 
 
 def train_command(args: list[str]) -> Callable[..., None]:
     """The command, its defaults from --config's YAML, or from the run that is resumed without one."""
     default = TrainConfig()
     path = _option(args, "--config")
-    resumed = Path(_option(args, "--out") or default.out) / "config.yaml"
-    if path is None and "--resume" in args and resumed.is_file():
-        path = str(resumed)
+    run = Path(_option(args, "--out") or default.out)
+    resumed = path is None and "--resume" in args and (run / CONFIG).is_file()
+    if resumed:
+        path = str(run / CONFIG)
     if args[:1] == ["train"] and path is not None:
         try:
             default = read_config(path, TrainConfig)
+            if resumed:
+                # where the run is now, which need not be where it was begun
+                default = replace(default, out=str(run))
         except ValueError as error:
             raise SystemExit(str(error)) from None
 

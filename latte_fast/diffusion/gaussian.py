@@ -57,15 +57,18 @@ class Process:
         """The table `name` at steps t (B,), as fp32 that broadcasts over `like`; tables reach a device once."""
         key = (name, t.device)
         if key not in self._on_device:
-            source = self.timestep_map if name == "timestep_map" else getattr(self.tables, name)
-            self._on_device[key] = torch.as_tensor(source).to(t.device)
+            if name == "timestep_map":
+                self._on_device[key] = torch.tensor(self.timestep_map, device=t.device)
+            else:
+                # rounded here: some devices have no float64
+                self._on_device[key] = torch.from_numpy(getattr(self.tables, name)).float().to(t.device)
         try:
             # unlike [t] it takes no -1 for the last step
             values = self._on_device[key].index_select(0, t)
         except IndexError:
             steps = f"{self.num_timesteps} steps, in [0, {self.num_timesteps})"
             raise ValueError(f"Process: t must be (B,) of the process's {steps}, got {t.tolist()}") from None
-        return values if name == "timestep_map" else values.float().view(-1, *(1,) * (like.dim() - 1))
+        return values if name == "timestep_map" else values.view(-1, *(1,) * (like.dim() - 1))
 
     def model_time(self, t: Tensor) -> Tensor:
         """The original steps that the model was trained with."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,17 @@ def test_train_resumes_without_a_config(trained: Path) -> None:
     assert "new folder" in run("train", "--out", str(trained / "run"), "--steps", "6", ok=False)
     assert "resumed" in run("train", "--out", str(trained / "run"), "--steps", "6", "--resume")
     assert (trained / "run" / "checkpoints" / "step-0000006").is_dir()
+
+
+def test_train_resumes_a_run_that_was_moved(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration names the folder it was begun in; a new run there is not what is asked for."""
+    (trained / "moved").mkdir()
+    shutil.copytree(trained / "run", trained / "moved" / "run")
+    config = trained / "moved" / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(trained / "run"), str(trained / "nowhere")))
+    monkeypatch.chdir(trained / "moved")
+    assert "resumed run/checkpoints" in run("train", "--resume", "--steps", "8")
+    assert not (trained / "nowhere").exists() and Path("run/checkpoints/step-0000008").is_dir()
 
 
 def test_train_names_a_wrong_key(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast.diffusion import METHODS, create_diffusion, guided, sample_timesteps
 from latte_fast.testing import assert_no_worse_than_torch
@@ -246,6 +247,24 @@ def test_loops_do_not_read_back(method: str) -> None:
     noise = torch.empty(SHAPE, device="meta")
     out = diffusion.sample(method, lambda x, t: torch.cat([x, x], dim=2), SHAPE, noise=noise)
     assert out.shape == SHAPE and out.device.type == "meta"
+
+
+def test_tables_are_converted_once() -> None:
+    """A step casts and copies nothing but what its first made."""
+
+    class Copies(TorchDispatchMode):
+        copied = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+            self.copied += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    diffusion, x, t = create_diffusion("5"), torch.empty(SHAPE, device="meta"), torch.tensor([0, 1], device="meta")
+    with Copies() as counted:
+        for _ in range(2):
+            before = counted.copied
+            diffusion.training_losses(lambda x, t: torch.cat([x, x], dim=2), x, t)
+    assert counted.copied == before > 0
 
 
 @pytest.mark.parametrize("kind", ["uniform", "lognormal"])
