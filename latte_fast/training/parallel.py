@@ -101,18 +101,26 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
         # a second of imports that one process does without
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-        policy = MixedPrecisionPolicy()
+        inner = outer = MixedPrecisionPolicy()
         if precision == "bf16-weights":
             # the shards are the fp32 master; only what is gathered is bf16
             half = torch.bfloat16
-            policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
+            # what a block is given is bf16 already but for rotary tables, and the next block reads its result
+            inner = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            outer = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
         mesh = dist.init_device_mesh(ranks.device.type, (ranks.count,))
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=inner)
+        fully_shard(model, mesh=mesh, mp_policy=outer)
         if hasattr(model, "forward_with_cfg"):
             register_fsdp_forward_method(model, "forward_with_cfg")
     return model
+
+
+def gather_anew(model: nn.Module) -> None:
+    """Drops what a sharded model's forward left gathered: without a backward it stays, whatever is written since."""
+    if hasattr(model, "reshard"):
+        model.reshard()  # type: ignore[operator]
 
 
 @contextmanager

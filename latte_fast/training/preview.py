@@ -6,6 +6,7 @@ import torch
 
 from latte_fast.data import write
 from latte_fast.diffusion.generate import generate, labels_of
+from latte_fast.training.parallel import gather_anew
 from latte_fast.training.sampling import sampling_process, to_pixels
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def preview(trainer: "Trainer") -> None:
             clip_denoised=vae.factor == 1,
             device=trainer.ranks.device,
         )
+    gather_anew(trainer.model)
     trainer.model.train()
     if trainer.ranks.first:
         folder = trainer.out / "samples"

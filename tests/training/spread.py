@@ -75,6 +75,12 @@ def main(counts: list[int]) -> None:
         for how in ("ddp", "fsdp"):
             train(f"{how}-{count}", count, parallel=how)
             train(f"{how}-{count}-accumulated", count, parallel=how, micro_batch=1)
+    often = replace(CONFIG.sample, every=1, count=2, steps=2)
+    train("fsdp-2-previewed", 2, parallel="fsdp", sample=often)
+    for time_pos in ("absolute", "rope"):
+        half = {"precision": "bf16-weights", "model": replace(CONFIG.model, time_pos=time_pos), "sample": often}
+        train(f"half-{time_pos}-1", 1, **half)
+        train(f"half-{time_pos}-2", 2, parallel="fsdp", **half)
     most = counts[-1]
     train("moved", most, parallel="fsdp", steps=3)
     for count, how in ((2, "fsdp"), (2, "ddp"), (1, "auto")):

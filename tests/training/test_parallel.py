@@ -24,12 +24,12 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_losses_do_not_depend_on_ranks(result: dict[str, Any]) -> None:
-    every = {name: values for name, values in result["losses"].items() if not name.startswith("text-")}
+    every = {name: values for name, values in result["losses"].items() if not name.startswith(("text-", "half-"))}
     losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in every.items()}
     alone = losses.pop("one")
     assert alone.shape == (6, 2) and alone[0, 0] != alone[1, 0]
     runs = [f"{how}-{n}{more}" for how in ("ddp", "fsdp") for n in result["counts"] for more in ("", "-accumulated")]
-    assert set(runs) | {"one-accumulated"} <= losses.keys()
+    assert set(runs) | {"one-accumulated", "fsdp-2-previewed"} <= losses.keys()
     for name, values in losses.items():
         steps = len(values)
         torch.testing.assert_close(values, alone[:steps], rtol=1e-5, atol=0, msg=lambda m, name=name: f"{name}: {m}")
@@ -41,6 +41,14 @@ def test_losses_of_text_do_not_depend_on_ranks(result: dict[str, Any]) -> None:
     assert alone.shape == (6, 2) and alone[0, 0] != alone[1, 0]
     for values in spread:
         torch.testing.assert_close(values, alone, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("time_pos", ["absolute", "rope"])
+def test_half_losses_do_not_depend_on_ranks(result: dict[str, Any], time_pos: str) -> None:
+    """A sharded fp32 master, whose blocks pass bf16 to each other and read rotary tables in fp32."""
+    alone, sharded = (torch.tensor(result["losses"][f"half-{time_pos}-{n}"]) for n in (1, 2))
+    assert alone.shape == (6, 2) and alone.tolist() != result["losses"]["one"]
+    torch.testing.assert_close(sharded, alone, rtol=2e-3, atol=0)
 
 
 def test_checkpoints_move_between_ranks(result: dict[str, Any]) -> None:
