@@ -50,7 +50,8 @@ def checked_time(timestep: Any, x: Tensor) -> Tensor:
     rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
     if not isinstance(timestep, Tensor | int | float):
         raise TypeError(f"{rule}, got {type(timestep).__name__}")
-    t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.tensor(timestep, device=x.device)
+    # a number is filled in on the device: a copy would wait for it, and no CUDA graph could hold it
+    t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=x.device)
     t = t.reshape(-1)
     if t.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"{rule}, got {tuple(t.shape)}")
@@ -67,11 +68,20 @@ def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
         return None
     want = text.shape[:-1]
     if mask.shape == want:
-        if mask.is_floating_point() and not torch.compiler.is_compiling() and (mask < 0).any():
+        if mask.is_floating_point() and not torch.compiler.is_compiling():
             rule = f"{tuple(want)} must be 1 where a token counts"
-            raise ValueError(f"LatteT2V: encoder_attention_mask {rule}, got negative values; a bias is (B, 1, T)")
+            message = f"LatteT2V: encoder_attention_mask {rule}, got negative values; a bias is (B, 1, T)"
+            _require_no_negative(mask, message)
         return mask.to(torch.bool)
     if not images and mask.shape == (want[0], 1, want[1]):
         return mask[:, 0] > -1 if mask.is_floating_point() else mask[:, 0].to(torch.bool)
     rule = f"{tuple(want)}, 1 where a token counts" + ("" if images else f", or the bias {(want[0], 1, want[1])}")
     raise ValueError(f"LatteT2V: encoder_attention_mask must be {rule}, got {tuple(mask.shape)}")
+
+
+def _require_no_negative(mask: Tensor, message: str) -> None:
+    if mask.device.type != "cpu":
+        # the device asserts when it gets there: nobody waits
+        torch._assert_async((mask >= 0).all(), message)
+    elif (mask < 0).any():
+        raise ValueError(message)
