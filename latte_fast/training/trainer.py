@@ -235,8 +235,7 @@ class Trainer:
                     counted += 1
                     log.step()
                     if self.logs_at(self.step):
-                        seconds = time.perf_counter() - since
-                        log.write(self.line(counted, seconds, waited))
+                        log.write(self.line(counted, since, waited))
                         since, waited, counted = time.perf_counter(), 0.0, 0
                     stop = ranks.any(self.stopping)
                     if self.step % config.save_every == 0 or self.step == config.steps or stop:
@@ -253,9 +252,12 @@ class Trainer:
         assert saved == self.step
         return self.step
 
-    def line(self, counted: int, seconds: float, waited: float) -> dict[str, Any]:
+    def line(self, counted: int, since: float, waited: float) -> dict[str, Any]:
         """A line of the log: means since the last one; the only place where a step waits for the GPU."""
         means = (self.ranks.sum(self.sums) / (self.summed * self.ranks.count)).tolist()
+        norm = self.norm.item()
+        # once the GPU has done the steps: the host hands them over faster than they are computed
+        seconds = max(time.perf_counter() - since, 1e-9)
         self.sums.zero_()
         self.summed = 0
         if not math.isfinite(means[0]):
@@ -266,10 +268,10 @@ class Trainer:
         return {
             "step": self.step,
             **named,
-            "grad_norm": self.norm.item(),
+            "grad_norm": norm,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "clips_per_s": counted * self.config.batch / max(seconds, 1e-9),
-            "data_wait": waited / max(seconds, 1e-9),
+            "clips_per_s": counted * self.config.batch / seconds,
+            "data_wait": waited / seconds,
             "peak_bytes": peak_memory(self.ranks.device),
         }
 

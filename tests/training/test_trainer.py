@@ -195,6 +195,23 @@ def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(trainer.weights.by_name["blocks.1.attn.qkv.weight"], dit["blocks.1.attn.qkv.weight"])
 
 
+def test_throughput_counts_until_the_device_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that gets to a step long after the host has handed it over, when its sums are read."""
+    now = [100.0]
+    monkeypatch.setattr("latte_fast.training.trainer.time.perf_counter", lambda: now[0])
+    read = torch.Tensor.tolist
+
+    def wait(x: torch.Tensor) -> Any:
+        now[0] += 10.0
+        return read(x)
+
+    trainer = Trainer(tiny(tmp_path / "run"))
+    trainer.update(trainer.batches())
+    monkeypatch.setattr(torch.Tensor, "tolist", wait)
+    line = trainer.line(1, 100.0, 2.5)
+    assert (line["clips_per_s"], line["data_wait"]) == (4 / 10, 2.5 / 10)
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="loss must be finite, got nan at step"):
         Trainer(tiny(tmp_path / "run", optim=OptimConfig(lr=1e30))).run()
