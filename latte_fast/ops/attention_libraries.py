@@ -4,8 +4,8 @@ They differentiate themselves, so that no op of ours wraps them. All see (batch,
 copy is refused.
 """
 
+import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from latte_fast.ops._check import HALVES
 
 # where each flash-attn generation keeps the same function, newest first
-FLASH_ATTN = ("flash_attn.cute", "flash_attn_interface", "flash_attn")
+FLASH_ATTN = (("flash_attn.cute", "flash_attn_interface", "flash_attn"), "flash_attn_func")
+XFORMERS = (("xformers.ops",), "memory_efficient_attention")
 # CUDA's limit on a grid's second and third axis, which these libraries spend on the batch
 MAX_BATCH = 65535
 
@@ -69,7 +70,22 @@ def _why_not_batch(q: Tensor, axis: str) -> str | None:
     return f"batch {batch} is above {MAX_BATCH}" if q.is_cuda and batch > MAX_BATCH else None
 
 
-def _why_not_library(packages: tuple[str, ...], limit: int) -> Callable[..., str | None]:
+@torch.compiler.assume_constant_result
+@functools.cache
+def _function(modules: tuple[str, ...], name: str) -> tuple[Callable | None, str]:
+    """The function of the first module that has it, or None and why: what is installed need not import."""
+    reasons = []
+    for module in modules:
+        try:
+            return getattr(importlib.import_module(module), name), ""
+        except Exception as error:
+            # built for another torch, or without what it needs itself
+            absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+            reasons += [] if absent else [f"{module} does not import: {' '.join(str(error).split())}"]
+    return None, "; ".join(reasons)
+
+
+def _why_not_library(library: tuple[tuple[str, ...], str], name: str, limit: int) -> Callable[..., str | None]:
     def why_not(
         q: Tensor,
         k: Tensor,
@@ -80,27 +96,24 @@ def _why_not_library(packages: tuple[str, ...], limit: int) -> Callable[..., str
         key_mask: Tensor | None,
     ) -> str | None:
         if not q.is_cuda:
-            return f"{packages[-1]} needs a CUDA tensor, got one on {q.device.type}"
-        if not any(_installed(name) for name in packages):
-            return f"{packages[-1]} is not installed; run `pip install {packages[-1].replace('_', '-')}`"
+            return f"{name} needs a CUDA tensor, got one on {q.device.type}"
         if q.dtype not in HALVES:
-            return f"{packages[-1]} takes bf16 and fp16, got {q.dtype}"
+            return f"{name} takes bf16 and fp16, got {q.dtype}"
         if q.shape[-1] > limit:
-            return f"{packages[-1]} takes a head width up to {limit}, got {q.shape[-1]}"
-        return _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
+            return f"{name} takes a head width up to {limit}, got {q.shape[-1]}"
+        reason = _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
+        if reason:
+            return reason
+        function, reason = _function(*library)
+        if function is None:
+            return reason or f"{name} is not installed; run `pip install {name.replace('_', '-')}`"
+        return None
 
     return why_not
 
 
-why_not_flash_attn = _why_not_library(FLASH_ATTN, 256)
-why_not_xformers = _why_not_library(("xformers",), 256)
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+why_not_flash_attn = _why_not_library(FLASH_ATTN, "flash_attn", 256)
+why_not_xformers = _why_not_library(XFORMERS, "xformers", 256)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
@@ -110,15 +123,17 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
 
 
 def flash_attn(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
-    module = importlib.import_module(next(name for name in FLASH_ATTN if _installed(name)))
-    out = module.flash_attn_func(*(to_batch(x, axis) for x in (q, k, v)), softmax_scale=scale)
+    attend = _function(*FLASH_ATTN)[0]
+    assert attend is not None
+    out = attend(*(to_batch(x, axis) for x in (q, k, v)), softmax_scale=scale)
     # generations 3 and 4 return (out, lse)
     return from_batch(out if isinstance(out, torch.Tensor) else out[0], axis, q.shape[0])
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
-    module = importlib.import_module("xformers.ops")
-    out = module.memory_efficient_attention(*(to_batch(x, axis) for x in (q, k, v)), scale=scale)
+    attend = _function(*XFORMERS)[0]
+    assert attend is not None
+    out = attend(*(to_batch(x, axis) for x in (q, k, v)), scale=scale)
     return from_batch(out, axis, q.shape[0])
 
 
