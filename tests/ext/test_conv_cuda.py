@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latte_fast import backends, ops, use_backend
 from latte_fast._ext import conv_transpose3d_cuda as launchers
@@ -104,6 +105,29 @@ def test_backends_say_why_not() -> None:
     assert "above zero" in str(launchers.why_not(x[:, :, :0], w))
     assert "below 2**30" in str(launchers.why_not(x, w, (1, 1, 1), (2**30, 0, 0)))
     assert launchers.why_not(x, w) is None
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has one switch for TF32")
+def test_tf32_is_seen_whoever_set_it() -> None:
+    """By the old switch, by the new one, and by both in turn, where reading the old one raises."""
+    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
+
+    def rounds() -> bool:
+        with FakeTensorMode():
+            x, w = (torch.empty(8, 8, 2, 4, 4, device="cuda") for _ in range(2))
+            return "TF32" in str(backends.why_not("conv_transpose3d", "cudnn", x, w))
+
+    try:
+        for switch, on in ((None, True), (None, False), ("tf32", True), ("ieee", False)):
+            if switch is None:
+                cudnn.allow_tf32 = on
+            else:
+                cudnn.conv.fp32_precision = switch
+            assert rounds() == on
+        compiled = torch.compile(lambda x: x + op._rounds_to_tf32(), fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(3)).sum() == 0
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def test_cudnn_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
