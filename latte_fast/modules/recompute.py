@@ -10,7 +10,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from latte_fast.modules.block import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
-_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+# and where their second factor stands among the arguments; the last is of fp8
+_PRODUCTS = {
+    torch.ops.aten.mm.default: 1,
+    torch.ops.aten.addmm.default: 2,
+    torch.ops.aten.bmm.default: 1,
+    torch.ops.aten._scaled_mm.default: 1,
+}
 _ATTENTION = {
     torch.ops.latte_fast.axis_attention.default,
     torch.ops.latte_fast.axis_attention_qkv.default,
@@ -24,7 +30,7 @@ _ATTENTION = {
 def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if op in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
-    if op in _PRODUCTS and (keep_fc1 or args[-1].shape[-1] != hidden):
+    if op in _PRODUCTS and (keep_fc1 or args[_PRODUCTS[op]].shape[-1] != hidden):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

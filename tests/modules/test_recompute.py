@@ -1,0 +1,60 @@
+"""What the policies keep, beyond what the model tests see on a CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latte_fast.modules.block import Pending
+from latte_fast.modules.recompute import run_block
+
+
+class _InFp8(torch.autograd.Function):
+    """x w^T as fp8 layers compute it, differentiated by themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        one = torch.ones(())
+        halves = (z.detach().to(torch.float8_e4m3fn) for z in (x, w.t()))
+        return torch._scaled_mm(*halves, scale_a=one, scale_b=one, out_dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy @ ctx.saved_tensors[0], None
+
+
+class TwoLayers(nn.Module):
+    """A product of the MLP's width, then one back from it."""
+
+    hidden = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(64, 32) / 8), nn.Parameter(torch.randn(32, 64) / 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Pending]:
+        u = _InFp8.apply(x, self.up).sin()
+        y = _InFp8.apply(u, self.down)
+        return x.cos(), Pending(y.cos(), torch.ones(1, 32), None)
+
+
+class Products(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += func is torch.ops.aten._scaled_mm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("policy", "products"), [("none", 2), ("elementwise", 2), ("mlp", 3), ("block", 4)])
+def test_products_in_fp8_are_kept_as_others(policy: str, products: int) -> None:
+    torch.manual_seed(0)
+    block, x = TwoLayers(), torch.randn(16, 32, requires_grad=True)
+    with Products() as seen:
+        out, pending = run_block(policy, block, x)
+        (out if pending is None else out + pending.y).square().sum().backward()
+    assert seen.count == products
+    assert x.grad is not None and x.grad.abs().max() > 0
