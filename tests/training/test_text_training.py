@@ -1,8 +1,10 @@
 """Text to video through the trainer's config: captions embedded beforehand, no text encoder in the run."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.pretrained import STEM
 from latte_fast.reference.latte_t2v import LatteT2V as OracleT2V
 from latte_fast.training import ModelConfig, TrainConfig, Trainer, load_trained
+from latte_fast.training.build import convert_to_fp8
 from latte_fast.training.sampling import Request, TrainedSource, draw
 from tests.data.texts import SHAPES, Letters, shapes_texts
 from tests.training.tiny import MODEL, losses, tiny
@@ -32,6 +35,21 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def text_config(out: Path, texts: Path, **changes: Any) -> TrainConfig:
     return tiny(out, data=DataConfig(kind="shapes", clips=11, text=str(texts)), **changes)
+
+
+def test_fp8_leaves_the_text_s_layers(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption's rows are no multiple of 16, as the weight gradients of an fp8 layer need."""
+    converted: list[str] = []
+
+    def convert(model: torch.nn.Module, module_filter_fn: Any) -> None:
+        converted.extend(name for name, module in model.named_modules() if module_filter_fn(module, name))
+
+    monkeypatch.setitem(sys.modules, "torchao", ModuleType("torchao"))
+    monkeypatch.setitem(sys.modules, "torchao.float8", SimpleNamespace(convert_to_float8_training=convert))
+    convert_to_fp8(Trainer(text_config(tmp_path / "run", texts)).model)
+    parts = {name.split(".", 2)[2] for name in converted}
+    own = {f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    assert parts == own | {"attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"}
 
 
 @pytest.mark.parametrize("images", [0, 2])
