@@ -52,4 +52,4 @@ class StepNoise:
         if x.device.type == "cuda":
             # from pinned memory the copy does not hold up the host
             return drawn.pin_memory().to(x.device, x.dtype, non_blocking=True)
-        return drawn.to(x.dtype)
+        return drawn.to(x.device, x.dtype)

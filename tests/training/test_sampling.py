@@ -68,6 +68,8 @@ def test_step_noise_is_each_samples_own() -> None:
         assert torch.equal(drawn[1:], two(x[1:])) and torch.equal(drawn[0], normal(7, 4, (3, 5), Use.STEP, step))
     with pytest.raises(ValueError, match="x must hold 2 samples, got 3"):
         one(torch.zeros(3, 1))
+    elsewhere = torch.zeros(1, 3, dtype=torch.bfloat16, device="meta")
+    assert two(elsewhere).device == elsewhere.device and two(elsewhere).dtype == elsewhere.dtype
 
 
 def test_guidance_needs_a_null_class(source: TrainedSource) -> None:
