@@ -18,6 +18,7 @@ class VAE(Protocol):
     channels: int
     factor: int
     random: bool
+    device: torch.device | str
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, F, C, h, w) float32."""

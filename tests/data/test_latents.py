@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import tyro
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from latte_fast.cli.encode import encode as command
@@ -91,6 +94,38 @@ class StopsAfter(Identity):
         if self.calls < 0:
             raise Stopped
         return super().encode(video)
+
+
+class Elsewhere(Identity):
+    """On a device of its own, from which only the results come back."""
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+
+    def encode(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert video.device.type == "meta"
+        return torch.zeros(video.shape), torch.zeros(video.shape)
+
+
+class Copies(TorchDispatchMode):
+    """The dtypes of what is copied to the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta:
+            self.kinds |= {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.is_cpu}
+        return out
+
+
+def test_frames_reach_the_device_as_bytes(tmp_path: Path) -> None:
+    config = DataConfig(kind="ffs", path=str(layout("ffs", tmp_path / "set")), flip=True)
+    with Copies() as seen:
+        encode.encode(config, tmp_path / "latents", Elsewhere(), 16)
+    assert seen.kinds == {torch.uint8}
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
