@@ -12,9 +12,9 @@ def plot(run: Annotated[str, tyro.conf.Positional], out: str | None = None) -> N
 
     Args:
         run: the run's folder.
-        out: the PNG; by default curves.png in the folder.
+        out: the picture, .png, .pdf, .svg, ...; by default curves.png in the folder.
     """
     try:
         print(plot_run(run, out))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise SystemExit(str(error)) from None

@@ -45,7 +45,10 @@ def train_command(args: list[str]) -> Callable[..., None]:
                 trainer = Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr))
             except (ValueError, RuntimeError, FileNotFoundError) as error:
                 raise SystemExit(str(error)) from None
-            trainer.run()
+            try:
+                trainer.run()
+            except FloatingPointError as error:
+                raise SystemExit(str(error)) from None
 
     return train
 

@@ -250,6 +250,7 @@ class TrainConfig:
         require(self.seed < SEEDS, "seed", "below 2^64", self.seed)
         require(0 < optim.lr < math.inf, "optim.lr", "positive, and finite", optim.lr)
         require(all(0 <= b < 1 for b in optim.betas), "optim.betas", "in [0, 1)", optim.betas)
+        require(0 <= optim.eps < math.inf, "optim.eps", "at least 0, and finite", optim.eps)
         require(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
         require(0 <= optim.ema < 1, "optim.ema", "in [0, 1)", optim.ema)
         require(optim.clip is None or optim.clip > 0, "optim.clip", "positive", optim.clip)

@@ -28,6 +28,10 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
         raise ValueError(f"plot: run must be a folder with lines in {LOG}, got {run}")
     out = Path(run) / "curves.png" if out is None else Path(out)
     steps = [line["step"] for line in lines]
+    known = plt.FigureCanvasBase.get_supported_filetypes()
+    if out.suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"plot: out must end in one of {', '.join(known)}, got {out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
         values = [line[name] for line in lines]

@@ -83,6 +83,7 @@ def test_train_names_a_wrong_key(tmp_path: Path) -> None:
     [
         (("--steps", "0"), "train: steps must be at least 1, got 0"),
         (("--optim.lr", "-1"), "train: optim.lr must be positive, and finite, got -1.0"),
+        (("--optim.eps", "nan"), "train: optim.eps must be at least 0, and finite, got nan"),
         (("--seed", "-1"), "train: seed must be at least 0, got -1"),
         (("--data.clips", "0"), "data: clips must be at least 1, got 0"),
         (
@@ -96,6 +97,12 @@ def test_train_refuses_in_one_line(args: tuple[str, ...], message: str, tmp_path
     assert run("train", "--out", str(tmp_path / "run"), *args, ok=False) == message
 
 
+def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(YAML.replace("1e-3", "1e30"))
+    out = run("train", "--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), ok=False)
+    assert "train: loss must be finite, got nan at step 2" in out
+
+
 def test_sample_and_plot(trained: Path) -> None:
     out = trained / "samples"
     args = ("sample", str(trained / "run"), "--out", str(out), "--count", "2", "--steps", "2")
@@ -107,6 +114,10 @@ def test_sample_and_plot(trained: Path) -> None:
     assert "curves.png" in run("plot", str(trained / "run"))
     assert (trained / "run" / "curves.png").stat().st_size > 1000
     assert "log.jsonl" in run("plot", str(trained), ok=False)
+    run("plot", str(trained / "run"), "--out", str(trained / "new" / "curves.svg"))
+    assert "<svg" in (trained / "new" / "curves.svg").read_text()
+    assert "plot: out must end in one of" in run("plot", str(trained / "run"), "--out", "curves.txt", ok=False)
+    assert "File exists" in run("plot", str(trained / "run"), "--out", str(trained / "x.yaml" / "a.png"), ok=False)
 
 
 def test_plot_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
