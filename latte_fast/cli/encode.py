@@ -63,6 +63,7 @@ def encode(
     device = pick_device(device, "encode")
     try:
         config = DataConfig(kind=kind, path=str(path), flip=flip, on_error=on_error, index=index)
+        work.check(config, out, size, every, dtype, shard_mb, workers, resume)
         network = open_vae(vae, device, getattr(torch, vae_dtype))
         written = work.encode(config, out, network, size, every, dtype, shard_mb, workers, resume)
     except (ValueError, RuntimeError) as error:

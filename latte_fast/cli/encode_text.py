@@ -49,6 +49,7 @@ def encode_text(
     device = pick_device(device, "encode-text")
     try:
         clips = work.read_captions(captions)
+        work.check(out, dtype, batch, shard_mb, resume)
         encoder = open_text_encoder(pretrained, device, getattr(torch, encoder_dtype))
         written = work.encode_text(clips, out, encoder, dtype, batch, shard_mb, resume)
     except (ValueError, RuntimeError) as error:

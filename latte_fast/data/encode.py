@@ -64,16 +64,9 @@ def encode(
 
     Returns the index. After each shard the index on disk tells what is done, and `resume` goes on from there.
     """
-    for name, value in (("size", size), ("every", every), ("shard_mb", shard_mb)):
-        if value < 1:
-            raise ValueError(f"encode: {name} must be at least 1, got {value}")
-    if config.kind in ("latents", "shapes"):
-        raise ValueError(f"encode: kind must be a set of videos or frames, got {config.kind}")
-    if dtype not in DTYPES:
-        raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    before = check(config, out, size, every, dtype, shard_mb, workers, resume)
     if size % vae.factor:
         raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
-    before = LATENTS.begun(out, resume)
     found = open_sources(config)
     names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
     digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
@@ -114,6 +107,21 @@ def encode(
                 write(out, index, shard, number + 1, last)
                 shard, rows = {}, []
     return index
+
+
+def check(
+    config: DataConfig, out: Path, size: int, every: int, dtype: str, shard_mb: int, workers: int, resume: bool
+) -> dict[str, Any] | None:
+    """What can be refused before the VAE is read; returns the index that `resume` goes on from."""
+    for name, value, least in (("size", size, 1), ("every", every, 1), ("shard_mb", shard_mb, 1),
+                               ("workers", workers, 0)):  # fmt: skip
+        if value < least:
+            raise ValueError(f"encode: {name} must be at least {least}, got {value}")
+    if config.kind in ("latents", "shapes"):
+        raise ValueError(f"encode: kind must be a set of videos or frames, got {config.kind}")
+    if dtype not in DTYPES:
+        raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    return LATENTS.begun(out, resume)
 
 
 def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -> dict[str, Any]:

@@ -69,11 +69,7 @@ def encode_text(
         shard_mb: size of a file, after each of which the index tells what is done.
         resume: go on where an earlier run stopped.
     """
-    for name, value in (("batch", batch), ("shard_mb", shard_mb)):
-        if value < 1:
-            raise ValueError(f"encode-text: {name} must be at least 1, got {value}")
-    if dtype not in DTYPES:
-        raise ValueError(f"encode-text: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    before = check(out, dtype, batch, shard_mb, resume)
     captions = list(dict.fromkeys(clips.values()))
     number = {caption: i for i, caption in enumerate(captions)}
     digest = hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()
@@ -81,7 +77,7 @@ def encode_text(
                 "tokens": encoder.tokens, "dtype": dtype, "digest": digest}  # fmt: skip
     begun = {"done": 0, "complete": False, "cut": 0, "firsts": [], "shards": [], "captions": captions,
              "clips": {name: number[caption] for name, caption in clips.items()}}  # fmt: skip
-    index: dict[str, Any] = TEXT.begun(out, resume) or settings | begun
+    index: dict[str, Any] = before or settings | begun
     TEXT.check_same(index, settings, out)
     if index["complete"]:
         return index
@@ -110,6 +106,16 @@ def encode_text(
                 write(out, index, shard, done, done == len(captions))
                 shard = {}
     return index
+
+
+def check(out: Path, dtype: str, batch: int, shard_mb: int, resume: bool) -> dict[str, Any] | None:
+    """What can be refused before the encoder is read; returns the index that `resume` goes on from."""
+    for name, value in (("batch", batch), ("shard_mb", shard_mb)):
+        if value < 1:
+            raise ValueError(f"encode-text: {name} must be at least 1, got {value}")
+    if dtype not in DTYPES:
+        raise ValueError(f"encode-text: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    return TEXT.begun(out, resume)
 
 
 def _check_encoder(null: Tensor, path: Path) -> None:

@@ -76,8 +76,8 @@ class Kind:
             return None
         index = self.load(out)
         if not resume:
-            state = "all" if index["complete"] else f"{self.progress(index)}; give resume to go on"
-            raise ValueError(f"{rule}, got {out}, which holds {self.name} of {state}")
+            state = "whole" if index["complete"] else f"{self.progress(index)}; give resume to go on"
+            raise ValueError(f"{rule}, got {out}, which holds {self.name}: {state}")
         return index
 
     def check_same(self, index: dict[str, Any], settings: dict[str, Any], out: Path) -> None:

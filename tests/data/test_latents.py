@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, calls: int, monk
     with pytest.raises(Stopped):
         encode.encode(config, parts, StopsAfter(calls), 16)
     if calls:
-        with pytest.raises(ValueError, match=f"holds latents of {calls} of 3 videos; give resume"):
+        with pytest.raises(ValueError, match=f"holds latents: {calls} of 3 videos; give resume"):
             encode.encode(config, parts, Identity(), 16)
         with pytest.raises(ValueError, match=f"must be complete, got {calls} of 3 videos"):
             open_dataset(DataConfig(kind="latents", path=str(parts)), 2, 16)
@@ -147,7 +147,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, calls: int, monk
     assert len(index["shards"]) == 3
     assert {p.name: p.read_bytes() for p in parts.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
     assert encode.encode(config, parts, StopsAfter(0), 16, resume=True) == index
-    with pytest.raises(ValueError, match="holds latents of all"):
+    with pytest.raises(ValueError, match="holds latents: whole"):
         encode.encode(config, parts, Identity(), 16)
 
 
@@ -230,10 +230,20 @@ def test_encode_command(tmp_path: Path, vae_folder: Path) -> None:
     args = [arg for name, value in paths.items() for arg in (f"--{name}", str(value))]
     out = run("encode", "--kind", "ffs", *args, "--size", "16", "--workers", "0", "--device", "cpu")
     assert "3 videos, 18 frames" in out and "1 files" in out
-    with pytest.raises(SystemExit, match="holds latents of all"):
+    with pytest.raises(SystemExit, match="holds latents: whole"):
         command("ffs", **paths, size=16)
+    paths["out"] = tmp_path / "none"
     with pytest.raises(SystemExit, match="multiple of the VAE's 8"):
         command("ffs", **paths, size=20)
+    with pytest.raises(SystemExit, match="encode: workers must be at least 0, got -1"):
+        command("ffs", **paths, size=16, workers=-1)
+    assert not paths["out"].exists()
+
+
+def test_encode_refuses_before_the_vae_is_read(tmp_path: Path) -> None:
+    """Where there is none, the message is not about it."""
+    with pytest.raises(SystemExit, match="encode: every must be at least 1, got 0"):
+        command("ffs", path=tmp_path, out=tmp_path / "out", vae="none", every=0)
 
 
 def test_encode_help_teaches(capsys: pytest.CaptureFixture) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from latte_fast.cli.encode_text import encode_text as command
 from latte_fast.data import DataConfig, encode, open_dataset
 from latte_fast.data.encode_text import encode_text, read_captions
 from latte_fast.data.shapes import CLASSES
@@ -86,7 +87,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
         encode_text(clips, out, Stops(), batch=2, shard_mb=1)
     with pytest.raises(ValueError, match=r"must be complete, got 4 of 7 captions; .*--resume"):
         Texts(out)
-    with pytest.raises(ValueError, match="holds text of 4 of 7 captions; give resume"):
+    with pytest.raises(ValueError, match="holds text: 4 of 7 captions; give resume"):
         encode_text(clips, out, Letters())
     with pytest.raises(ValueError, match="digest must be the same captions"):
         encode_text(clips | {"0.mp4": "another"}, out, Letters(), resume=True)
@@ -235,6 +236,14 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out must be a folder, got the file"):
         encode_text(SHAPES, tmp_path / "file", Letters())
+
+
+def test_a_full_folder_is_refused_before_the_encoder_is_read(tmp_path: Path) -> None:
+    """T5-XXL takes minutes; where there is no encoder, the message is not about it."""
+    shapes_texts(tmp_path / "texts")
+    (tmp_path / "captions.json").write_text(json.dumps({"a": "rain"}))
+    with pytest.raises(SystemExit, match=r"encode-text: out must be a new or empty folder, got .* holds text: whole"):
+        command(tmp_path / "captions.json", tmp_path / "no encoder", tmp_path / "texts")
 
 
 @pytest.mark.parametrize("kind", ["ffs", "ucf101", "sky"])
