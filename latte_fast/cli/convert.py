@@ -8,8 +8,8 @@ import tyro
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     weights: Literal["ema", "model"] = "ema",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(help_behavior_hint="(default: as they are)")
@@ -21,6 +21,7 @@ def convert(
     text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads.
 
     Example: latte-fast convert runs/ucf ucf.safetensors
+
     Example: latte-fast convert runs/text latte-text --dtype bfloat16
 
     Args:

@@ -7,7 +7,7 @@ import tyro
 from latte_fast.training.plot import plot_run
 
 
-def plot(run: Annotated[str, tyro.conf.Positional], out: str | None = None) -> None:
+def plot(run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], out: str | None = None) -> None:
     """Draw a run's loss, rate, throughput and gradient norm.
 
     Args:

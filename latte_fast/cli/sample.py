@@ -17,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def sample(
-    path: Annotated[str | None, tyro.conf.Positional] = None,
+    path: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PATH]")] = None,
     out: str = "samples",
     classes: tuple[str, ...] = (),
     count: int | None = None,

@@ -27,7 +27,8 @@ class CheckpointError(ValueError):
 def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, Tensor]:
     """The state dict of a file: safetensors, or a .pt that is flat or holds "ema" and / or "model".
 
-    Only tensors are ever unpickled; `_orig_mod.` and `module.` prefixes are stripped.
+    Only tensors are ever unpickled; `_orig_mod.` and `module.` prefixes are stripped. Where there is no average the
+    weights themselves stand in for it, but it never stands in for them.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,6 +49,8 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a dict of tensors, got {type(content).__name__}")
     holders = [name for name in (prefer, "ema", "model") if isinstance(content.get(name), dict)]
+    if prefer == "model" and holders[:1] == ["ema"]:
+        raise CheckpointError(f"{path}: must hold the weights themselves under 'model', got their average alone, 'ema'")
     flat: dict = content[holders[0]] if holders else content
     state = {_stripped(str(key)): value for key, value in flat.items()}
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]

@@ -9,11 +9,15 @@ from torch import Tensor
 from latte_fast.files import atomic
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.models.latte_t2v import LatteT2V
+from latte_fast.training.build import CONFIG
+from latte_fast.training.checkpoint import FOLDER
 from latte_fast.training.load import load_trained
 
 FILES = (".safetensors", ".pt")
 # one of them is in a text-to-video model's folder, or in its pipeline's
 TEXT_FOLDER = ("config.json", "model_index.json")
+# in every file of a model of classes
+OF_CLASSES = "x_embedder.proj.weight"
 
 
 def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype | None = None) -> Path:
@@ -35,10 +39,18 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         raise ValueError(f"convert: out must not exist, got {out}")
     if source.is_file():
         check_out(out, of_text=False)
-        write_file(read_checkpoint(source, weights), out, dtype)
+        state = read_checkpoint(source, weights)
+        if OF_CLASSES not in state:
+            rule = f"a model of classes, with {OF_CLASSES}; one for text is given by its folder"
+            raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
+        write_file(state, out, dtype)
     elif any((source / name).is_file() for name in TEXT_FOLDER):
         check_out(out, of_text=True)
         LatteT2V.from_pretrained(source, dtype=dtype).save_pretrained(out)
+    elif not (source / CONFIG).is_file() and source.parent.name != FOLDER:
+        rule = f"a run's folder with {CONFIG}, one of its checkpoints, a {' or '.join(FILES)} file, "
+        rule += f"or a text-to-video model's folder with {TEXT_FOLDER[0]}"
+        raise ValueError(f"convert: source must be {rule}, got {source}")
     else:
         model = load_trained(source, weights).model
         check_out(out, isinstance(model, LatteT2V))

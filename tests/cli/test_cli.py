@@ -21,6 +21,20 @@ def test_help_lists_the_commands() -> None:
     assert "doctor" in out and "demo" in out
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("convert", ("latte-fast convert [-h] SOURCE OUT", "ucf.safetensors\n\nExample: ")),
+        ("sample", ("[PATH]",)),
+        ("plot", ("latte-fast plot [-h] RUN",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_help_names_what_stands_alone(command: str, shown: tuple[str, ...]) -> None:
+    page = run(command, "--help")
+    assert all(text in page for text in shown)
+
+
 def test_doctor_gives_a_reason_for_every_no() -> None:
     out = run("doctor")
     for word in ("versions", "GPU", "extension", "norm_modulate", "axis_attention", "reference", "triton"):

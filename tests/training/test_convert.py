@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from latte_fast.cli.convert import convert
@@ -68,6 +69,8 @@ def test_text_to_video_becomes_a_folder(tmp_path: Path, dtype: str | None) -> No
 
 def test_a_run_on_captions_becomes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LatteT2V(**SMALL)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
     monkeypatch.setattr("latte_fast.training.convert.load_trained", lambda *_: type("Trained", (), {"model": model}))
     with pytest.raises(SystemExit, match="out must be a folder for a text-to-video model"):
         convert(tmp_path / "run", tmp_path / "x.pt")
@@ -79,6 +82,8 @@ def test_refusals_write_nothing(run: Path, tmp_path: Path) -> None:
     LatteT2V(**SMALL).save_pretrained(tmp_path / "text")
     torch.save(refilled().state_dict(), tmp_path / "a.pt")
     torch.save({"step": 3}, tmp_path / "odd.pt")
+    torch.save({"ema": refilled().state_dict()}, tmp_path / "average.pt")
+    save_file({"clip.mp4/mean": torch.zeros(1)}, tmp_path / "latents.safetensors")
     (tmp_path / "there.pt").write_bytes(b"mine")
     (tmp_path / "empty").mkdir()
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -89,9 +94,12 @@ def test_refusals_write_nothing(run: Path, tmp_path: Path) -> None:
         (run, "b", "out must end in"),
         ("text", "b.safetensors", "out must be a folder"),
         ("odd.pt", "b.pt", "must hold tensors"),
-        ("gone.pt", "b.pt", "must be a run's folder"),
-        ("empty", "b.pt", "must be a run's folder"),
+        ("latents.safetensors", "b.pt", r"convert: source must hold a model of classes.*got .*clip.mp4/mean"),
+        ("gone.pt", "b.pt", "convert: source must be a run's folder"),
+        ("empty", "b.pt", "or a text-to-video model's folder with config.json, got"),
     ):
         with pytest.raises(SystemExit, match=message):
             convert(tmp_path / source, tmp_path / out)
+    with pytest.raises(SystemExit, match=r"average.pt: must hold the weights themselves under 'model'"):
+        convert(tmp_path / "average.pt", tmp_path / "b.pt", "model")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
