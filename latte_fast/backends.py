@@ -102,7 +102,7 @@ class use_backend:
             self.choice = {op: name for op in _probes if name == "auto" or name in _probes[op]}
             others = [op for op in _probes if op not in self.choice]
             if others:
-                sentence = f"use_backend: {name} leaves {', '.join(others)} on auto, which have no such backend"
+                sentence = f"use_backend: {name} leaves on auto what has no such backend: {', '.join(others)}"
                 say_once(sentence, logging.WARNING)
         self.choice |= by_op
         self.before: list[dict[str, str]] = []  # one for each `with` of this instance that is open

@@ -1,5 +1,7 @@
 """latte-fast cost."""
 
+import math
+
 from latte_fast.config import PRESETS, TABLE_3_PRESETS
 from latte_fast.cost import cost as cost_of
 from latte_fast.cost import rows
@@ -27,8 +29,8 @@ def cost(
     """
     if model not in PRESETS | TABLE_3_PRESETS:
         raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")
-    if tflops <= 0 or tb_per_s <= 0:
-        raise SystemExit(f"cost: tflops and tb_per_s must be positive, got {tflops} and {tb_per_s}")
+    if not (0 < tflops < math.inf and 0 < tb_per_s < math.inf):
+        raise SystemExit(f"cost: tflops and tb_per_s must be positive, and finite, got {tflops} and {tb_per_s}")
     try:
         result = cost_of(model, batch, frames, size, bytes_each=bytes_each)
     except ValueError as error:

@@ -33,6 +33,14 @@ def check_device(op: str, name: str, y: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be on {x.device} as x is, got {y.device}")
 
 
+def check_weight(op: str, name: str, w: Tensor, x: Tensor) -> None:
+    """w (M, D) of a linear layer on x (..., D)."""
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(w).__name__}")
+    if w.dim() != 2 or w.shape[1] != x.shape[-1]:
+        raise ValueError(f"{op}: {name} must be (M, D) with D = {x.shape[-1]}, got {tuple(w.shape)}")
+
+
 def checked_vector(op: str, name: str, v: Tensor, x: Tensor, width: int, letter: str = "D") -> Tensor:
     """v (width,) on x's device as the kernels read it, side by side in memory."""
     if not isinstance(v, Tensor):
@@ -82,6 +90,7 @@ def partners(op: str, x: Tensor, **tensors: Tensor) -> list[Tensor]:
 
 
 def check_out_dtype(op: str, out_dtype: torch.dtype, x: Tensor, partner: Tensor) -> torch.dtype:
-    if out_dtype not in (x.dtype, partner.dtype):
-        raise TypeError(f"{op}: out_dtype must be {x.dtype} or {partner.dtype}, got {out_dtype}")
+    known = dict.fromkeys((x.dtype, partner.dtype))
+    if out_dtype not in known:
+        raise TypeError(f"{op}: out_dtype must be {' or '.join(map(str, known))}, got {out_dtype}")
     return out_dtype

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast._ext import linear as cpu
-from latte_fast.ops._check import checked_vector
+from latte_fast.ops._check import check_weight, checked_vector
 from latte_fast.ops._platform import why_not_cpu
 from latte_fast.ops._register import call_directly
 from latte_fast.ops.axis_attention import check_extras, check_qkv
@@ -62,8 +62,7 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
 
 def _checked_bias(op: str, h: Tensor, w: Tensor, b: Tensor | None, names: tuple[str, str]) -> Tensor | None:
     """The bias of h w^T as the kernels read it."""
-    if w.dim() != 2 or w.shape[1] != h.shape[-1]:
-        raise ValueError(f"{op}: {names[0]} must be (M, D) with D = {h.shape[-1]}, got {tuple(w.shape)}")
+    check_weight(op, names[0], w, h)
     return None if b is None else checked_vector(op, names[1], b, h, w.shape[0], "M")
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._check import check_rows, checked_vector
+from latte_fast.ops._check import check_rows, check_weight, checked_vector
 from latte_fast.ops._platform import kernel_probes
 from latte_fast.ops._register import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import bias_gelu_ref
@@ -25,6 +25,7 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         w: (M, D).
         b: (M,) or None.
     """
+    check_weight("linear_gelu", "w", w, x)
     if b is not None and _epilogue_serves(x, w, b):
         out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
         return out.unflatten(0, x.shape[:-1])

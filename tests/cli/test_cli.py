@@ -50,6 +50,7 @@ def test_doctor_gives_a_reason_for_every_no() -> None:
         (("fly",), "fly"),
         (("cost", "--model", "x"), "Latte-XL/2"),
         (("cost", "--size", "250"), "multiple of 16"),
+        (("cost", "--tflops", "nan"), "cost: tflops and tb_per_s must be positive, and finite, got nan and 4.3"),
         (("cost", "--bytes-each", "0"), "cost: bytes_each must be at least 1, got 0"),
         (
             ("encode", "--kind", "videos", "--path", "x", "--out", "y", "--vae", "identity", "--device", "gpu0"),

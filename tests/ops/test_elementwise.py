@@ -248,7 +248,7 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "out_dtype": (
         lambda: ops.norm_modulate(rows(2, 8), rows(2, 8), rows(2, 8), out_dtype=torch.float16),
         TypeError,
-        "out_dtype must",
+        "out_dtype must be torch.float32, got torch.float16",
     ),
     "bias": (lambda: ops.bias_gelu(rows(2, 8), rows(9)), ValueError, "b must be"),
     "bias kind": (lambda: ops.bias_gelu(rows(2, 8), 1.0), TypeError, "b must be a tensor"),  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ BAD: dict[str, tuple[Callable[[], Tensor], str]] = {
     "no heads": (lambda: attention(None, heads=0), "attention_layer: heads must divide a third of w's 48 rows, got 0"),
     "heads": (lambda: attention(None, heads=5), "attention_layer: heads must divide"),
     "b1": (lambda: mlp(rows(1)), r"mlp_layer: b1 must be \(M,\) with M = 64, got \(1,\)"),
+    "gelu w": (lambda: ops.linear_gelu(rows(2, WIDTH), rows(64, 15)), r"linear_gelu: w must be \(M, D\) with D = 16"),
     "w1": (lambda: mlp(None, rows(64)), "mlp_layer: w1 must be"),
     "w2": (lambda: mlp(None, w2=rows(WIDTH, 63)), "mlp_layer: w2 must be .*M = 64"),
 }
