@@ -8,7 +8,7 @@ import tyro
 
 from latte_fast.data.vae import open_vae
 from latte_fast.training import load_trained, start
-from latte_fast.training.sampling import Request, TrainedSource, sample_files
+from latte_fast.training.sampling import NAMES, Request, TrainedSource, sample_files
 from latte_fast.training.text_sampling import TextRequest, read_prompts, sample_text
 
 # of flags that are refused where they would do nothing, so that a given one has to be told from a default
@@ -95,10 +95,12 @@ def sample(
             trained = None if path is None else load_trained(path, weights or "ema", ranks.device)
             if pretrained is not None and text is not None:
                 sample_text(pretrained, text, request, out, ranks, kind, trained)
-                return
-            assert trained is not None
-            opened = open_vae(vae or trained.config.vae, ranks.device, kind)
-            sample_files(TrainedSource(trained, opened, (*classes, *asked), kind), request, out, ranks)
+            else:
+                assert trained is not None
+                opened = open_vae(vae or trained.config.vae, ranks.device, kind)
+                sample_files(TrainedSource(trained, opened, (*classes, *asked), kind), request, out, ranks)
+            if ranks.first:
+                print(f"{out}: {count} samples, {NAMES} says what each shows")
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
 

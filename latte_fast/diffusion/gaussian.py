@@ -75,6 +75,7 @@ class Process:
         return self.at("timestep_map", t, t)
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and log variance of q(x_t | x_0)."""
         log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start)
         return self.at("sqrt_alphas_cumprod", t, x_start) * x_start, log_variance.exp(), log_variance
 

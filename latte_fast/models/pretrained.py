@@ -154,14 +154,22 @@ class StartReport:
         return f"taken {some(self.loaded)}\nleft as they were {some(self.fresh)}\nnot this model's {some(self.unused)}"
 
 
-def start_from_pixart(model: "LatteT2V", folder: str | os.PathLike, **kwargs: Any) -> StartReport:
+def start_from_pixart(
+    model: "LatteT2V", folder: str | os.PathLike, subfolder: str | None = None, variant: str | None = None
+) -> StartReport:
     """Space blocks, embedders and head from a PixArt-alpha folder; time blocks stay as they are.
 
     A tensor of the same name and another shape is an error before anything is written.
+
+    Args:
+        model: that takes them, in place.
+        folder: holds config.json and the weights, or a pipeline whose subfolder `transformer` does.
+        subfolder: of the folder; found by itself where it is `transformer`.
+        variant: as in diffusion_pytorch_model.<variant>.safetensors.
     """
-    path = folder_of(folder, kwargs.get("subfolder"))
+    path = folder_of(folder, subfolder)
     read_config(path, PIXART_CLASSES)
-    state = read_weights(path, kwargs.get("variant"))
+    state = read_weights(path, variant)
     own = model.state_dict()
     wrong = [k for k in state if k in own and own[k].shape != state[k].shape]
     if wrong:

@@ -29,6 +29,8 @@ from latte_fast.training.of_text import OfText
 from latte_fast.training.parallel import Ranks
 
 FORMATS = ("mp4", "gif", "png", "npz")
+# beside the samples
+NAMES = "samples.json"
 
 
 class Source(Protocol):
@@ -228,7 +230,7 @@ def sample_files(source: Source, request: Request, out: str | Path, ranks: Ranks
     """
     out = Path(out)
     every = [name for chunk in chunks(request.count, request.batch) for name in files_of(chunk, request)]
-    ranks.from_first(lambda: make_room(out, [*every, "samples.json"]))
+    ranks.from_first(lambda: make_room(out, [*every, NAMES]))
     mine = chunks(request.count, request.batch, ranks.rank, ranks.count, in_step)
     steps = sum(1 for _ in mine) * request.steps
     with tqdm(total=steps, desc="sample", unit="step", disable=None if ranks.first else True) as bar:
@@ -238,9 +240,7 @@ def sample_files(source: Source, request: Request, out: str | Path, ranks: Ranks
                 write_chunk(out, chunk, videos[: chunk.wanted], names[: chunk.wanted], request)
     ranks.barrier()
     if ranks.first:
-        names = source.asked(range(request.count), request.seed).names
-        with atomic(out / "samples.json") as partial:
-            partial.write_text(json.dumps({"request": request.__dict__, "names": names}, indent=1))
+        write_names(out, request.__dict__, source.asked(range(request.count), request.seed).names)
 
 
 def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], request: Request) -> None:
@@ -256,6 +256,12 @@ def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], reque
             write.write_gif(out / file, video, request.fps)
         else:
             write.write_mp4(out / file, video, request.fps)
+
+
+def write_names(out: Path, request: dict[str, Any], names: list[str]) -> None:
+    """What was asked for, and what each sample shows."""
+    with atomic(out / NAMES) as partial:
+        partial.write_text(json.dumps({"request": request, "names": names}, indent=1) + "\n")
 
 
 def check_room(out: Path, names: list[str]) -> None:

@@ -1,6 +1,5 @@
 """Text to video from a local pipeline folder: diffusers' LattePipeline, made fast, to files."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from tqdm import tqdm
 
 from latte_fast.diffusion.generate import Chunk
 from latte_fast.diffusion.schedule import beta_schedule
-from latte_fast.files import atomic
 from latte_fast.models.patch import patch
 from latte_fast.training.config import DiffusionConfig
 from latte_fast.training.load import Trained
 from latte_fast.training.parallel import Ranks
-from latte_fast.training.sampling import Request, check_room, make_room, write_chunk
+from latte_fast.training.sampling import NAMES, Request, check_room, files_of, make_room, write_chunk, write_names
 from latte_fast.training.text_folder import check_folder
 
 # the ones upstream offers, by diffusers' class names without their ending
@@ -184,7 +182,7 @@ def sample_text(
         request = replace(request, height=request.height or side, width=request.width or side)
     out = Path(out)
     numbers = range(how.count)
-    files = [*(files_name(n, how) for n in numbers), "samples.json"]
+    files = [*(name for n in numbers for name in files_of(Chunk([n], 1), how)), NAMES]
     ranks.from_first(lambda: check_room(out, files))
     pipe = open_pipeline(folder, request, ranks.device, dtype, trained)
     ranks.from_first(lambda: make_room(out, files))
@@ -196,9 +194,4 @@ def sample_text(
     ranks.barrier()
     if ranks.first:
         said = [request.prompts[n % len(request.prompts)] for n in numbers]
-        with atomic(out / "samples.json") as partial:
-            partial.write_text(json.dumps({"request": how.__dict__ | request.__dict__, "names": said}, indent=1))
-
-
-def files_name(number: int, how: Request) -> str:
-    return f"{number:06d}-{number:06d}.png" if how.format == "png" else f"{number:06d}.{how.format}"
+        write_names(out, how.__dict__ | request.__dict__, said)

@@ -106,7 +106,8 @@ def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
 def test_sample_and_plot(trained: Path) -> None:
     out = trained / "samples"
     args = ("sample", str(trained / "run"), "--out", str(out), "--count", "2", "--steps", "2")
-    run(*args, "--format", "npz", "--classes", "circle up", "3")
+    said = run(*args, "--format", "npz", "--classes", "circle up", "3")
+    assert f"{out}: 2 samples, samples.json says what each shows" in said
     assert sorted(p.name for p in out.iterdir()) == ["000000.npz", "000001.npz", "samples.json"]
     assert "must not hold these samples yet" in run(*args, "--format", "npz", ok=False)
     assert "classes must be below 12" in run(*args, "--format", "png", "--classes", "x", ok=False)

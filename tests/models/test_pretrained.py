@@ -150,6 +150,9 @@ def test_start_from_pixart(model: LatteT2V, tmp_path: Path) -> None:
     assert all(torch.equal(after[k], state[k]) for k in report.loaded)
     assert all(torch.equal(after[k], before[k]) for k in report.fresh)
     assert "left as they were" in str(report) and "temporal_transformer_blocks" in str(report)
+    assert start_from_pixart(model, tmp_path, subfolder="transformer").loaded == report.loaded
+    with pytest.raises(TypeError, match="subfodler"):
+        start_from_pixart(model, tmp_path, subfodler="transformer")  # type: ignore[call-arg]
 
 
 def test_start_from_a_wrong_pixart_changes_nothing(model: LatteT2V, tmp_path: Path) -> None:
