@@ -229,7 +229,7 @@ def test_encode_command(tmp_path: Path, vae_folder: Path) -> None:
     paths = {"path": tmp_path / "set", "out": tmp_path / "out", "vae": str(vae_folder)}
     args = [arg for name, value in paths.items() for arg in (f"--{name}", str(value))]
     out = run("encode", "--kind", "ffs", *args, "--size", "16", "--workers", "0", "--device", "cpu")
-    assert "3 videos, 18 frames" in out and "1 files" in out
+    assert "3 videos, 18 frames" in out and "1 files" in out and "float32" not in out
     with pytest.raises(SystemExit, match="holds latents: whole"):
         command("ffs", **paths, size=16)
     paths["out"] = tmp_path / "none"
