@@ -28,6 +28,7 @@ ARROWS = {
     "results": {"files"},
     "info": EVERYTHING,
     "cli": EVERYTHING,
+    "__main__": {"cli"},
 }
 # what a layer may import from outside, where that is restricted
 OUTSIDE = {"reference": {"torch", "numpy", "einops"}, "kernels": {"torch", "triton"}, "_ext": {"torch"}}

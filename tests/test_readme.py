@@ -42,9 +42,9 @@ def test_snippets_run(small_xl: None) -> None:
 def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every latte-fast line of README and docs is one that the command understands."""
     lines = [
-        line.split("#")[0].split("$(which latte-fast)")[-1].removeprefix("latte-fast").strip()
+        line.split("#")[0].split("-m latte_fast")[-1].removeprefix("latte-fast").strip()
         for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-        for line in re.findall(r"^(?:torchrun .*\$\(which latte-fast\)|latte-fast) .*$", page.read_text(), re.MULTILINE)
+        for line in re.findall(r"^(?:torchrun .*-m latte_fast|latte-fast) .*$", page.read_text(), re.MULTILINE)
     ]
     assert len(lines) >= 6
     monkeypatch.chdir(tmp_path)

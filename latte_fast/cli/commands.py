@@ -70,5 +70,6 @@ def ending_in_one_line() -> ConstructorRegistry:
 
 def run() -> None:
     known = commands(sys.argv[1:])
+    about = "Fast Latte: check, compare, run. --version alone prints the version."
     with ending_in_one_line():
-        tyro.extras.subcommand_cli_from_dict(known, prog="latte-fast", description="Fast Latte: check, compare, run.")
+        tyro.extras.subcommand_cli_from_dict(known, prog="latte-fast", description=about)

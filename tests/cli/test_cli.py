@@ -8,12 +8,20 @@ import sys
 import pytest
 import torch
 
+import latte_fast
+
 
 def run(*args: str, ok: bool = True) -> str:
     code = "import sys; from latte_fast.cli import main; sys.argv[0] = 'latte-fast'; main()"
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_version_and_the_module() -> None:
+    assert run("--version") == f"latte_fast {latte_fast.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "latte_fast", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"latte_fast {latte_fast.__version__}\n", done.stderr
 
 
 def test_help_lists_the_commands() -> None:
