@@ -140,6 +140,8 @@ class Trainer:
             share = self.ranks.count / meta["processes"]
             self.sums.copy_(torch.tensor(meta["sums"], dtype=torch.float64) * share)
         self.say(f"train: resumed {folder} at step {self.step}")
+        if self.step >= self.config.steps:
+            self.say(f"train: nothing is left to do of {self.config.steps} steps; a larger --steps goes on")
 
     def batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the first sample not yet trained on to the run's last."""

@@ -60,6 +60,7 @@ def test_train_resumes_without_a_config(trained: Path) -> None:
     assert "new folder" in run("train", "--out", str(trained / "run"), "--steps", "6", ok=False)
     assert "resumed" in run("train", "--out", str(trained / "run"), "--steps", "6", "--resume")
     assert (trained / "run" / "checkpoints" / "step-0000006").is_dir()
+    assert "nothing is left to do of 6 steps" in run("train", "--out", str(trained / "run"), "--resume")
 
 
 def test_train_resumes_a_run_that_was_moved(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
