@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 
 from latte_fast.data.config import DataConfig
 from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
-from latte_fast.data.shards import INDEX, Kind
+from latte_fast.data.shards import INDEX, Contents
 from latte_fast.data.text import Texts
 
-LATENTS = Kind("latents", "encode", 1, "videos", ("clips", "every", "size"))
+LATENTS = Contents("latents", "encode", 1, "videos", ("clips", "every", "size"))
 
 
 class Latents(Dataset):

@@ -1,6 +1,6 @@
 """A folder of safetensors shards and the index that names them: written shard by shard, so that it can be gone on with.
 
-An index holds version, done, complete and shards ([name, bytes] each), and what its kind adds.
+An index holds version, done, complete and shards ([name, bytes] each), and what its contents add.
 """
 
 import json
@@ -18,7 +18,7 @@ MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
-class Kind:
+class Contents:
     """What such a folder holds.
 
     Args:

@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latte_fast.data.shards import INDEX, Kind
+from latte_fast.data.shards import INDEX, Contents
 from latte_fast.data.suffixes import PICTURES, VIDEOS
 
 NULL = "null.safetensors"
-TEXT = Kind("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))
+TEXT = Contents("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))
 
 
 class Texts:
