@@ -11,7 +11,9 @@ from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training.build import CONFIG
 from latte_fast.training.checkpoint import FOLDER
+from latte_fast.training.config import TrainConfig
 from latte_fast.training.load import load_trained
+from latte_fast.training.yaml import read_config
 
 FILES = (".safetensors", ".pt")
 # one of them is in a text-to-video model's folder, or in its pipeline's
@@ -52,8 +54,9 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         rule += f"or a text-to-video model's folder with {TEXT_FOLDER[0]}"
         raise ValueError(f"convert: source must be {rule}, got {source}")
     else:
+        run = source.parents[1] if source.parent.name == FOLDER else source
+        check_out(out, of_text=bool(read_config(run / CONFIG, TrainConfig).data.text))
         model = load_trained(source, weights).model
-        check_out(out, isinstance(model, LatteT2V))
         if isinstance(model, LatteT2V):
             model.to(dtype).save_pretrained(out)
         else:

@@ -70,10 +70,11 @@ def test_text_to_video_becomes_a_folder(tmp_path: Path, dtype: str | None) -> No
 def test_a_run_on_captions_becomes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LatteT2V(**SMALL)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").touch()
-    monkeypatch.setattr("latte_fast.training.convert.load_trained", lambda *_: type("Trained", (), {"model": model}))
+    (tmp_path / "run" / "config.yaml").write_text("data: {kind: latents, path: films, text: texts}")
+    # without a checkpoint in the folder: refused before one is read
     with pytest.raises(SystemExit, match="out must be a folder for a text-to-video model"):
         convert(tmp_path / "run", tmp_path / "x.pt")
+    monkeypatch.setattr("latte_fast.training.convert.load_trained", lambda *_: type("Trained", (), {"model": model}))
     convert(tmp_path / "run", tmp_path / "x")
     assert equal(LatteT2V.from_pretrained(tmp_path / "x"), model)
 
