@@ -105,6 +105,15 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name}")
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_state(model.state_dict(), path)
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Writes a state dict as safetensors, or as the .pt that upstream's scripts load; whole or not at all."""
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
+        if path.suffix == ".pt":
+            # a view of a larger storage would be written with all of it
+            torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
+        else:
+            save_file(state, partial, metadata={"format": "pt"})

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
@@ -79,9 +80,17 @@ def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
     raise ValueError(f"LatteT2V: encoder_attention_mask must be {rule}, got {tuple(mask.shape)}")
 
 
+# masks of floats that were read, and the version they had
+_read = WeakIdKeyDictionary()
+
+
 def _require_no_negative(mask: Tensor, message: str) -> None:
-    if mask.device.type != "cpu":
-        # the device asserts when it gets there: nobody waits
-        torch._assert_async((mask >= 0).all(), message)
-    elif (mask < 0).any():
+    """Reads a mask once, not at each of a prompt's steps: every reading waits for a GPU, and none can be captured."""
+    if mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    version = None if mask.is_inference() else mask._version
+    if version is not None and _read.get(mask) == version:
+        return
+    if (mask < 0).any():
         raise ValueError(message)
+    _read[mask] = version

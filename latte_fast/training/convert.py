@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from latte_fast.files import atomic
-from latte_fast.models.checkpoint import read_checkpoint
+from latte_fast.models.checkpoint import read_checkpoint, save_state
 from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.training.build import CONFIG
 from latte_fast.training.checkpoint import FOLDER
@@ -45,7 +43,7 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         if OF_CLASSES not in state:
             rule = f"a model of classes, with {OF_CLASSES}; one for text is given by its folder"
             raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
-        write_file(state, out, dtype)
+        save_state(_cast(state, dtype), out)
     elif any((source / name).is_file() for name in TEXT_FOLDER):
         check_out(out, of_text=True)
         LatteT2V.from_pretrained(source, dtype=dtype).save_pretrained(out)
@@ -60,7 +58,7 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         if isinstance(model, LatteT2V):
             model.to(dtype).save_pretrained(out)
         else:
-            write_file(model.state_dict(), out, dtype)
+            save_state(_cast(model.state_dict(), dtype), out)
     return out
 
 
@@ -71,15 +69,5 @@ def check_out(out: Path, of_text: bool) -> None:
         raise ValueError(f"convert: out must end in {' or '.join(FILES)} for a model of classes, got {out.name}")
 
 
-def write_file(state: dict[str, Tensor], out: Path, dtype: torch.dtype | None) -> None:
-    # a tensor may be a view of a larger storage, which a .pt would hold whole
-    state = {key: _cast(value, dtype).clone().contiguous() for key, value in state.items()}
-    with atomic(out) as partial:
-        if out.suffix == ".pt":
-            torch.save({"ema": state}, partial)
-        else:
-            save_file(state, partial, metadata={"format": "pt"})
-
-
-def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
+def _cast(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast.diffusion import METHODS, create_diffusion, guided, sample_timesteps
 from latte_fast.testing import assert_no_worse_than_torch
+from tests.counting import Count
 
 SHAPE = (2, 3, 4, 5, 5)
 
@@ -251,20 +251,12 @@ def test_loops_do_not_read_back(method: str) -> None:
 
 def test_tables_are_converted_once() -> None:
     """A step casts and copies nothing but what its first made."""
-
-    class Copies(TorchDispatchMode):
-        copied = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-            self.copied += func is torch.ops.aten._to_copy.default
-            return func(*args, **(kwargs or {}))
-
     diffusion, x, t = create_diffusion("5"), torch.empty(SHAPE, device="meta"), torch.tensor([0, 1], device="meta")
-    with Copies() as counted:
+    with Count() as count:
         for _ in range(2):
-            before = counted.copied
+            before = count.ran["_to_copy"]
             diffusion.training_losses(lambda x, t: torch.cat([x, x], dim=2), x, t)
-    assert counted.copied == before > 0
+    assert count.ran["_to_copy"] == before > 0
 
 
 @pytest.mark.parametrize("kind", ["uniform", "lognormal"])

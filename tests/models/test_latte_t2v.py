@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import LatteT2V, reference, testing
+from tests.counting import Count
 
 SMALL: dict[str, Any] = {"num_attention_heads": 3, "attention_head_dim": 24, "num_layers": 2, "sample_size": 8}
 SMALL |= {"cross_attention_dim": 72, "caption_channels": 40, "video_length": 3}
@@ -108,6 +109,22 @@ def test_masks_of_all_documented_forms() -> None:
         shorter = fast(x[:1], t[:1], text[:1, mask[0]]).sample
         assert testing.relative_error(want[:1], shorter) <= 1e-11
         assert testing.relative_error(fast(x, t, text).sample, want) > 1e-3
+
+
+@torch.no_grad()
+def test_a_mask_of_floats_is_read_once() -> None:
+    """On a GPU every reading is a wait; a mask written since is read again."""
+    x, t, text, mask = inputs(3, 8, 8)
+    fast, mask = LatteT2V(**SMALL).eval(), mask.float()
+    with Count() as count:
+        fast(x, t, text, mask), fast(x, t, text, mask)
+        assert count.ran["lt"] == 1
+        fast(x, t, text, mask.mul_(1))
+        assert count.ran["lt"] == 2
+    with pytest.raises(ValueError, match="got negative values"):
+        fast(x, t, text, mask.sub_(1))
+    with torch.inference_mode(), pytest.raises(ValueError, match="got negative values"):
+        fast(x, t, text, mask.clone())
 
 
 def test_table_extends_to_any_frames() -> None:

@@ -1,4 +1,8 @@
-"""A step of any model on a GPU has nothing the host waits for: each would cost a step, and break a CUDA graph."""
+"""A step of any model on a GPU has nothing the host waits for: each would cost a step, and break a CUDA graph.
+
+What is around the ops, that is: on the meta device the ops are the oracle's. The kernels' launchers read nothing
+either, as they run on meta tensors where kernels are compiled ahead of time.
+"""
 
 from typing import Any
 
@@ -65,7 +69,7 @@ def test_frames_of_a_patch_and_other_sizes() -> None:
 
 
 @pytest.mark.parametrize("time", [LABELS, LABELS[:1], 7, 7.5])
-@pytest.mark.parametrize("kind", [torch.bool, torch.long, torch.float32, "bias"])
+@pytest.mark.parametrize("kind", [torch.bool, torch.long, "bias"])
 def test_text_of_every_form(time: Any, kind: Any) -> None:
     mask = torch.zeros(2, 1, 7, device=GPU) if kind == "bias" else torch.ones(2, 7, device=GPU, dtype=kind)
     run(LatteT2V(**TEXT), clips(2), time, torch.randn(2, 7, 24, device=GPU), mask)

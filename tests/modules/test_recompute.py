@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast.modules.block import Pending
 from latte_fast.modules.recompute import run_block
+from tests.counting import Count
 
 
 class _InFp8(torch.autograd.Function):
@@ -41,20 +41,12 @@ class TwoLayers(nn.Module):
         return x.cos(), Pending(y.cos(), torch.ones(1, 32), None)
 
 
-class Products(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.count += func is torch.ops.aten._scaled_mm.default
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(("policy", "products"), [("none", 2), ("elementwise", 2), ("mlp", 3), ("block", 4)])
 def test_products_in_fp8_are_kept_as_others(policy: str, products: int) -> None:
     torch.manual_seed(0)
     block, x = TwoLayers(), torch.randn(16, 32, requires_grad=True)
-    with Products() as seen:
+    with Count() as count:
         out, pending = run_block(policy, block, x)
         (out if pending is None else out + pending.y).square().sum().backward()
-    assert seen.count == products
+    assert count.ran["_scaled_mm"] == products
     assert x.grad is not None and x.grad.abs().max() > 0

@@ -48,7 +48,8 @@ def test_half_losses_do_not_depend_on_ranks(result: dict[str, Any], time_pos: st
     """A sharded fp32 master, whose blocks pass bf16 to each other and read rotary tables in fp32."""
     alone, sharded = (torch.tensor(result["losses"][f"half-{time_pos}-{n}"]) for n in (1, 2))
     assert alone.shape == (6, 2) and alone.tolist() != result["losses"]["one"]
-    torch.testing.assert_close(sharded, alone, rtol=2e-3, atol=0)
+    # half an ulp of bf16: a rank's products have half the rows, and their sums another order
+    torch.testing.assert_close(sharded, alone, rtol=2**-9, atol=0)
 
 
 def test_checkpoints_move_between_ranks(result: dict[str, Any]) -> None:
