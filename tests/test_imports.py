@@ -23,6 +23,7 @@ ARROWS = {
     "models": {"config", "files", "backends", "modules"},
     "diffusion": {"ops"},
     "data": {"config", "files"},
+    "evaluation": {"files", "data"},
     "training": {"config", "files", "models", "data", "diffusion"},
     "testing": {"config", "backends", "reference"},
     "results": {"files"},

@@ -16,6 +16,7 @@ from latte_fast.cli.demo import demo
 from latte_fast.cli.doctor import doctor
 from latte_fast.cli.encode import encode
 from latte_fast.cli.encode_text import encode_text
+from latte_fast.cli.evaluate import evaluate
 from latte_fast.cli.plot import plot
 from latte_fast.cli.sample import sample
 from latte_fast.cli.train import train_command
@@ -30,6 +31,7 @@ def commands(argv: list[str]) -> dict[str, Callable[..., Any]]:
         "encode-text": encode_text,
         "train": train_command(argv),
         "sample": sample,
+        "evaluate": evaluate,
         "convert": convert,
         "plot": plot,
         "cost": cost,

@@ -1,0 +1,79 @@
+"""A detector's features of everything chosen of a set, a batch at a time."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from latte_fast.data.picture import fit
+from latte_fast.data.video import VideoError
+from latte_fast.evaluation.choice import Choice
+from latte_fast.evaluation.detector import Detector
+from latte_fast.evaluation.frechet import regroup
+from latte_fast.evaluation.settings import Evaluation
+
+log = logging.getLogger("latte_fast.evaluation")
+
+
+class Pieces(Dataset):
+    """The pixels of each piece, uint8: (1, F, 3, S, S) of a clip, (n, 3, S, S) of frames; or why it does not decode."""
+
+    def __init__(self, choice: Choice, size: int) -> None:
+        self.choice, self.size = choice, size
+
+    def __len__(self) -> int:
+        return len(self.choice.pieces)
+
+    def __getitem__(self, number: int) -> Tensor | str:
+        piece = self.choice.pieces[number]
+        try:
+            frames = fit(self.choice.films.films[piece.film].read(piece.places), self.size)
+        except VideoError as error:
+            return str(error)
+        return frames[None] if self.choice.clips else frames
+
+
+class Features:
+    """(n, D) features in the order of the choice; `broken` are the films left out so far."""
+
+    def __init__(self, name: str, choice: Choice, detector: Detector, how: Evaluation) -> None:
+        self.name, self.choice, self.detector, self.how = name, choice, detector, how
+        self.broken: list[str] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with tqdm(total=self.choice.count, desc=self.name, unit=self.how.unit, disable=None) as bar:
+            for x in regroup(self._pixels(), self.how.of("batch")):
+                yield self.detector(x)
+                bar.update(len(x))
+
+    def _pixels(self) -> Iterator[Tensor]:
+        pieces = Pieces(self.choice, self.how.size)
+        # batches are made here: a piece may hold fewer frames than one, or more
+        loader = DataLoader(pieces, batch_size=None, num_workers=self.how.workers)
+        for number, x in enumerate(loader):
+            if isinstance(x, Tensor):
+                yield x
+                continue
+            if self.choice.films.strict:
+                raise VideoError(x)
+            log.warning("left out: %s", x)
+            self.broken.append(self.choice.films.name(self.choice.pieces[number].film))
+
+
+def first_size(choice: Choice) -> list[int]:
+    """Height and width of the first frame chosen, before it is scaled."""
+    piece = choice.pieces[0]
+    try:
+        return list(choice.films.films[piece.film].read(piece.places[:1]).shape[1:3])
+    except VideoError:
+        if choice.films.strict:
+            raise
+        return []
+
+
+def gather(features: Features) -> Tensor:
+    """All of them."""
+    return torch.cat(list(features))

@@ -1,0 +1,96 @@
+"""A metric from end to end: what can be refused, the real set's features, the samples', their comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latte_fast.evaluation import real_stats
+from latte_fast.evaluation.choice import Choice, choose_real, choose_samples, digest
+from latte_fast.evaluation.detector import Detector, check_detector
+from latte_fast.evaluation.features import Features, first_size, gather
+from latte_fast.evaluation.frechet import Moments, frechet_distance, moments_of
+from latte_fast.evaluation.inception_score import inception_score
+from latte_fast.evaluation.result import Result, check_writable
+from latte_fast.evaluation.sets import open_real, open_samples
+from latte_fast.evaluation.settings import LEAST, Evaluation
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real side: chosen pieces, kept moments, or both."""
+
+    choice: Choice | None
+    settings: dict[str, Any]
+    kept: Path | None
+    about: dict[str, Any]
+
+
+def evaluate(how: Evaluation) -> Result:
+    """Measures; nothing is written but `how.real_stats`, where it is not there yet."""
+    check_detector(how.metric, Path(how.detector))
+    if how.real_stats and not how.real and not Path(how.real_stats).is_file():
+        raise ValueError(f"evaluate: real must be the real set's folder, as {how.real_stats} is not there yet")
+    samples = choose_samples(open_samples(how.samples), how)
+    detector = Detector(how.metric, Path(how.detector), how.device)
+    real = None if how.metric == "is" else prepare_real(how, detector)
+    about = about_of(samples) | {"sampled": samples.films.sampled, "path": str(samples.films.root)}
+    if real is None:
+        return score(how, detector, samples, about)
+    against, real_about = real_moments(how, detector, real)
+    found = moments_of(Features("samples", samples, detector, how))
+    about["count"] = found.count
+    value = frechet_distance(against, found)
+    return Result(how, value, None, len(found.mean), detector.sha256, about, real_about)
+
+
+def score(how: Evaluation, detector: Detector, samples: Choice, about: dict[str, Any]) -> Result:
+    """The inception score, of samples alone."""
+    probabilities = gather(Features("samples", samples, detector, how))
+    value, spread = inception_score(probabilities)
+    about["count"] = len(probabilities)
+    return Result(how, value, spread, probabilities.shape[1], detector.sha256, about, {})
+
+
+def prepare_real(how: Evaluation, detector: Detector) -> Real:
+    """The real set opened and chosen from, and kept moments held against it, before anything is measured."""
+    choice = choose_real(open_real(how.kind, how.real, how.index), how) if how.real else None
+    settings = real_stats.settings_of(how, detector.sha256, digest(choice) if choice else None)
+    path = Path(how.real_stats) if how.real_stats else None
+    about: dict[str, Any] = {}
+    if path and path.exists():
+        about = real_stats.read_about(path, settings) | {"kept": str(path)}
+    elif choice:
+        if path:
+            check_writable("real_stats", path)
+        about = about_of(choice) | {"path": str(how.real), "kind": how.kind, "set": settings["set"]}
+    return Real(choice, settings, path, about)
+
+
+def real_moments(how: Evaluation, detector: Detector, real: Real) -> tuple[Moments, dict[str, Any]]:
+    """Kept ones, or those of the set, which are then kept where that was asked for; and what is known of the set."""
+    if real.kept and "kept" in real.about:
+        held = real_stats.read_stats(real.kept)
+        return held, real.about | {"count": held.count}
+    assert real.choice is not None
+    features = Features("real", real.choice, detector, how)
+    found = moments_of(features)
+    if found.count < LEAST[how.metric]:
+        raise ValueError(f"evaluate: real must have {LEAST[how.metric]} {how.unit}s that decode, got {found.count}")
+    about = real.about | {"count": found.count, "broken": real.about["broken"] + sorted(set(features.broken))}
+    if real.kept:
+        real_stats.write_stats(
+            real.kept, found, real.settings, {k: about[k] for k in about if k not in ("kind", "set")}
+        )
+    return found, about
+
+
+def about_of(choice: Choice) -> dict[str, Any]:
+    """What is known of a set before it is measured."""
+    films = choice.films
+    return {
+        "films": len(films.films),
+        "short": choice.short,
+        "broken": films.broken,
+        "pixels": first_size(choice),
+        "suffix": films.films[0].place.path.suffix.lower(),
+    }

@@ -1,0 +1,67 @@
+"""The real set's moments, kept in a file with all that made them, so that they are used for nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from latte_fast.evaluation.frechet import Moments
+from latte_fast.evaluation.settings import PROTOCOL, Evaluation
+from latte_fast.files import atomic
+
+VERSION = 1
+KEY = "evaluation"
+TENSORS = ("mean", "scatter")
+
+
+def settings_of(how: Evaluation, detector: str, set_digest: str | None) -> dict[str, Any]:
+    """What must be the same for kept moments to be those that a run would make; no digest where no set was given."""
+    asked = {name: how.of(name) for name in PROTOCOL[how.metric] if name != "batch"}
+    made = {"version": VERSION, "metric": how.metric, "detector": detector, **asked, "size": how.size, "seed": how.seed}
+    return made if set_digest is None else made | {"kind": how.kind, "set": set_digest}
+
+
+def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: dict[str, Any]) -> None:
+    """One file: mean and scatter in float64, and as metadata the settings, the count and what else is known."""
+    held = json.dumps({"settings": settings, "count": moments.count, "about": about})
+    tensors = {name: getattr(moments, name).contiguous() for name in TENSORS}
+    with atomic(path) as partial:
+        save_file(tensors, partial, metadata={KEY: held})
+
+
+def read_about(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of its set; an error that names the setting that is not as it was. No tensor is read."""
+    held = _held(path)
+    for name, wanted in settings.items():
+        had = held["settings"].get(name)
+        if had != wanted:
+            if name == "set":
+                rule, got = "hold the moments of the same videos and frames", "others (names, lengths or bytes changed)"
+            elif name == "detector":
+                rule, got = f"be of the detector with sha256 {wanted[:12]}", f"{str(had)[:12]}"
+            else:
+                rule, got = f"have {name} {wanted}", f"{had}"
+            raise ValueError(f"evaluate: real_stats must {rule}, got {got} in {path}; give another file to make new")
+    return held["about"] | {"kind": held["settings"].get("kind"), "set": held["settings"].get("set")}
+
+
+def read_stats(path: Path) -> Moments:
+    """The moments of a file that `read_about` accepted."""
+    count = _held(path)["count"]
+    with safe_open(path, "pt") as file:
+        return Moments(count, *(file.get_tensor(name) for name in TENSORS))
+
+
+def _held(path: Path) -> dict[str, Any]:
+    rule = "evaluate: real_stats must be a file that this option wrote"
+    try:
+        with safe_open(path, "pt") as file:
+            held = json.loads((file.metadata() or {})[KEY])
+            whole = {*TENSORS} <= {*file.keys()} and {"settings", "count", "about"} <= held.keys()
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{rule}, got {path} ({error!r})") from error
+    if not whole:
+        raise ValueError(f"{rule}, got {path} without all it holds")
+    return held

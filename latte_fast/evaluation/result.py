@@ -1,0 +1,137 @@
+"""What was measured: the number, all that it depends on, and what keeps it from being compared."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from latte_fast.evaluation.settings import PROTOCOL, Evaluation
+from latte_fast.files import atomic
+
+NAMES = {"fvd": "FVD", "fid": "FID", "is": "inception score"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric of a folder of samples.
+
+    Args:
+        how: it was measured.
+        value: the distance or score.
+        spread: of the score over its splits.
+        features: the detector's width.
+        detector: sha256 of its file.
+        samples: what is known of them.
+        real: what is known of the real set.
+    """
+
+    how: Evaluation
+    value: float
+    spread: float | None
+    features: int
+    detector: str
+    samples: dict[str, Any]
+    real: dict[str, Any]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the number is not one to compare, or to trust; none where the protocol was kept."""
+        how, said = self.how, []
+        protocol = PROTOCOL[how.metric]["images" if how.metric == "fid" else "clips"]
+        counts = {"samples": self.samples["count"]} | ({"real": self.real["count"]} if self.real else {})
+        few = [f"{count} {name}" for name, count in counts.items() if count < protocol]
+        if few:
+            said.append(
+                f"published numbers take {protocol} {how.unit}s of a set that has them, got {' and '.join(few)}"
+            )
+        if len({*counts.values()}) > 1:
+            said.append(f"the sets differ in {how.unit}s: {counts['samples']} samples, {counts['real']} real")
+        if self.real and min(counts.values()) <= self.features:
+            said.append(f"fewer {how.unit}s than the {self.features} features raise {NAMES[how.metric]}")
+        if self.samples["pixels"] != [how.size, how.size]:
+            had = "x".join(map(str, self.samples["pixels"]))
+            said.append(f"samples are {had} pixels, cropped and scaled to {how.size}x{how.size}")
+        if self.samples["suffix"] == ".gif":
+            said.append("a gif has 256 colours, which a detector sees; sample with --format npz or mp4")
+        named = self.samples["sampled"].get("count", self.samples["films"])
+        if named != self.samples["films"]:
+            said.append(f"samples.json names {named} samples, the folder holds {self.samples['films']}")
+        return said
+
+    def lines(self) -> list[str]:
+        """The number, what it is of, what to compare it with."""
+        how = self.how
+        spread = "" if self.spread is None else f" +- {self.spread:.3f}"
+        of = f"{self.samples['count']} samples"
+        if self.real:
+            of += f" against {self.real['count']} real {how.unit}s"
+        if how.metric != "fid":
+            of += f", {how.of('frames')} frames each"
+        if how.metric == "fvd":
+            of += f" (real: interval {how.of('interval')})"
+        said = [
+            f"{NAMES[how.metric]} {self.value:.3f}{spread}",
+            f"  of {of}, at {how.size}x{how.size}; {self.features} features of {Path(how.detector).name}",
+            f"  compare with numbers of the same detector (sha256 {self.detector[:12]}), settings and real set alone",
+        ]
+        left = [f"{self.real['short']} too short"] if self.real.get("short") else []
+        left += [f"{len(self.real['broken'])} that do not decode"] if self.real.get("broken") else []
+        if left:
+            said.append(f"  left out of the real set: {' and '.join(left)}")
+        return said + [f"  warning: {warning}" for warning in self.warnings]
+
+    def record(self) -> dict[str, Any]:
+        """Everything needed to repeat it."""
+        how = self.how
+        asked = {name: how.of(name) for name in PROTOCOL[how.metric]}
+        return {
+            "metric": how.metric,
+            "value": self.value,
+            **({} if self.spread is None else {"spread": self.spread}),
+            "features": self.features,
+            "settings": {**asked, "size": how.size, "seed": how.seed, "device": how.device},
+            "samples": self.samples,
+            "real": self.real,
+            "detector": {"file": str(how.detector), "sha256": self.detector},
+            "warnings": self.warnings,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    try:
+        own = importlib.metadata.version("latte_fast")
+    except importlib.metadata.PackageNotFoundError:
+        own = "not installed"
+    libraries = {"torch": torch.__version__, "numpy": np.__version__, "av": av.__version__}
+    return {"latte_fast": own, "python": platform.python_version(), **libraries}
+
+
+def check_out(path: Path) -> Path:
+    """A .json file that is not there yet, in a folder that may be written to."""
+    if path.suffix != ".json":
+        raise ValueError(f"evaluate: out must end in .json, got {path}")
+    if path.exists():
+        raise ValueError(f"evaluate: out must be a new file, got {path}, which is there")
+    return check_writable("out", path)
+
+
+def check_writable(name: str, path: Path) -> Path:
+    """Refused now rather than after the work: a file below what is no folder, or may not be written to."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"evaluate: {name} must be in a folder that can be written to, got {path}")
+    return path
+
+
+def write_result(path: Path, result: Result) -> None:
+    """The record as JSON, which appears whole or not at all."""
+    with atomic(check_out(path)) as partial:
+        partial.write_text(json.dumps(result.record(), indent=1) + "\n")
