@@ -34,7 +34,7 @@ def moments(features: Tensor) -> Moments:
     """Of (N, D) features."""
     if features.ndim != 2 or not len(features):
         raise ValueError(f"moments: features must be (N, D) with N at least 1, got {tuple(features.shape)}")
-    x = features.double()
+    x = features.detach().double()
     mean = x.mean(0)
     off = x - mean
     return Moments(len(x), mean, off.T @ off)

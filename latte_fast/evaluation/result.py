@@ -53,8 +53,10 @@ class Result:
             )
         if len({*counts.values()}) > 1:
             said.append(f"the sets differ in {how.unit}s: {counts['samples']} samples, {counts['real']} real")
-        if self.real and min(counts.values()) <= self.features:
-            said.append(f"fewer {how.unit}s than the {self.features} features raise {NAMES[how.metric]}")
+        fewest = min(counts.values())
+        if self.real and fewest <= self.features:
+            far = f"{how.unit}s are too few for {self.features} features: such sets look further apart than they are"
+            said.append(f"{fewest} {far}")
         if self.samples["pixels"] != [how.size, how.size]:
             had = "x".join(map(str, self.samples["pixels"]))
             said.append(f"samples are {had} pixels, cropped and scaled to {how.size}x{how.size}")
