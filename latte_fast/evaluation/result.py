@@ -70,7 +70,7 @@ class Result:
     def lines(self) -> list[str]:
         """The number, what it is of, what to compare it with."""
         how = self.how
-        spread = "" if self.spread is None else f" +- {self.spread:.3f}"
+        spread = "" if self.spread is None else f" +- {self.spread:.3g}"
         of = f"{self.samples['count']} samples"
         if self.real:
             of += f" against {self.real['count']} real {how.unit}s"
@@ -79,10 +79,12 @@ class Result:
         if how.metric == "fvd":
             of += f" (real: interval {how.of('interval')})"
         said = [
-            f"{NAMES[how.metric]} {self.value:.3f}{spread}",
+            f"{NAMES[how.metric]} {self.value:.6g}{spread}",
             f"  of {of}, at {how.size}x{how.size}; {self.features} features of {Path(how.detector).name}",
             f"  compare with numbers of the same detector (sha256 {self.detector[:12]}), settings and real set alone",
         ]
+        if "kept" in self.real:
+            said.append(f"  the real set's features were kept in {self.real['kept']}")
         left = [f"{self.real['short']} too short"] if self.real.get("short") else []
         left += [f"{len(self.real['broken'])} that do not decode"] if self.real.get("broken") else []
         if left:

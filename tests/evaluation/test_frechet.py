@@ -125,3 +125,12 @@ def test_what_is_refused() -> None:
         moments(torch.zeros(0, 3))
     with pytest.raises(ValueError, match="features must be at least 1, got none"):
         moments_of([])
+
+
+@pytest.mark.parametrize(("count", "apart"), [(128, 0.50), (512, 0.17), (2048, 0.04)])
+def test_fewer_look_further_apart(count: int, apart: float) -> None:
+    """The figures of docs/evaluation.md."""
+    draw = torch.Generator().manual_seed(0)
+    deviation = (1 / torch.arange(1, 401, dtype=torch.float64)).sqrt()
+    a, b = (moments(torch.randn(count, 400, generator=draw, dtype=torch.float64) * deviation) for _ in range(2))
+    assert frechet_distance(a, b) / float(deviation.square().sum()) == pytest.approx(apart, abs=0.01)
