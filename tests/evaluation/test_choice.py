@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from latte_fast.evaluation.choice import Choice, choose_real, choose_samples, digest
+from latte_fast.data.layouts import Place
+from latte_fast.evaluation.choice import PIECE, Choice, choose_frames, choose_real, choose_samples, digest
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.features import Features, gather
-from latte_fast.evaluation.sets import open_real, open_samples
+from latte_fast.evaluation.sets import ArrayFile, FilmSet, open_real, open_samples
 from latte_fast.evaluation.settings import Evaluation
 from tests.evaluation.detectors import Colours, Numbers, numbered, numbered_set, saved, write_arrays
 
@@ -55,6 +56,12 @@ def test_real_clips_keep_the_protocol(root: Path, detector: Detector) -> None:
             assert seen(choice, detector, how) == clips
     # every start that fits is drawn, the last one too
     assert starts[2] == {0} and starts[7] == {0, 1, 2} and starts[5] == {*range(8)}
+
+
+def test_videos_of_one_length_have_starts_of_their_own() -> None:
+    alike = FilmSet(Path("x"), [ArrayFile(Place(Path(f"x/{i}")), 109) for i in range(50)])
+    starts = [piece.places[0] for piece in choose_real(alike, asked()).pieces]
+    assert len({*starts}) > 30 and min(starts) >= 0 and max(starts) < 100
 
 
 def test_fewer_videos_are_drawn_without_replacement(root: Path) -> None:
@@ -114,8 +121,6 @@ def test_frames_are_drawn_from_all_without_replacement(root: Path, tmp_path: Pat
 
 
 def test_long_films_are_read_in_pieces() -> None:
-    from latte_fast.evaluation.choice import PIECE, choose_frames
-
     pieces = choose_frames(np.random.default_rng(0), [300, 1, 2], 10**6)
     assert [len(p.places) for p in pieces] == [PIECE] * 4 + [300 - 4 * PIECE, 1, 2]
 

@@ -142,7 +142,9 @@ def test_real_stats_are_kept_and_used(sets: Path, tmp_path: Path, monkeypatch: p
         "__getitem__",
         lambda self, n: read.append(self.choice.films.root.name) or pieces(self, n),
     )
-    second, without = evaluate(how), evaluate(replace(how, real="", kind=""))
+    second, without = evaluate(how), evaluate(replace(how, real="", kind="", workers=1))
+    # neither batch nor workers are of what was kept
+    assert evaluate(replace(how, batch=3)).value == pytest.approx(first.value, rel=1e-4)
     assert first.value == second.value == without.value
     assert {*read} == {"left"} and kept.stat().st_mtime_ns == stamp
     assert second.real == first.real | {"kept": str(kept)}
