@@ -31,8 +31,9 @@ Theoretical occupancy is resident warps over 64, by registers, shared memory and
 and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that.
 
 Sizes are the presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
-bf16 partners. `attention-time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model.
-Cells: registers / shared KiB / occupancy.
+bf16 partners. `time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model, `pos` a position
+table in the same pass. Cells: registers / shared KiB / occupancy / instructions of the longest loop, once around
+(`docs/performance.md` says what they may be).
 
 """
 
@@ -44,17 +45,24 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 def launch_rows(width: int, wide: torch.dtype, narrow: torch.dtype) -> None:
     x, y = meta(B, F, N, width, dtype=wide), meta(B, F, N, width, dtype=narrow)
     shift, scale, gate = meta(B, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
-    bias, pos = meta(width, dtype=narrow), meta(1, F, 1, width, dtype=wide)
+    bias = meta(width, dtype=narrow)
     norm_modulate.norm_modulate_fwd(x, shift, scale, 1e-6, narrow)
     norm_modulate.norm_modulate_bwd(y, x, scale, 1e-6)
     gate_residual.gate_residual_fwd(x, y, gate)
     gate_residual.gate_residual_bwd(x, y, gate)
-    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, pos, narrow)
+    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, None, narrow)
     fused.gate_residual_norm_modulate_bwd(x, y, x, y, bias, gate, scale, 1e-6)
     if wide == narrow:
         u = meta(B, F, N, 4 * width, dtype=narrow)
         bias_gelu.bias_gelu_fwd(u, u[0, 0, 0])
         bias_gelu.bias_gelu_bwd(u, u, u[0, 0, 0])
+
+
+def launch_pos(width: int, wide: torch.dtype, narrow: torch.dtype) -> None:
+    x, y, pos = (meta(n, F, N, width, dtype=dtype) for n, dtype in ((B, wide), (B, narrow), (1, wide)))
+    shift, scale, gate = meta(B, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
+    bias = meta(width, dtype=narrow)
+    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, pos[:, :, :1], narrow)
 
 
 def launch_attention(axis: str, frames: int, patches: int, heads: int, K: int, dtype: torch.dtype, rope: bool) -> None:
@@ -71,6 +79,7 @@ def cases(size: str, dtype: str) -> Iterable[tuple]:
     wide, narrow = DTYPES[dtype]
     K = width // heads
     yield "", launch_rows, (width, wide, narrow)
+    yield "pos", launch_pos, (width, wide, narrow)
     if wide == narrow:
         yield "attention-time", launch_attention, ("time", F, N, heads, K, narrow, False)
         yield "attention-time-rope", launch_attention, ("time", F, N, heads, K, narrow, True)
@@ -104,7 +113,10 @@ def table(records: list[dict], targets: list[int]) -> str:
     for r in records:
         by_row.setdefault((r["name"], r["size"], r["dtype"]), {})[r["target"]] = r
     for (name, size, dtype), cells in by_row.items():
-        texts = [f"{r['registers']} / {r['shared'] / 1024:.1f} / {r['occupancy']:.0%}" for r in cells.values()]
+        texts = [
+            f"{r['registers']} / {r['shared'] / 1024:.1f} / {r['occupancy']:.0%} / {r['loop'] or '-'}"
+            for r in cells.values()
+        ]
         warps = next(iter(cells.values()))["warps"]
         lines.append(f"| {name} | {size} | {dtype} | {warps} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,10 @@ MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses."""
+    """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses.
+
+    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around.
+    """
 
     kernel: str
     warps: int
@@ -34,6 +37,7 @@ class Usage:
     local: int
     wide: float
     occupancy: float
+    loop: int
 
 
 class AheadDriver:
@@ -103,7 +107,17 @@ def usage(kernel: Any) -> Usage:
         local=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         wide=wide,
         occupancy=occupancy(capability, warps, registers, kernel.metadata.shared),
+        loop=longest_loop(code),
     )
+
+
+def longest_loop(sass: str) -> int:
+    """Instructions of the longest loop that holds no other: from where a branch leads back to, to the branch."""
+    places = [int(at, 16) for at in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", sass, re.M)]
+    branches = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/.*\bBRA\b.*?\b0x([0-9a-f]+)\b", sass, re.M)
+    loops = {(int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16)}
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b for c, d in loops - {(a, b)})]
+    return max((sum(a <= place <= b for place in places) for a, b in inner), default=0)
 
 
 def occupancy(capability: int, warps: int, registers: int, shared: int) -> float:

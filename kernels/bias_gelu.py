@@ -12,18 +12,9 @@ from latte_fast.kernels.rows import row_offset
 
 
 @triton.jit
-def gelu_parts(b_v):
-    """g = sigmoid(2z), 1 - g and d(2z)/dv with z = sqrt(2/pi) (v + 0.044715 v^3); gelu(v) = v g.
-
-    The exponential of -|2z| neither overflows nor loses 1 - g to cancellation.
-    """
-    b_square = b_v * b_v
-    b_z2 = 1.5957691216057308 * b_v * (1 + 0.044715 * b_square)
-    b_exp = tl.exp(-tl.abs(b_z2))
-    b_large = 1 / (1 + b_exp)
-    b_small = b_exp * b_large
-    b_gate = tl.where(b_z2 >= 0, b_large, b_small)
-    return b_gate, tl.where(b_z2 >= 0, b_small, b_large), 1.5957691216057308 * (1 + 0.134145 * b_square)
+def exponential(b_v):
+    """exp(-2z) with z = sqrt(2/pi) (v + 0.044715 v^3): gelu(v) = v / (1 + exp(-2z)), which is right in both tails."""
+    return tl.exp2(b_v * (-2.302208198144325 - 0.10294323958002349 * b_v * b_v))
 
 
 @triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
@@ -41,9 +32,9 @@ def bias_gelu_fwd_kernel(
         m_tile = (o_row < rows_)[:, None] & m_d[None, :]
         p_u = u_ptr + row_offset(o_row, n_1, n_2, s_u0, s_u1, s_u2, LEADS)[:, None] + o_d[None, :]
         b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
-        b_gate, _, _ = gelu_parts(b_v)
+        b_a = b_v / (1 + exponential(b_v))
         p_a = a_ptr + o_row[:, None] * D + o_d[None, :]
-        tl.store(p_a, (b_v * b_gate).to(a_ptr.dtype.element_ty), mask=m_tile)
+        tl.store(p_a, b_a.to(a_ptr.dtype.element_ty), mask=m_tile)
 
 
 @triton.jit(do_not_specialize=["n_1", "n_2", "rows_", "programs"])
@@ -65,10 +56,13 @@ def bias_gelu_bwd_kernel(
         p_da = da_ptr + row_offset(o_row, n_1, n_2, s_da0, s_da1, s_da2, LEADS)[:, None] + o_d[None, :]
         b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
         b_da = tl.load(p_da, mask=m_tile, other=0.0).to(tl.float32)
-        # the derivative is 0 or 1 there already, and inf * 0 further out; `where` keeps a NaN
-        b_v = tl.where(tl.abs(b_v) > 1e3, tl.where(b_v > 0, 1e3, -1e3), b_v)
-        b_gate, b_rest, b_slope = gelu_parts(b_v)
-        b_du = b_da * b_gate * (1 + b_v * b_rest * b_slope)
+        # the derivative is 0 or 1 there already, and further out the exponential overflows
+        all_nan: tl.constexpr = tl.PropagateNan.ALL
+        b_v = tl.minimum(tl.maximum(b_v, -10.0, propagate_nan=all_nan), 10.0, propagate_nan=all_nan)
+        b_exp = exponential(b_v)
+        b_gate = 1 / (1 + b_exp)
+        b_slope = 1.5957691216057308 + 0.2140644488 * b_v * b_v  # d(2z)/dv
+        b_du = b_da * b_gate * (1 + b_v * (b_exp * b_gate) * b_slope)
         b_db += b_du
         p_du = du_ptr + o_row[:, None] * D + o_d[None, :]
         tl.store(p_du, b_du.to(du_ptr.dtype.element_ty), mask=m_tile)

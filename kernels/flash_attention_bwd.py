@@ -35,17 +35,24 @@ def finite(b_lse, HAS_MASK: tl.constexpr):
     return b_lse
 
 
+@triton.jit
+def stat_offset(o_lse):
+    """(T, 2): as many as a program has threads, so that Triton loads each once and not once in every thread."""
+    return o_lse[:, None] * 2 + tl.arange(0, 2)[None, :]
+
+
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dq_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, delta_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, stat_ptr, sum_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
-    s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_stat, s_mask,
+    s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dq; for the kernel of dk and dv delta = sum(dout out), or EXACT sum(p dp), the largest score and the sum."""
+    """dq, and what the kernel of dk and dv reads of a query: its lse in base 2 and scale * delta with delta =
+    sum(dout out), side by side; EXACT the largest score in place of lse, delta = sum(p dp), and the sum apart."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
@@ -79,8 +86,7 @@ def flash_attention_dq_kernel(
         if HAS_MASK:
             b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
         b_delta = b_delta / b_sum
-        tl.store(delta_ptr + s_stat + o_lse, b_lse, mask=o_q < T_q)
-        tl.store(delta_ptr + 2 * s_stat + o_lse, b_sum, mask=o_q < T_q)
+        tl.store(sum_ptr + o_lse, b_sum, mask=o_q < T_q)
     else:
         b_out0, b_out1 = load_heads(p_out, m_q, K, K_MAIN, K_TAIL, UPCAST)
         b_delta = tl.sum(b_dout0.to(tl.float32) * b_out0.to(tl.float32), 1)
@@ -88,7 +94,8 @@ def flash_attention_dq_kernel(
             b_delta += tl.sum(b_dout1.to(tl.float32) * b_out1.to(tl.float32), 1)
         b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
         b_sum = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
-    tl.store(delta_ptr + o_lse, b_delta, mask=o_q < T_q)
+    b_delta *= scale
+    tl.store(stat_ptr + stat_offset(o_lse), tl.join(b_lse, b_delta), mask=m_q)
     b_dq0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dq1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
     for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
@@ -104,7 +111,7 @@ def flash_attention_dq_kernel(
         if EXACT:
             b_p = b_p / b_sum[:, None]
         b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL)
-        b_ds = (b_p * (b_dp - b_delta[:, None]) * scale).to(b_k0.dtype)
+        b_ds = (b_p * (b_dp * scale - b_delta[:, None])).to(b_k0.dtype)
         b_dq0 = tl.dot(b_ds, b_k0, b_dq0, input_precision="ieee")
         if K_TAIL > 0:
             b_dq1 = tl.dot(b_ds, b_k1, b_dq1, input_precision="ieee")
@@ -114,9 +121,9 @@ def flash_attention_dq_kernel(
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dkdv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, mask_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, stat_ptr, sum_ptr, mask_ptr, dk_ptr, dv_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
-    s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_stat, s_mask,
+    s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
@@ -142,19 +149,15 @@ def flash_attention_dkdv_kernel(
         b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
         b_dout0, b_dout1 = load_heads(p_dout, m_q, K, K_MAIN, K_TAIL, UPCAST)
         o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
-        if EXACT:
-            b_lse = tl.load(delta_ptr + s_stat + o_lse, mask=o_q < T_q, other=0.0)
-        else:
-            b_lse = finite(tl.load(lse_ptr + o_lse, mask=o_q < T_q, other=0.0), HAS_MASK)
-        b_delta = tl.load(delta_ptr + o_lse, mask=o_q < T_q, other=0.0)
+        b_lse, b_delta = tl.split(tl.load(stat_ptr + stat_offset(o_lse), mask=m_q, other=0.0))
         b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL) * (scale * 1.4426950408889634)
         # only the mask: keys past the end are not stored, and queries past the end bring dout = 0
         b_st = scores(b_st, mask_ptr + i_b * s_mask, o_k[:, None], T_k, True, HAS_MASK)
         b_pt = tl.exp2(b_st - b_lse[None, :])
         if EXACT:
-            b_pt = b_pt / tl.load(delta_ptr + 2 * s_stat + o_lse, mask=o_q < T_q, other=1.0)[None, :]
+            b_pt = b_pt / tl.load(sum_ptr + o_lse, mask=o_q < T_q, other=1.0)[None, :]
         b_dpt = dot_heads(b_v0, b_v1, b_dout0, b_dout1, K_TAIL)
-        b_dst = (b_pt * (b_dpt - b_delta[None, :]) * scale).to(b_q0.dtype)
+        b_dst = (b_pt * (b_dpt * scale - b_delta[None, :])).to(b_q0.dtype)
         b_pt = b_pt.to(b_q0.dtype)
         b_dv0 = tl.dot(b_pt, b_dout0, b_dv0, input_precision="ieee")
         b_dk0 = tl.dot(b_dst, b_q0, b_dk0, input_precision="ieee")
@@ -187,24 +190,24 @@ def flash_attention_bwd(
     job = problem(q, k, axis, key_mask, v, dout, out, dq, dk, dv)
     mask, s_mask = bytes_of(key_mask, q)
     exact = q.dtype == torch.float32
-    # delta, and where exact the largest score and the sum of a query's exponentials
-    delta = torch.empty(3 if exact else 1, *lse.shape, dtype=lse.dtype, device=lse.device)
+    stat = torch.empty(*lse.shape, 2, dtype=lse.dtype, device=lse.device)
+    sums = torch.empty_like(lse) if exact else stat
     s_lse = strides(lse.unsqueeze(-1), axis)[:3]
     s = {name: strides(x, axis) for name, x in zip("oqkvODKV", (dout, q, k, v, out, dq, dk, dv), strict=True)}
     c = config("flash_attention_dq", q, job.T_q, job.T_k)
     blocks = triton.cdiv(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_dq_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, out, lse, mask, dq, delta, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
-            *s_lse, delta.stride(0), s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
+            dout, q, k, v, out, lse, mask, dq, stat, sums, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
+            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
             EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
         c = config("flash_attention_dkdv", q, job.T_k, job.T_q)
         blocks = triton.cdiv(job.T_k, c.block_m)
         flash_attention_dkdv_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, lse, delta, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
-            *s_lse, delta.stride(0), s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
+            dout, q, k, v, stat, sums, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
+            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
             EVEN=job.T_q % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip

@@ -39,6 +39,7 @@ def flash_attention_fwd_kernel(
     HAS_MASK: tl.constexpr, HAS_LSE: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    scale *= 1.4426950408889634
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
@@ -55,13 +56,14 @@ def flash_attention_fwd_kernel(
         p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
         b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
         b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
-        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
+        b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        # the largest score is found before scaling, so that one instruction scales a score and shifts it
+        b_new = tl.maximum(b_max, tl.max(b_s, 1) * scale)
         if HAS_MASK:
             b_new = tl.where(b_new == float("-inf"), -1e30, b_new)
         b_shrink = tl.exp2(b_max - b_new)
-        b_p = tl.exp2(b_s - b_new[:, None])
+        b_p = tl.exp2(b_s * scale - b_new[:, None])
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_p = b_p.to(b_v0.dtype)
         b_out0 = tl.dot(b_p, b_v0, b_out0 * b_shrink[:, None], input_precision="ieee")
@@ -111,6 +113,8 @@ def flash_attention_fwd(
     lse: Tensor,
 ) -> None:
     """Writes out (B, F, N, H, K) and, where it is not empty, lse (B, F, N, H)."""
+    if scale == 0:  # which would make NaN of the -inf at keys that do not count
+        q, scale = q * 0, 1.0
     q, k = rotated(q, axis, rope), rotated(k, axis, rope)
     job = problem(q, k, axis, key_mask, v, out)
     c = config("flash_attention_fwd", q, job.T_q, job.T_k)

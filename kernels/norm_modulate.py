@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from latte_fast.kernels import rows, tuning
-from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sum, store_row, zero_row
+from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sums, store_row, zero_row
 
 
 @triton.jit(do_not_specialize=["n_1", "n_2", "per_group", "programs"])
@@ -53,8 +53,8 @@ def norm_modulate_bwd_kernel(
         b_dscale0 += b_dh0 * b_x0
         b_dscale1 += b_dh1 * b_x1
         b_dh0, b_dh1 = b_dh0 * (1 + b_scale0), b_dh1 * (1 + b_scale1)
-        b_mean = row_sum(b_dh0, b_dh1) / D
-        b_slope = row_sum(b_dh0 * b_x0, b_dh1 * b_x1) / D
+        b_mean, b_slope = row_sums(b_dh0, b_dh1, b_dh0 * b_x0, b_dh1 * b_x1)
+        b_mean, b_slope = b_mean / D, b_slope / D
         b_dx0 = (b_dh0 - b_mean - b_x0 * b_slope) * b_rstd
         b_dx1 = (b_dh1 - b_mean - b_x1 * b_slope) * b_rstd
         store_row(dx_ptr + i_out * D, b_dx0, b_dx1, D, BLOCK_0, BLOCK_1)

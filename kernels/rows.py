@@ -54,8 +54,27 @@ def zero_row(BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
 
 
 @triton.jit
+def folded(b_0, b_1):
+    """The larger piece added up to as many values as the smaller has, and that one: what a thread holds, mostly."""
+    if b_0.shape[0] > b_1.shape[0]:
+        b_0 = tl.sum(tl.reshape(b_0, [b_1.shape[0], b_0.shape[0] // b_1.shape[0]]), 1)
+    return b_0 + b_1
+
+
+@triton.jit
 def row_sum(b_0, b_1):
-    return tl.sum(b_0, 0) + tl.sum(b_1, 0)
+    return tl.sum(folded(b_0, b_1), 0)
+
+
+@triton.jit
+def add_pairs(a_0, a_1, b_0, b_1):
+    return a_0 + b_0, a_1 + b_1
+
+
+@triton.jit
+def row_sums(a_0, a_1, b_0, b_1):
+    """Two rows' sums by one walk over the program's threads."""
+    return tl.reduce((folded(a_0, a_1), folded(b_0, b_1)), 0, add_pairs)
 
 
 @triton.jit

@@ -1,17 +1,33 @@
 """The Triton kernels run on the GPU where there is one, else interpreted, which they settle when first imported."""
 
+import importlib.util
 import math
 
+import numpy
 import pytest
 import torch
+from numpy.lib import NumpyVersion
 
 from latte_fast import use_backend
 from latte_fast.testing import poisoned_empty
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-pytest.importorskip("triton", reason="triton is not installed; run `pip install triton`")
-if DEVICE == "cpu":
+
+def why_not() -> str | None:
+    """Why the kernels can't run here."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; run `pip install triton`"
+    import triton
+
+    old = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+    if DEVICE == "cpu" and old and NumpyVersion(numpy.__version__) >= "2.4.0":
+        both = f"Triton {triton.__version__} interprets with NumPy before 2.4, this is {numpy.__version__}"
+        return f"{both}: pip install 'numpy<2.4'"
+    return None
+
+
+if DEVICE == "cpu" and not why_not():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         import latte_fast.kernels.axis_attention
@@ -44,6 +60,19 @@ def on_triton(request, monkeypatch):
         yield
     for buffer, size in buffers:
         assert (buffer[:margin] == -77).all() and (buffer[margin + size :] == -77).all(), "written outside an output"
+
+
+class Skipped(pytest.Module):
+    """A file of tests that can't even be imported here, skipped with the reason."""
+
+    def collect(self):
+        pytest.skip(why_not(), allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if why_not() and module_path.stem != "test_compile_ahead":
+        return Skipped.from_parent(parent, path=module_path)
+    return None
 
 
 def pytest_collection_modifyitems(items):

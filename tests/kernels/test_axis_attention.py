@@ -81,6 +81,13 @@ def test_space_attention_256(K: int, dtype: torch.dtype) -> None:
     compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, "space"), ("out", "dqkv"))
 
 
+def test_scores_scaled_by_zero() -> None:
+    q, k, v = (randn(2, 1, 40, 2, 8, seed=s).requires_grad_() for s in range(3))
+    mask = torch.arange(40, device=q.device).expand(2, 40) < 23
+    args = (q, k, v, "space", None, 0.0, mask)
+    compare(ops.axis_attention, R.axis_attention_ref, args, ("out", "dq", "dk", "dv"))
+
+
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 5), st.integers(1, 3)),
