@@ -76,7 +76,7 @@ def block_d(D: int) -> int:
 
 def config(kernel: str, u: Tensor) -> tuning.TileConfig:
     D = u.shape[-1]
-    per_sm = 64 if kernel.endswith("fwd") else 8
+    per_sm = 64 if kernel.endswith("fwd") else 7
     default = tuning.TileConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[u.dtype]}", default, u.device)
 

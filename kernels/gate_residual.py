@@ -53,7 +53,7 @@ def gate_residual_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, 64 if kernel.endswith("fwd") else 48)
+    default = tuning.rows_default(D, 7 * 1152)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

@@ -117,7 +117,7 @@ def gate_residual_norm_modulate_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, 28 if kernel.endswith("fwd") else 20)
+    default = tuning.rows_default(D, (5 if kernel.endswith("fwd") else 3) * 1152)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

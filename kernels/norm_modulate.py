@@ -65,7 +65,7 @@ def norm_modulate_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, 40 if kernel.endswith("fwd") else 32)
+    default = tuning.rows_default(D, (9 if kernel.endswith("fwd") else 5) * 1152)
     return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

@@ -23,8 +23,8 @@ FLUSHES = 8
 def candidates(default: Config) -> Iterator[Config]:
     """Configurations around the analytic one, itself first."""
     grids: dict[type, dict[str, tuple[int, ...]]] = {
-        RowsConfig: {"warps": (1, 2, 4, 8), "stages": (1, 2, 3, 4), "programs_per_sm": (4, 8, 16, 32)},
-        TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 8, 32, 64)},
+        RowsConfig: {"warps": (1, 2, 4, 8), "stages": (1, 2, 3, 4), "programs_per_sm": (3, 4, 6, 8, 16)},
+        TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 7, 32, 64)},
         PackedConfig: {"pack": (1, 2, 4, 8), "warps": (1, 2, 4, 8)},
         FlashConfig: {"block_m": (64, 128), "block_n": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
     }

@@ -94,11 +94,13 @@ def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Co
     return replace(default, **{name: value for name, value in stored.items() if name in known})
 
 
-def rows_default(D: int, warps_per_sm: int) -> RowsConfig:
-    """8 values of the larger piece a thread; as many programs as the registers let reside, so that all start at once.
+def rows_default(D: int, values_per_sm: int) -> RowsConfig:
+    """8 values of the larger piece a thread; as many programs as fit the registers by `values_per_sm`.
 
-    Three stages: the next two rows are under way to shared memory while a row's means are agreed on.
+    They share the rows evenly and walk them together, so one program more than fits would walk its share alone when the
+    others are done. Three stages: the next two rows are under way to shared memory while a row's means are agreed on.
     """
     larger = 1 << max((D - 1).bit_length() - 1, 0)
     warps = min(16, max(1, larger // 256))
-    return RowsConfig(warps=warps, stages=3, programs_per_sm=warps_per_sm // warps)
+    # a multiprocessor takes 32 programs
+    return RowsConfig(warps=warps, stages=3, programs_per_sm=min(32, max(1, values_per_sm // D)))
