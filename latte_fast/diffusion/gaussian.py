@@ -68,7 +68,7 @@ class Process:
         except IndexError:
             steps = f"{self.num_timesteps} steps, in [0, {self.num_timesteps})"
             raise ValueError(f"Process: t must be (B,) of the process's {steps}, got {t.tolist()}") from None
-        return values if name == "timestep_map" else values.view(-1, *(1,) * (like.dim() - 1))
+        return values.view(-1, *(1,) * (like.dim() - 1))
 
     def model_time(self, t: Tensor) -> Tensor:
         """The original steps that the model was trained with."""
