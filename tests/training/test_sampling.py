@@ -13,7 +13,7 @@ import torch
 from latte_fast import testing
 from latte_fast.config import preset
 from latte_fast.data.vae import open_vae
-from latte_fast.diffusion import create_diffusion
+from latte_fast.diffusion import create_diffusion, guided
 from latte_fast.diffusion.generate import chunks, generate
 from latte_fast.diffusion.noise import StepNoise, Use, normal
 from latte_fast.diffusion.windows import window_starts, windowed
@@ -44,9 +44,15 @@ def test_chunks_cover_every_sample_once() -> None:
     for ranks in (1, 2, 3, 4):
         dealt = [chunk for rank in range(ranks) for chunk in chunks(11, 4, rank, ranks)]
         kept = sorted(n for chunk in dealt for n in chunk.numbers[: chunk.wanted])
-        assert kept == list(range(11)) and all(len(chunk.numbers) == 4 for chunk in dealt)
-        steps = {len(chunks(11, 4, rank, ranks, in_step=True)) for rank in range(ranks)}
-        assert len(steps) == 1
+        assert kept == list(range(11)) and all(len(chunk.numbers) == 4 and chunk.wanted for chunk in dealt)
+        in_step = [chunks(11, 4, rank, ranks, in_step=True) for rank in range(ranks)]
+        assert {len(mine) for mine in in_step} == {-(-3 // ranks)}
+        surplus = [chunk for mine in in_step for chunk in mine if chunk not in dealt]
+        assert all(len(chunk.numbers) == 4 and not chunk.wanted for chunk in surplus)
+    for count, batch, wrong in ((0, 4, "count"), (11, 0, "batch")):
+        with pytest.raises(ValueError, match=f"chunks: {wrong} must be positive, got 0"):
+            chunks(count, batch)
+    assert [(chunk.numbers, chunk.wanted) for chunk in chunks(1, 1)] == [([0], 1)]
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm++"])
@@ -120,6 +126,42 @@ def test_generate_without_conditions_equals_the_loop() -> None:
     want = torch.stack([normal(3, n, (2, 1, 4, 4), Use.START) for n in (0, 1)])
     got = generate(diffusion, model, [0, 1], (2, 1, 4, 4), seed=3, method="ddim", clip_denoised=True)
     torch.testing.assert_close(got, diffusion.ddim_sample_loop(model, want.shape, noise=want))
+
+
+@pytest.mark.parametrize(("method", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.6), ("dpm++", 0.0)])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_generate_equals_the_loop_over_a_guided_model(method: str, eta: float, scale: float) -> None:
+    """In the model's dtype, with each sample's own noise; without guidance the null condition is not computed."""
+    diffusion, numbers, shape = create_diffusion("4", learn_sigma=False), [7, 2], (2, 4, 4, 4)
+    condition, null = {"y": torch.tensor([0.5, 0.25])}, {"y": torch.tensor([0.0, 0.125])}
+    seen = []
+
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append((x.dtype, len(x)))
+        return (x + y.view(-1, 1, 1, 1, 1)).tanh()
+
+    given = {"seed": 3, "method": method, "eta": eta, "scale": scale, "dtype": torch.bfloat16}
+    got = generate(diffusion, model, numbers, shape, condition=condition, null=null, **given)  # type: ignore[arg-type]
+    assert got.dtype == torch.float32 and seen == [(torch.bfloat16, 2 if scale == 1 else 4)] * 4
+
+    def wide(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return model(x.bfloat16(), t, y).float()
+
+    more = {"ddpm": {"draw": StepNoise(3, numbers)}, "ddim": {"draw": StepNoise(3, numbers), "eta": eta}}
+    want = diffusion.sample(
+        method,
+        wide if scale == 1 else guided(wide, scale),
+        (2, *shape),
+        noise=torch.stack([normal(3, number, shape, Use.START) for number in numbers]),
+        clip_denoised=False,
+        model_kwargs=condition if scale == 1 else {"y": torch.cat([condition["y"], null["y"]])},
+        **more.get(method, {}),
+    )
+    assert torch.equal(got, want)
+    if scale != 1:
+        for lacking, found in ((None, "None"), ({"text": null["y"]}, r"\['text'\]")):
+            with pytest.raises(ValueError, match=f"null must hold y for guidance, got {found}"):
+                generate(diffusion, model, numbers, shape, condition=condition, null=lacking, **given)  # type: ignore
 
 
 @pytest.mark.parametrize("kind", ["mp4", "gif", "png", "npz"])
