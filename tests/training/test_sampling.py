@@ -15,7 +15,7 @@ from latte_fast.config import preset
 from latte_fast.data.vae import open_vae
 from latte_fast.diffusion import create_diffusion, guided
 from latte_fast.diffusion.generate import chunks, generate
-from latte_fast.diffusion.noise import StepNoise, Use, normal
+from latte_fast.diffusion.noise import StepNoise, Use, generator, normal
 from latte_fast.diffusion.windows import window_starts, windowed
 from latte_fast.models.latte import Latte
 from latte_fast.training import Ranks, TrainConfig, load_trained
@@ -78,6 +78,13 @@ def test_step_noise_is_each_samples_own() -> None:
     assert two(elsewhere).device == elsewhere.device and two(elsewhere).dtype == elsewhere.dtype
 
 
+def test_numbers_of_a_seed_stay_what_they_were() -> None:
+    """From release to release: runs are resumed and samples asked for again."""
+    assert [use.value for use in (Use.NOISE, Use.TIME, Use.LATENT, Use.START, Use.STEP, Use.LABEL)] == [*range(6)]
+    drawn = generator((1 << 64) - 1, 5, Use.STEP, step=3).bit_generator.random_raw(2)
+    assert drawn.tolist() == [250127407959264444, 4093584343158893063]
+
+
 def test_guidance_needs_a_null_class(source: TrainedSource) -> None:
     model = Latte(**SIZES, num_frames=4, num_classes=3, extras=2, class_dropout_prob=0.0).eval()
     plain = TrainedSource(Trained(model, TrainConfig(), [], 0), open_vae("identity"))
@@ -92,6 +99,9 @@ def test_windows_cover_and_blend() -> None:
     assert window_starts(21, 16, 8) == [0, 5]
     with pytest.raises(ValueError, match="frames must be at least the model's 16, got 9"):
         window_starts(9, 16, 8)
+    for overlap in (-1, 16):
+        with pytest.raises(ValueError, match=rf"overlap must be in \[0, 16\), got {overlap}"):
+            window_starts(40, 16, overlap)
     seen: list[tuple[int, ...]] = []
 
     def double(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -102,6 +112,11 @@ def test_windows_cover_and_blend() -> None:
     out = windowed(double, 4, 11)(x, torch.zeros(2), y=y)
     torch.testing.assert_close(out, 2 * x + y.view(2, 1, 1, 1, 1))
     assert seen == [(10, 10, 10)]
+    # windows that disagree: from the middle of one to the middle of the next in even steps
+    apart = windowed(lambda x, t: torch.arange(len(x)).view(-1, 1, 1, 1, 1).expand_as(x).to(x.dtype), 4, 6)
+    blended = apart(torch.zeros(2, 6, 1, 2, 2, dtype=torch.float64), torch.zeros(2))
+    want = torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(blended[:, :, 0, 0, 0], torch.stack([want, want + 2]), rtol=1e-6, atol=1e-7)
 
 
 def test_windows_copy_their_weights_once() -> None:

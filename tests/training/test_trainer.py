@@ -61,12 +61,14 @@ def test_labels_are_dropped_once(tmp_path: Path) -> None:
 
 def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
     """Against torch's own clip_grad_norm_, unfused AdamW and a lerp of the average, on the same batches."""
-    config = tiny(tmp_path / "run", micro_batch=2)
+    optim = replace(tiny("").optim, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)
+    config = tiny(tmp_path / "run", micro_batch=2, optim=optim)
     trainer = Trainer(config)
     twin = Trainer(replace(config, out=str(tmp_path / "twin")))
     own = dict(twin.model.named_parameters())
     free = [p for p in own.values() if p.requires_grad]
-    optimizer = torch.optim.AdamW(free, lr=config.optim.lr, weight_decay=0.0, foreach=False, fused=False)
+    given = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW(free, lr=config.optim.lr, **given, foreach=False, fused=False)  # type: ignore
     average = {name: p.detach().clone() for name, p in own.items()}
     batches, same = trainer.batches(), twin.batches()
     for step in range(6):
