@@ -95,6 +95,11 @@ def test_compare_judges_every_output_and_gradient(
         testing.compare(fn, torch.mul, (a, b), names)
 
 
+def test_oracle_is_wider() -> None:
+    assert [testing.wider(d) for d in (torch.float64, torch.float32)] == [torch.float64] * 2
+    assert [testing.wider(d) for d in (torch.bfloat16, torch.float16)] == [torch.float32] * 2
+
+
 def test_relative_error() -> None:
     assert testing.relative_error(torch.tensor([2.0, 3.0]), torch.tensor([2.0, 4.0])) == 0.25
     assert testing.relative_error(torch.tensor([math.nan]), torch.ones(1)) == math.inf

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import LatteT2V, reference, testing
+from latte_fast.modules.embed import stretch_time, time_table
 from tests.counting import Count
 
 SMALL: dict[str, Any] = {"num_attention_heads": 3, "attention_head_dim": 24, "num_layers": 2, "sample_size": 8}
@@ -134,6 +135,8 @@ def test_table_extends_to_any_frames() -> None:
     longer.load_state_dict(fast.state_dict())
     assert testing.relative_error(longer(x, t, text).sample, oracle(x, t, text)) <= 1e-11
     longer.extend_time = "interpolate"
+    stretched = stretch_time(time_table(72, 3), 5).transpose(0, 1)
+    assert torch.equal(longer.time_positions(72, 5, x), stretched.double())
     assert longer(x, t, text).sample.isfinite().all()
 
 

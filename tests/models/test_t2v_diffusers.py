@@ -39,6 +39,17 @@ def test_equals_diffusers(frames: int, height: int, width: int, over_time: bool,
     assert torch.equal(again, got)
 
 
+@pytest.mark.parametrize("sample_size", [32, 128, 200])
+def test_positions_of_other_sizes_equal_diffusers(sample_size: int) -> None:
+    """From 128 on the grid is compressed by the multiple of 64 that it holds."""
+    theirs = transformer(sample_size=sample_size)
+    ours = LatteT2V(**SMALL | {"sample_size": sample_size}).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x, t, text, _ = inputs(3, 8, 12)
+    with torch.no_grad():
+        assert testing.relative_error(ours(x, t, text).sample, theirs(x, t, text).sample) <= 3e-6
+
+
 def test_files_load_both_ways(tmp_path: Any) -> None:
     theirs = transformer()
     theirs.save_pretrained(tmp_path / "theirs")
