@@ -100,6 +100,20 @@ def test_oracle_is_wider() -> None:
     assert [testing.wider(d) for d in (torch.bfloat16, torch.float16)] == [torch.float32] * 2
 
 
+def test_compare_widens_every_argument_of_the_oracle() -> None:
+    """In pairs too, to the widest that any of them asks for; whole numbers and masks stay as they are."""
+    seen = []
+
+    def ref(a: Tensor, pair: tuple[Tensor, Tensor], n: Tensor) -> Tensor:
+        seen.append([x.dtype for x in (a, *pair, n)])
+        return a * pair[0].to(a.dtype) + n
+
+    a, b, n = torch.randn(9, requires_grad=True), torch.randn(9, dtype=torch.bfloat16), torch.arange(9)
+    testing.compare(lambda *args: ref(*args), ref, (a, (b, b), n), ["out", "da"])
+    given, wide = [a.dtype, b.dtype, b.dtype, n.dtype], [torch.float64] * 3 + [n.dtype]
+    assert seen == [given] * 3 + [wide]
+
+
 def test_relative_error() -> None:
     assert testing.relative_error(torch.tensor([2.0, 3.0]), torch.tensor([2.0, 4.0])) == 0.25
     assert testing.relative_error(torch.tensor([math.nan]), torch.ones(1)) == math.inf

@@ -54,6 +54,9 @@ def test_text_runs_once_per_prompt(model: LatteT2V) -> None:
     # both stay: a sampler may call with and without the condition in turn
     assert products(model, x, torch.tensor([5, 5]), text) == 0
     assert products(model, x, torch.tensor([5, 5]), other) == 0
+    # and no more than two: a text no longer in use would stay in memory
+    third = text.clone()
+    assert [products(model, x, torch.tensor([5, 5]), each) for each in (third, other, text)] == [ONCE, 0, ONCE]
 
 
 class Lora(nn.Module):
