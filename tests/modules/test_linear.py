@@ -48,19 +48,37 @@ def test_write_between_forward_and_backward_is_an_error() -> None:
 
 
 def test_what_is_not_plain_stays_apart() -> None:
-    for spoil in ("hook", "forward", "type", "bias"):
+    for spoil in ("hook", "forward", "type", "bias", "dtype", "width", "meta", "one bias"):
         layers = three()
         if spoil == "hook":
             layers[1].register_forward_hook(lambda *args: None)
         if spoil == "forward":
             layers[1].forward = lambda x: x
         if spoil == "type":
-            layers[1] = nn.LazyLinear(4)
+            layers[1] = type("Other", (nn.Linear,), {})(4, 4, dtype=torch.float64)
         if spoil == "bias":
             layers[1].bias = None
-        assert not share_storage(layers)
+        if spoil == "dtype":
+            layers[1].float()
+        if spoil == "width":
+            layers[1] = nn.Linear(5, 4, dtype=torch.float64)
+        if spoil == "meta":
+            layers = [layer.to("meta") for layer in layers]
+        if spoil == "one bias":
+            layers[1].bias.data = layers[1].bias.data.float()
+        before = [(p, p.data_ptr(), p.dtype) for layer in layers for p in layer.parameters()]
+        assert not share_storage(layers), spoil
         assert joined(layers) is None
-        assert spoil == "bias" or not is_plain(layers[1])
+        assert before == [(p, p.data_ptr(), p.dtype) for layer in layers for p in layer.parameters()]
+        assert is_plain(layers[1]) == (spoil not in ("hook", "forward", "type"))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_bias_that_has_gone_ends_the_join(which: int) -> None:
+    layers = three()
+    assert share_storage(layers) and joined(layers) is not None
+    layers[which].bias = None
+    assert joined(layers) is None and not share_storage(layers)
 
 
 def test_moves_copies_and_files_keep_the_values(tmp_path: object) -> None:

@@ -75,6 +75,27 @@ def test_bias_gelu(dtype: torch.dtype) -> None:
     testing.compare(ops.bias_gelu, R.bias_gelu_ref, (u, b), ["a", "du", "db"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("wide_out", [False, True])
+def test_eps_and_dtype_of_the_norm(dtype: torch.dtype, wide_out: bool) -> None:
+    """An eps as large as the variance, beside an fp32 residual; h in the partners' dtype or in the residual's."""
+    x, y = rows(2, 3, 5, 24), rows(2, 3, 5, 24, dtype=dtype, seed=1)
+    gate, shift, scale = (rows(2, 24, dtype=dtype, seed=s) for s in (2, 3, 4))
+    out_dtype = torch.float32 if wide_out else dtype
+    testing.require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 0.5, None, None, out_dtype)
+
+    def call(op: Callable, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return op(*args, 0.5, out_dtype=None if args[0].dtype == torch.float64 else out_dtype)
+
+    norm, fused = ops.norm_modulate, ops.gate_residual_norm_modulate
+    names = ["h", "dx", "dshift", "dscale"]
+    testing.compare(partial(call, norm), partial(call, R.norm_modulate_ref), (x, shift, scale), names)
+    names = ["x_out", "h", "dx", "dy", "dgate", "dshift", "dscale"]
+    args = (x, y, gate, shift, scale)
+    testing.compare(partial(call, fused), partial(call, R.gate_residual_norm_modulate_ref), args, names)
+    assert norm(x, shift, scale).dtype == torch.float32 and fused(*args)[1].dtype == dtype  # by default
+
+
 STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
     "sliced": lambda v: v.repeat_interleave(2)[::2],
     "expanded": lambda v: v[:1].expand(len(v)),
