@@ -95,6 +95,8 @@ def test_split_heads_add_up_to_dits_attention(model: Latte, tmp_path: Path) -> N
     assert torch.equal(after["blocks.0.attn_time.qkv.weight"], heads[:, 1].flatten(0, 1))
     joined = torch.cat([after["blocks.0.attn.proj.weight"], after["blocks.0.attn_time.proj.weight"]], dim=1)
     assert torch.equal(joined, state["blocks.0.attn.proj.weight"])
+    bias = after["blocks.0.attn.proj.bias"] + after["blocks.0.attn_time.proj.bias"]
+    assert torch.equal(bias, state["blocks.0.attn.proj.bias"]) and bias.any()
 
 
 def test_a_still_patch_embeds_as_in_dit(model: Latte, tmp_path: Path) -> None:
