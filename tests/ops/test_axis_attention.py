@@ -191,6 +191,18 @@ BAD = {
     "rank": (lambda q: ops.axis_attention(q[0], q[0], q[0], "space"), r"q must be \(B, F, N, H, K\)"),
     "scale": (lambda q: ops.axis_attention(q, q, q, "space", scale=-0.1), "scale must be at least 0, got -0.1"),
     "scale nan": (lambda q: ops.axis_attention(q, q, q, "space", scale=float("nan")), "scale must be at least 0"),
+    "stride": (lambda q: ops.axis_attention(q[..., ::2], q, q, "space"), "q must have a contiguous last dim"),
+    "K too wide": (lambda q: ops.axis_attention(*(random(1, 2, 3, 1, 136),) * 3, "space"), "up to 128, got K = 136"),
+    "empty": (lambda q: ops.axis_attention(q[:, :, :0], q, q, "space"), "with no empty axis but B"),
+    "k heads": (lambda q: ops.axis_attention(q, *(q[:, :, :, :1],) * 2, "space"), "k must match q"),
+    "k frames": (lambda q: ops.axis_attention(q, *(q[:, :2],) * 2, "space"), "k must match q"),
+    "k device": (lambda q: ops.axis_attention(q, q.to("meta"), q, "space"), "k must be on cpu as x is, got meta"),
+    "mask kind": (lambda q: ops.axis_attention(q, q, q, "space", key_mask=torch.ones(2, 4)), "key_mask must be bool"),
+    "mask of time": (lambda q: ops.axis_attention(q, q, q, "time", key_mask=torch.ones(2, 4) > 0), r"bool \(2, 3\)"),
+    "rope kind": (
+        lambda q: ops.axis_attention(q, q, q, "time", (torch.ones(3, 4).half(),) * 2),
+        "rope must be two fp32",
+    ),
     "packed": (lambda q: ops.axis_attention_qkv(q, "space"), "qkv must be"),
 }
 

@@ -234,6 +234,13 @@ def test_empty_batch() -> None:
     assert ops.bias_gelu(x, rows(16)).shape == x.shape
 
 
+NORM = rows(2, 3, 8), rows(2, 8), rows(2, 8)
+
+
+def fused(**kwargs: object) -> object:
+    return ops.gate_residual_norm_modulate(NORM[0], NORM[0], *(NORM[1],) * 3, **kwargs)  # type: ignore[arg-type]
+
+
 BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(4, 8), rows(4, 8)), ValueError, "dividing the 6 rows"),
     "width": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 9), rows(2, 8)), ValueError, "shift must be .*D = 8"),
@@ -256,11 +263,7 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
         "gate's dtype",
     ),
     "y shape": (lambda: ops.gate_residual(rows(2, 8), rows(3, 8), rows(2, 8)), ValueError, "y must have x's shape"),
-    "pos": (
-        lambda: ops.gate_residual_norm_modulate(*(rows(2, 3, 8),) * 2, *(rows(2, 8),) * 3, pos=rows(4, 8)),
-        ValueError,
-        "pos must broadcast",
-    ),
+    "pos": (lambda: fused(pos=rows(4, 8)), ValueError, "pos must broadcast"),
     "device": (
         lambda: ops.gate_residual(rows(2, 8), torch.empty(2, 8, device="meta"), rows(2, 8)),
         ValueError,
@@ -271,13 +274,22 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
         TypeError,
         "out_dtype must be torch.float32, got torch.float16",
     ),
+    "no tensor": (lambda: ops.norm_modulate(1.0, *NORM[1:]), TypeError, "x must be a tensor, got float"),
+    "one axis": (lambda: ops.norm_modulate(rows(8), *NORM[1:]), ValueError, r"x must be \(..., D\) with no empty axis"),
+    "no group": (lambda: ops.norm_modulate(NORM[0], rows(0, 8), NORM[2]), ValueError, "6 rows, got G = 0"),
+    "group kind": (lambda: ops.norm_modulate(NORM[0], 1.0, NORM[2]), TypeError, "shift must be a tensor, got float"),
+    "group dim": (lambda: ops.norm_modulate(NORM[0], rows(8, 2).T, NORM[2]), ValueError, "shift must have a cont"),
+    "group device": (lambda: ops.norm_modulate(*NORM[:2], rows(2, 8).to("meta")), ValueError, "scale must be on cpu"),
+    "wide partner": (lambda: ops.gate_residual(rows(2, 8), *(rows(2, 8).double(),) * 2), TypeError, "x's dtype"),
+    "pos kind": (lambda: fused(pos=1.0), TypeError, "pos must be a tensor, got float"),
+    "pos axes": (lambda: fused(pos=rows(1, 2, 3, 8)), ValueError, "pos must broadcast"),
+    "pos width": (lambda: fused(pos=rows(3, 1)), ValueError, "pos must broadcast"),
+    "pos nothing": (lambda: fused(pos=torch.ones(())), ValueError, "pos must broadcast"),
+    "pos device": (lambda: fused(pos=rows(3, 8).to("meta")), ValueError, "pos must be on cpu"),
+    "bias device": (lambda: fused(y_bias=rows(8).to("meta")), ValueError, "y_bias must be on cpu"),
     "bias": (lambda: ops.bias_gelu(rows(2, 8), rows(9)), ValueError, "b must be"),
     "bias kind": (lambda: ops.bias_gelu(rows(2, 8), 1.0), TypeError, "b must be a tensor"),  # type: ignore[arg-type]
-    "y_bias": (
-        lambda: ops.gate_residual_norm_modulate(*(rows(2, 3, 8),) * 2, *(rows(2, 8),) * 3, y_bias=rows(1)),
-        ValueError,
-        "y_bias must be .*D = 8",
-    ),
+    "y_bias": (lambda: fused(y_bias=rows(1)), ValueError, "y_bias must be .*D = 8"),
 }
 
 
