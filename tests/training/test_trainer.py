@@ -3,11 +3,13 @@
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from latte_fast.diffusion import create_diffusion
 from latte_fast.diffusion.noise import Use, normal
 from latte_fast.models.latte import Latte
 from latte_fast.training import OptimConfig, Trainer, load_trained
@@ -41,6 +43,11 @@ def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
     assert not torch.equal(items[0]["noise"], items[0]["eps"])
     share = torch.stack([drawn[(number, (0, 0))]["drop"] for number in range(400)]).float().mean()
     assert 0.4 < share < 0.6
+    process = replace(trainer.config.diffusion, timesteps="lognormal", shift=-2.0, steps=100)
+    early = Drawn(trainer.task, replace(trainer.config, diffusion=process), 0.0)
+    assert "drop" not in early[(0, (0, 0))] and "eps" not in early[(0, (0, 0))]
+    steps = torch.stack([early[(number, (0, 0))]["t"] for number in range(400)]).float()
+    assert steps.max() < 100 and 12 < steps.mean() < 17  # 14.5, of sigmoid(N(-2, 1))
     many = torch.cat([normal(0, number, (64,), Use.START) for number in range(500)])
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
@@ -57,6 +64,27 @@ def test_labels_are_dropped_once(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     trainer.loss(batch)
     assert torch.equal(torch.get_rng_state(), state), "a step draws from torch's own generator"
+
+
+def test_loss_is_the_mean_over_a_batch_of_drawn_latents(tmp_path: Path) -> None:
+    """In micro-batches too; what is encoded as it trains is mean + std * eps."""
+    trainer = Trainer(tiny(tmp_path / "run", micro_batch=2))
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            p.normal_(std=0.1)
+    parts = list(islice(trainer.batches(), 2))
+    trainer.task = replace(trainer.task, encoded=True)
+    for part in parts:
+        part["eps"] = torch.randn_like(part["video"])
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    trainer.vae = SimpleNamespace(encode=lambda x: (0.5 * x, 0.1 + x.abs()))  # type: ignore[assignment]
+    x = 0.5 * whole["video"] + (0.1 + whole["video"].abs()) * whole["eps"]
+    y = torch.where(whole["drop"][:, 0], 12, whole["label"])
+    with torch.no_grad():
+        want = create_diffusion("").training_losses(trainer.model, x, whole["t"], {"y": y}, whole["noise"])
+        got = [trainer.loss(part) for part in parts]
+    for name, value in want.items():
+        torch.testing.assert_close(sum(part[name] for part in got), value.mean(), rtol=1e-5, atol=1e-6)
 
 
 def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
