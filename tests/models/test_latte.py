@@ -214,35 +214,6 @@ def test_images_bypass_time(pair: Any, inputs: Any) -> None:
     assert changed[0].tolist() == [False, False, False, False, True]
 
 
-BAD: dict[str, tuple[dict, dict, type[Exception], str]] = {
-    "frames": ({"frames": 4}, {}, ValueError, "F = 3 video frames.*got 4"),
-    "height": ({"h": 7}, {}, ValueError, "H a positive multiple of the patch 2, got 7"),
-    "zero width": ({"w": 0}, {}, ValueError, "W a positive multiple of the patch 2, got 0"),
-    "size": ({"h": 12, "w": 12}, {}, ValueError, "H = W = 8.*got 12 x 12"),
-    "channels": ({"c": 3}, {}, ValueError, "C = 4 channels, got 3"),
-    "dtype": ({"dtype": torch.float16}, {}, TypeError, "weights' dtype torch.float32, got torch.float16"),
-    "integer": ({"dtype": torch.int64}, {}, TypeError, "floating"),
-    "missing y": ({}, {"y": None}, ValueError, "y must be given"),
-    "y range": ({}, {"y": torch.tensor([1, 6])}, ValueError, r"y must be in \[0, 6\), got \[1, 6\]"),
-    "y float": ({}, {"y": torch.tensor([1.0, 2.0])}, TypeError, "y must be int64 or int32"),
-    "y bytes": ({}, {"y": torch.tensor([1, 2], dtype=torch.uint8)}, TypeError, "y must be int64 or int32"),
-    "y shape": ({}, {"y": torch.tensor([1])}, ValueError, r"y must have shape \(2,\)"),
-    "t shape": ({}, {"t": torch.tensor([1])}, ValueError, r"t must be \(B,\) with B = 2"),
-    "device": ({"device": "meta"}, {}, ValueError, "x must be on the weights' device cpu, got meta"),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD))
-def test_bad_input(case: str, pair: Any) -> None:
-    shape, kwargs, kind, message = BAD[case]
-    _, fast = pair(extras=2)
-    s = {"frames": 3, "c": 4, "h": 8, "w": 8, "dtype": torch.float32, "device": "cpu"} | shape
-    x = torch.zeros(2, s["frames"], s["c"], s["h"], s["w"], dtype=s["dtype"], device=s["device"])
-    call = {"t": torch.tensor([1, 2]), "y": torch.tensor([1, 2])} | kwargs
-    with pytest.raises(kind, match=message):
-        fast(x, **call)
-
-
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
@@ -271,15 +242,6 @@ def test_bad_input(case: str, pair: Any) -> None:
 def test_bad_constructor(keywords: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Latte(**keywords)
-
-
-def test_joint_needs_image_labels(pair: Any, inputs: Any) -> None:
-    _, fast = pair(True, extras=2)
-    args, kwargs = inputs(fast, images=2)
-    with pytest.raises(ValueError, match="y_image must be given"):
-        fast(*args, **kwargs | {"y_image": None})
-    with pytest.raises(ValueError, match="use_image_num must leave"):
-        fast(*args, **kwargs | {"use_image_num": 5})
 
 
 def test_forced_reference_equals_auto(pair: Any, inputs: Any) -> None:

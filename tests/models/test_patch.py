@@ -56,6 +56,27 @@ def test_state_dict_dtype_and_train_mode_follow(pair: Any, inputs: Any) -> None:
     assert not oracle.blocks[0].training
 
 
+READ = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_frames",
+        "learn_sigma", "extras")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [{"extras": 2, "depth": 4, "mlp_ratio": 2.0}, {"learn_sigma": False, "patch_size": 4, "num_frames": 5}],
+    ids=str,
+)
+def test_config_is_read_off_an_instance_that_has_none(cell: dict, pair: Any, inputs: Any) -> None:
+    """As upstream's have none."""
+    oracle, fast = pair(**cell)
+    args, kwargs = inputs(oracle)
+    del oracle.config
+    patch(oracle)
+    assert {name: getattr(oracle.config, name) for name in READ} == {name: getattr(fast.config, name) for name in READ}
+    assert torch.equal(oracle.eval()(*args, **kwargs), fast.eval()(*args, **kwargs))
+    unpatch(oracle)
+    assert "config" not in oracle.__dict__
+
+
 def test_patch_twice_and_inside_a_pipeline(pair: Any) -> None:
     oracle, _ = pair()
     pipe = nn.ModuleDict({"model": oracle, "vae": nn.Linear(2, 2)})
@@ -74,6 +95,10 @@ def test_patch_twice_and_inside_a_pipeline(pair: Any) -> None:
         (lambda m: setattr(m.blocks[1].attn, "drop", nn.Dropout(0.1)), "must not drop anything, got p = 0.1"),
         (lambda m: m.blocks[1].attn.register_forward_hook(lambda *a: None), "forward hooks"),
         (lambda m: delattr(m.blocks[1].attn, "qkv"), "blocks.1.attn must have qkv"),
+        (lambda m: delattr(m.blocks[0], "mlp"), "blocks.0.mlp must have fc1, fc2"),
+        (lambda m: setattr(m.blocks[1], "adaLN_modulation", nn.Linear(64, 384)), "must be SiLU and a linear layer"),
+        (lambda m: setattr(m.blocks[0].attn, "q_norm", nn.RMSNorm(32)), "is a norm that a Latte does not have"),
+        (lambda m: delattr(m, "extras"), "it has no attribute extras"),
         (lambda m: setattr(m, "extras", 5), "extras must be 1, 2 or 78, got 5"),
     ],
 )

@@ -163,6 +163,8 @@ def test_forward_mode_takes_the_oracle() -> None:
         dual = torch.autograd.forward_ad.make_dual(x, y)
         out = ops.norm_modulate(dual, g, g)
         assert torch.autograd.forward_ad.unpack_dual(out).tangent.any()
+        with use_backend("reference"):
+            assert torch.autograd.forward_ad.unpack_dual(ops.norm_modulate(dual, g, g)).tangent.any()
         with use_backend("cpu"), pytest.raises(RuntimeError, match="no forward-mode derivative"):
             ops.norm_modulate(dual, g, g)
     qkv, v = random(1, 4, 5, 3, 2, 8), random(1, 4, 5, 3, 2, 8, seed=1)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,14 @@ import torch
 from latte_fast.cli.sample import sample
 from latte_fast.training.parallel import Ranks
 from latte_fast.training.sampling import Request
-from latte_fast.training.text_sampling import SCHEDULERS, TextRequest, open_pipeline, read_prompts, sample_text
+from latte_fast.training.text_sampling import (
+    SCHEDULERS,
+    TextRequest,
+    draw_text,
+    open_pipeline,
+    read_prompts,
+    sample_text,
+)
 from tests.models.pipelines import diffusers, pipeline
 
 SMALL = {"steps": 2, "height": 16, "width": 16, "format": "npz"}
@@ -44,6 +52,32 @@ def test_sample_is_the_pipeline_s(folder: Path, tmp_path: Path) -> None:
     got = clip(tmp_path / "out" / "000001.npz")
     assert got.shape == (3, 16, 16, 3) and got.std() > 1
     assert np.abs(got.astype(int) - want).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "over_time", "length"),
+    [({"frames": 4, "over_time": False}, False, 4), ({"frames": 1}, False, 1), ({}, True, 16)],
+    ids=str,
+)
+def test_all_that_is_asked_for_reaches_the_pipeline(given: dict[str, Any], over_time: bool, length: int) -> None:
+    seen: dict[str, Any] = {}
+
+    class Pipe:
+        transformer = SimpleNamespace(config=SimpleNamespace(video_length=16))
+
+        def __call__(self, prompt: str, **kwargs: Any) -> Any:
+            seen.update(kwargs, prompt=prompt)
+            return SimpleNamespace(frames=[torch.tensor([-0.1, 0.5, 1.2]).view(1, 3, 1, 1)])
+
+    request = TextRequest(("a", "b"), negative="grey", height=24, width=32, decoded_at_once=3, **given)
+    how = Request(steps=7, scale=2.5, eta=0.3, seed=2)
+    assert draw_text(Pipe(), request, how, 3).tolist() == [[[[0, 128, 255]]]]
+    assert seen.pop("generator").initial_seed() == 2 * 1_000_003 + 3
+    assert seen == {
+        "prompt": "b", "negative_prompt": "grey", "num_inference_steps": 7, "guidance_scale": 2.5, "eta": 0.3,
+        "video_length": length, "height": 24, "width": 32, "enable_temporal_attentions": over_time,
+        "decode_chunk_size": 3, "clean_caption": False, "output_type": "pt",
+    }  # fmt: skip
 
 
 def test_two_ranks_make_the_same_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
