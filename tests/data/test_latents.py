@@ -1,6 +1,7 @@
 """From each layout to latents on disk and back: the same clips, without the VAE; and what a stopped run leaves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from latte_fast.cli.encode import encode as command
 from latte_fast.data import DataConfig, encode, open_dataset
+from latte_fast.data.shards import is_full
 from latte_fast.data.vae import Identity, open_vae
 from latte_fast.data.video import VideoError
 from tests.cli.test_cli import run
@@ -65,7 +67,8 @@ def test_latents_are_draws_of_the_posterior(tmp_path: Path, vae_folder: Path) ->
     assert torch.equal(next(iter(loader))["latent"], torch.stack([data[i]["latent"] for i in range(3)]))
 
 
-def test_half_precision_and_every_other_frame(tmp_path: Path) -> None:
+def test_half_precision_and_every_other_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "PIECE", 4)  # of the 6 frames
     config = DataConfig(kind="taichi", path=str(layout("taichi", tmp_path / "set")), interval=4)
     index = encode.encode(config, tmp_path / "latents", Identity(), 16, every=2)
     assert [row[2] for row in index["clips"]] == [6, 6, 6]
@@ -141,14 +144,28 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, calls: int, monk
             encode.encode(config, parts, Identity(), 16)
         with pytest.raises(ValueError, match=f"must be complete, got {calls} of 3 videos"):
             open_dataset(DataConfig(kind="latents", path=str(parts)), 2, 16)
-        with pytest.raises(ValueError, match="size must be 16, as before"):
-            encode.encode(config, parts, Identity(), 32, resume=True)
+        for change, name, before in (
+            ({"size": 32}, "size", "16, as before"),
+            ({"every": 2}, "every", "1, as before"),
+            ({"dtype": "float32"}, "dtype", "float16, as before"),
+            ({"config": replace(config, flip=True)}, "flip", "False, as before"),
+            ({"config": replace(config, path=str(layout("ffs", tmp_path / "longer", 7)))}, "digest", "the same videos"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} must be {before}, to go on"):
+                given = {"config": config, "out": parts, "vae": Identity(), "size": 16, "resume": True} | change
+                encode.encode(**given)  # type: ignore[arg-type]
     index = encode.encode(config, parts, StopsAfter(3 - calls), 16, resume=True)
     assert len(index["shards"]) == 3
     assert {p.name: p.read_bytes() for p in parts.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
     assert encode.encode(config, parts, StopsAfter(0), 16, resume=True) == index
     with pytest.raises(ValueError, match="holds latents: whole"):
         encode.encode(config, parts, Identity(), 16)
+
+
+def test_a_shard_is_full_by_its_bytes() -> None:
+    shard = {"a": torch.zeros(100_000), "b": torch.zeros(300_000, dtype=torch.float16)}
+    assert is_full(shard, 1) and not is_full(shard, 2)
+    assert not is_full(shard | {"b": shard["b"][1:]}, 1)
 
 
 def test_encode_refuses_a_folder_with_other_files(tmp_path: Path) -> None:

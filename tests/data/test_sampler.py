@@ -47,7 +47,11 @@ def test_without_shuffle_the_order_is_the_datasets() -> None:
     [
         ((0, 8, 0), "length must be at least 1"),
         ((9, 6, 0, 0, 4), "batch must be a positive multiple of 4 ranks, got 6"),
+        ((9, 0, 0), "batch must be a positive multiple of 1 ranks, got 0"),
         ((9, 8, 0, 4, 4), "rank must be"),
+        ((9, 8, 0, -1, 4), "rank must be"),
+        ((9, 8, 0, 0, 0), "rank must be"),
+        ((9, 8, 0, 0, 1, -8), "start and seed must not be negative, got -8 and 0"),
         ((9, 8, -1), "seed"),
     ],
 )
