@@ -22,6 +22,7 @@ from latte_fast.training import Ranks, TrainConfig, load_trained
 from latte_fast.training.load import Trained
 from latte_fast.training.sampling import Request, TrainedSource, draw, sample_files
 from tests.counting import Count
+from tests.models.tiny import equal
 
 SIZES = {"input_size": 8, "patch_size": 4, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
 
@@ -196,14 +197,30 @@ def test_files(source: TrainedSource, tmp_path: Path, kind: Any) -> None:
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
-def test_published_files_are_recognised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given", [{"num_classes": 9, "extras": 2}, {"learn_sigma": False, "in_channels": 3}, {"class_dropout_prob": 0.5}]
+)
+def test_published_files_are_recognised(tmp_path: Path, given: dict[str, Any]) -> None:
     """A width that a preset has, everything else read from the shapes."""
-    keywords = preset("S", 4) | {"depth": 4, "input_size": 16, "num_frames": 5, "num_classes": 9, "extras": 2}
+    keywords = preset("S", 4) | {"depth": 4, "input_size": 16, "num_frames": 5} | given
     model = testing.refill(Latte(**keywords))
     torch.save({"ema": model.state_dict(), "model": {}}, tmp_path / "ucf101.pt")
     trained = load_trained(tmp_path / "ucf101.pt")
-    assert trained.model.config == model.config
+    assert trained.model.config == replace(model.config, class_dropout_prob=0.1)
+    assert equal(trained.model, model)
+    assert not trained.model.training and (trained.classes, trained.step) == ([], 0)
     assert asdict(trained.config.diffusion)["schedule"] == "linear"
+
+
+def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
+    torch.save(Latte(**SIZES, num_frames=4).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: width must be one of 384, 768, 1024, 1152, got 16"):
+        load_trained(tmp_path / "a.pt")
+    torch.save(Latte(**SIZES, num_frames=4, time_pos="rope").state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: must hold temp_embed, as a Latte of one frame a patch does"):
+        load_trained(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="load_trained: weights must be ema or model, got 'both'"):
+        load_trained(tmp_path / "a.pt", "both")
 
 
 @pytest.mark.parametrize(

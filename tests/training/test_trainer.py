@@ -15,6 +15,7 @@ from latte_fast.models.latte import Latte
 from latte_fast.training import OptimConfig, Trainer, load_trained
 from latte_fast.training.draw import Drawn, Numbered
 from latte_fast.training.ema import Ema
+from latte_fast.training.log import LOG, read_log
 from latte_fast.training.of_classes import OfClasses
 from tests.training.tiny import MODEL, losses, tiny
 
@@ -115,6 +116,18 @@ def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
             torch.testing.assert_close(trainer.weights.by_name[name].detach(), p.detach(), rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(trainer.ema.average[name], average[name], rtol=1e-4, atol=1e-6)
     assert norm > 0
+
+
+def test_norm_in_the_log_is_of_its_own_step(tmp_path: Path) -> None:
+    """Unclipped, it is computed for the lines of the log alone, the last step's among them."""
+    optim = replace(tiny("").optim, clip=None)
+    logs = {every: tmp_path / "runs" / f"{every}" for every in (1, 5)}
+    for every, out in logs.items():
+        assert Trainer(tiny(out, optim=optim, log_every=every)).run() == 12
+    lines = [read_log(out / LOG) for out in logs.values()]
+    assert all(0 <= line["data_wait"] <= 1 for line in lines[0] + lines[1])
+    each, some = ({line["step"]: line["grad_norm"] for line in part} for part in lines)
+    assert some == {step: each[step] for step in (5, 10, 12)} and len(set(each.values())) == 12
 
 
 def test_clip_limits_the_norm(tmp_path: Path) -> None:
