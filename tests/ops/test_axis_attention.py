@@ -90,16 +90,24 @@ def test_gradcheck() -> None:
         assert torch.autograd.gradcheck(lambda x, axis=axis: ops.axis_attention_qkv(x, axis), qkv)
 
 
-def test_flops_are_the_same_with_and_without_gradients() -> None:
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("axis", "keys"), [("space", 6), ("time", 4)])
+def test_flops(axis: str, keys: int, packed: bool) -> None:
+    """Two products, with and without gradients; four more in a backward."""
     qkv = random(1, 4, 6, 3, 2, 8)
-    if testing.require_backend("axis_attention", *qkv.unbind(3), "space", None, 8**-0.5, None) == "sdpa":
+    if testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None) == "sdpa":
         pytest.skip("served by torch's SDPA, which has no formula on the CPU")
     counts = []
     for grad in (False, True):
+        qkv.requires_grad_(grad)
         with FlopCounterMode(display=False) as counter:
-            ops.axis_attention_qkv(qkv.requires_grad_(grad), "space")
-        counts.append(counter.get_total_flops())
-    assert counts == [4 * 4 * 6 * 6 * 2 * 8] * 2
+            out = ops.axis_attention_qkv(qkv, axis) if packed else ops.axis_attention(*qkv.unbind(3), axis)
+            counts.append(counter.get_total_flops())
+            if grad:
+                out.backward(torch.ones_like(out))
+                counts.append(counter.get_total_flops())
+    one = 4 * (4 * 6) * keys * 2 * 8
+    assert counts == [one, one, 3 * one]
 
 
 @pytest.mark.parametrize("frames", [4, 20])

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from latte_fast.diffusion.generate import chunks, generate
 from latte_fast.diffusion.noise import StepNoise, Use, generator, normal
 from latte_fast.diffusion.windows import window_starts, windowed
 from latte_fast.models.latte import Latte
-from latte_fast.training import Ranks, TrainConfig, load_trained
+from latte_fast.training import DiffusionConfig, Ranks, TrainConfig, load_trained, write_config
 from latte_fast.training.load import Trained
-from latte_fast.training.sampling import Request, TrainedSource, draw, sample_files
+from latte_fast.training.sampling import Request, TrainedSource, draw, sample_files, to_pixels
 from tests.counting import Count
 from tests.models.tiny import equal
 
@@ -180,9 +181,44 @@ def test_generate_equals_the_loop_over_a_guided_model(method: str, eta: float, s
                 generate(diffusion, model, numbers, shape, condition=condition, null=lacking, **given)  # type: ignore
 
 
+@pytest.mark.parametrize("factor", [1, 8])
+def test_all_that_is_asked_for_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
+    """The trained process in fewer steps, the model's dtype, and clipping of pixels alone."""
+    seen: dict[str, Any] = {}
+
+    def record(diffusion: Any, model: Any, numbers: Any, shape: Any, **kwargs: Any) -> torch.Tensor:
+        seen.update(kwargs, diffusion=diffusion, numbers=numbers, shape=shape)
+        return torch.zeros(len(numbers), *shape)
+
+    monkeypatch.setattr("latte_fast.training.sampling.generate", record)
+    process = DiffusionConfig(schedule="squaredcos_cap_v2", steps=40, prediction="v")
+    model = Latte(**SIZES, num_frames=4, num_classes=3, extras=2).eval()
+    trained = Trained(model, TrainConfig(diffusion=process), [], 0)
+    vae: Any = SimpleNamespace(channels=3, factor=factor, decode=lambda x: x)
+    source = TrainedSource(trained, vae, ("1",), torch.bfloat16)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.bfloat16}
+    video, _ = draw(source, Request(seed=5, steps=7, method="ddim", scale=3.0, eta=0.25), [4, 6])
+    assert video.unique().tolist() == [128]
+    diffusion, condition, null = (seen.pop(name) for name in ("diffusion", "condition", "null"))
+    want = create_diffusion("7", "squaredcos_cap_v2", diffusion_steps=40, prediction="v")
+    assert diffusion.timestep_map == want.timestep_map and (diffusion.tables.betas == want.tables.betas).all()
+    assert (diffusion.prediction, diffusion.variance) == ("v", "learned_range")
+    assert {name: y.tolist() for name, y in condition.items()} == {"y": [1, 1]}
+    assert {name: y.tolist() for name, y in null.items()} == {"y": [3, 3]}
+    assert seen == {
+        "numbers": [4, 6], "shape": (4, 3, 8, 8), "seed": 5, "method": "ddim", "scale": 3.0, "eta": 0.25,
+        "clip_denoised": factor == 1, "device": torch.device("cpu"), "dtype": torch.bfloat16,
+    }  # fmt: skip
+
+
+def test_pixels_are_rounded_as_upstream_rounds() -> None:
+    levels = torch.tensor([-1.5, -1.0, -0.996, 0.0, 0.5, 1.0, 1.5])
+    assert to_pixels(levels.view(1, 1, 1, 7).expand(1, 3, 1, 7))[0, 0, :, 0].tolist() == [0, 0, 1, 128, 191, 255, 255]
+
+
 @pytest.mark.parametrize("kind", ["mp4", "gif", "png", "npz"])
 def test_files(source: TrainedSource, tmp_path: Path, kind: Any) -> None:
-    request = Request(count=3, batch=2, steps=2, format=kind)
+    request = Request(count=3, batch=2, steps=2, format=kind, seed=6)
     sample_files(source, request, tmp_path / "out", Ranks())
     names = {p.name for p in (tmp_path / "out").iterdir()}
     films = {f"{n:06d}.{kind}" for n in range(3)}
@@ -191,6 +227,7 @@ def test_files(source: TrainedSource, tmp_path: Path, kind: Any) -> None:
     if kind == "npz":
         stored = np.load(tmp_path / "out" / "000001.npz")
         assert stored["video"].shape == (4, 8, 8, 3) and stored["name"] == "c"
+        assert (stored["number"], stored["seed"]) == (1, request.seed)
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with pytest.raises(ValueError, match="out must not hold these samples yet"):
         sample_files(source, replace(request, seed=5), tmp_path / "out", Ranks())
@@ -219,6 +256,9 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
     torch.save(Latte(**SIZES, num_frames=4, time_pos="rope").state_dict(), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt: must hold temp_embed, as a Latte of one frame a patch does"):
         load_trained(tmp_path / "a.pt")
+    write_config(tmp_path / "config.yaml", TrainConfig())
+    with pytest.raises(ValueError, match="path must have a whole checkpoint in checkpoints/"):
+        load_trained(tmp_path)
     with pytest.raises(ValueError, match="load_trained: weights must be ema or model, got 'both'"):
         load_trained(tmp_path / "a.pt", "both")
 

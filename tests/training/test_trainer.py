@@ -126,6 +126,7 @@ def test_norm_in_the_log_is_of_its_own_step(tmp_path: Path) -> None:
         assert Trainer(tiny(out, optim=optim, log_every=every)).run() == 12
     lines = [read_log(out / LOG) for out in logs.values()]
     assert all(0 <= line["data_wait"] <= 1 for line in lines[0] + lines[1])
+    assert all(line["loss"] == pytest.approx(line["mse"] + line["vb"], rel=1e-6) for line in lines[0] + lines[1])
     each, some = ({line["step"]: line["grad_norm"] for line in part} for part in lines)
     assert some == {step: each[step] for step in (5, 10, 12)} and len(set(each.values())) == 12
 
@@ -219,6 +220,7 @@ def test_no_classes_and_other_processes(tmp_path: Path) -> None:
         tiny("").diffusion, prediction="v", schedule="squaredcos_cap_v2", timesteps="lognormal", min_snr=5.0
     )
     assert len(trained(tmp_path / "v", diffusion=process, model=replace(MODEL, learn_sigma=False))) == 12
+    assert not {"mse", "vb"} & read_log(tmp_path / "v" / LOG)[0].keys()
 
 
 def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
