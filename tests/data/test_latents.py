@@ -42,11 +42,15 @@ def test_latents_of_pixels_are_the_videos(tmp_path: Path, kind: str, flip: bool)
     direct = open_dataset(config, 4, 16)
     stored = open_dataset(DataConfig(kind="latents", path=str(tmp_path / "latents"), flip=flip, interval=2), 4, 16, 2)
     assert len(stored) == 3 and stored.classes == direct.classes
+    every = open_dataset(DataConfig(kind=kind, path=config.path, interval=1), 12, 16)  # type: ignore[arg-type]
+    whole = [torch.cat([every[i]["video"], every[i]["video"].flip(-1)]) for i in range(3)]
     for epoch in range(4):
         for i in range(3):
             a, b = direct[epoch, i], stored[epoch, i]
             assert torch.equal(a["video"], b["latent"][:4]) and b["latent"].shape == (6, 3, 16, 16)
             assert a.get("label") == b.get("label") and ("image_labels" in b) == bool(direct.classes)
+            for image, label in zip(b["latent"][4:], b.get("image_labels", []), strict=bool(direct.classes)):
+                assert (whole[label] == image).flatten(1).all(1).any()  # a class has one clip
 
 
 def test_latents_are_draws_of_the_posterior(tmp_path: Path, vae_folder: Path) -> None:
@@ -172,6 +176,9 @@ def test_encode_refuses_a_folder_with_other_files(tmp_path: Path) -> None:
     config = DataConfig(kind="ffs", path=str(layout("ffs", tmp_path / "set")))
     with pytest.raises(ValueError, match="out must be a new or empty folder"):
         encode.encode(config, tmp_path / "set", Identity(), 16)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"encode: out must be a folder, got the file .*file"):
+        encode.encode(config, tmp_path / "file", Identity(), 16)
     with pytest.raises(ValueError, match="size must be at least 1"):
         encode.encode(config, tmp_path / "out", Identity(), 0)
     assert not (tmp_path / "out").exists()
@@ -210,6 +217,9 @@ def test_bad_folders_of_latents(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"00000.safetensors must have \d+ bytes, got \d+ bytes"):
         open_dataset(stored, 2, 16)
     index = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps({name: index[name] for name in index if name != "every"}))
+    with pytest.raises(ValueError, match="index.json must hold every, got an index without"):
+        open_dataset(stored, 2, 16)
     (out / "index.json").write_text(json.dumps(index | {"version": 9}))
     with pytest.raises(ValueError, match="must have version 1, got 9"):
         open_dataset(stored, 2, 16)

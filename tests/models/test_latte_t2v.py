@@ -128,6 +128,16 @@ def test_a_mask_of_floats_is_read_once() -> None:
         fast(x, t, text, mask.clone())
 
 
+@torch.no_grad()
+def test_a_time_may_be_a_number_or_one_of_all() -> None:
+    fast = LatteT2V(**SMALL).eval()
+    x, _, text, mask = inputs(3, 8, 8)
+    want = fast(x, torch.tensor([7, 7]), text, mask).sample
+    for t in (7, 7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7.0, 7.0])):
+        assert torch.equal(fast(x, t, text, mask).sample, want)
+    assert not torch.equal(fast(x, torch.tensor([7, 8]), text, mask).sample[1], want[1])
+
+
 def test_table_extends_to_any_frames() -> None:
     oracle, fast = pair(torch.float64, video_length=5)
     x, t, text, _ = inputs(5, 8, 8, dtype=torch.float64)
@@ -169,6 +179,12 @@ BAD = {
     "bias": ({"mask": torch.full((2, 7), -1e4)}, "encoder_attention_mask .* got negative values; a bias is"),
     "time": ({"t": torch.tensor([1, 2, 3])}, r"timestep must be a number, \(1,\) or \(B,\) with B = 2, got \(3,\)"),
     "no time": ({"t": None}, "timestep must be a number, .*got NoneType"),
+    "rank": ({"x": (2, 4, 8, 8)}, r"hidden_states must be \(B, C, F, H, W\), got \(2, 4, 8, 8\)"),
+    "text batch": ({"text": (1, 7, 40)}, r"encoder_hidden_states must be \(B, T, 40\) with B = 2, got \(1, 7, 40\)"),
+    "no tokens": ({"text": (2, 0, 40)}, r"encoder_hidden_states must be .* got \(2, 0, 40\)"),
+    "one caption": ({"x": (2, 4, 5, 8, 8), "text": (2, 7, 40), "use_image_num": 2}, r"must be \(B, 1 \+ n, T, 40\)"),
+    "captions": ({"x": (2, 4, 5, 8, 8), "text": (2, 2, 7, 40), "use_image_num": 2}, r"must be \(B, 1 \+ n, T, 40\)"),
+    "negative": ({"use_image_num": -1}, "use_image_num must leave at least one of the 3 frames, got -1"),
     "images": ({"use_image_num": 3}, "use_image_num must leave at least one of the 3 frames, got 3"),
     "dtype": ({"dtype": torch.float64}, "hidden_states must have the weights' dtype torch.float32"),
 }
