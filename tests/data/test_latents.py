@@ -197,6 +197,23 @@ def test_encode_leaves_broken_videos_out(tmp_path: Path, workers: int) -> None:
         encode.encode(DataConfig(kind="taichi", path=config.path, on_error="raise"), tmp_path / "o", Identity(), 16)
 
 
+def test_only_broken_videos_at_the_end_cost_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "is_full", lambda shard, limit: True)  # a shard a video
+    layout("taichi", tmp_path / "set")
+    config = DataConfig(kind="taichi", path=str(tmp_path / "set"))
+    for broken in (2, 1, 0):
+        (tmp_path / "set" / f"clip#{broken}" / "0000005.png").write_bytes(b"\x89PNG")
+        out = tmp_path / f"latents{broken}"
+        if broken:
+            index = encode.encode(config, out, Identity(), 16)
+            assert len(index["clips"]) == len(index["shards"]) == broken and index["complete"]
+            continue
+        with pytest.raises(VideoError, match=r"encode: none of the 3 videos decodes; the last: .*clip#2"):
+            encode.encode(config, out, Identity(), 16)
+    with pytest.raises(ValueError, match="encode: dtype must be one of float16, float32, got bfloat16"):
+        encode.encode(config, tmp_path / "other", Identity(), 16, dtype="bfloat16")
+
+
 def test_bad_folders_of_latents(tmp_path: Path) -> None:
     config = DataConfig(kind="ffs", path=str(layout("ffs", tmp_path / "set")))
     out = tmp_path / "latents"
@@ -218,7 +235,7 @@ def test_bad_folders_of_latents(tmp_path: Path) -> None:
         open_dataset(stored, 2, 16)
     index = json.loads((out / "index.json").read_text())
     (out / "index.json").write_text(json.dumps({name: index[name] for name in index if name != "every"}))
-    with pytest.raises(ValueError, match="index.json must hold every, got an index without"):
+    with pytest.raises(ValueError, match=r"index\.json must hold every, got an index without"):
         open_dataset(stored, 2, 16)
     (out / "index.json").write_text(json.dumps(index | {"version": 9}))
     with pytest.raises(ValueError, match="must have version 1, got 9"):
