@@ -153,6 +153,25 @@ def test_cfg_equals_oracle(pair: Any, inputs: Any) -> None:
     assert testing.relative_error(fast.eval().forward_with_cfg(x, t, y=y, cfg_scale=4.0), exact) <= 1e-11
     with pytest.raises(ValueError, match="even batch"):
         fast.forward_with_cfg(x[:3], t[:3], y=y[:3])
+    oracle, fast = pair(dtype=torch.float64, extras=78)
+    (x, t), text = inputs(oracle, batch=4)
+    exact = oracle.eval().forward_with_cfg(x, t, cfg_scale=4.0, **text)
+    assert testing.relative_error(fast.eval().forward_with_cfg(x, t, cfg_scale=4.0, **text), exact) <= 1e-11
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("joint", [False, True])
+def test_use_fp16_takes_a_wider_clip(joint: bool, pair: Any, inputs: Any) -> None:
+    _, fast = pair(joint, extras=2)
+    (x, t), kwargs = inputs(fast, images=2 * joint)
+    fast.half().eval()
+    want = fast(x.half(), t, **kwargs)
+    assert want.dtype == torch.float16 and torch.equal(fast(x, t, **kwargs, use_fp16=True), want)
+    with pytest.raises(TypeError, match=r"weights' dtype torch\.float16, got torch\.float32"):
+        fast(x, t, **kwargs)
+    if not joint:
+        want = fast.forward_with_cfg(x.half(), t, **kwargs)
+        assert torch.equal(fast.forward_with_cfg(x, t, **kwargs, use_fp16=True), want)
 
 
 @pytest.mark.parametrize("train", [True, False])

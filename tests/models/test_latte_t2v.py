@@ -79,6 +79,20 @@ def test_joint_images(frames: int, recompute: str) -> None:
     assert_gradients(gradients(oracle, exact), gradients(fast, got), 1e-11)
 
 
+def test_gradient_checkpointing_is_the_block_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, seen = LatteT2V(**SMALL), []
+
+    def record(policy: str, block: nn.Module, *args: Any) -> Any:
+        seen.append(policy)
+        return block(*args)
+
+    monkeypatch.setattr("latte_fast.models.latte_t2v.run_block", record)
+    for turn in (fast.enable_gradient_checkpointing, fast.disable_gradient_checkpointing):
+        turn()
+        fast(*inputs(3, 8, 8))
+    assert seen == ["block"] * 4 + ["none"] * 4
+
+
 def test_16_bit_by_the_criterion() -> None:
     oracle, fast = pair(attention_bias=False)
     x, t, text, mask = inputs(3, 8, 8)
