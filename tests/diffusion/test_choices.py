@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast.diffusion import Diffusion, create_diffusion, guided, sample_timesteps
+from latte_fast.diffusion.likelihood import discretized_gaussian_log_likelihood
 from tests.diffusion.test_diffusion import SHAPE, Alone, Recorder, relative
 
 STEPS = [0, 1, 600]
@@ -102,6 +103,16 @@ def test_bound_weighed_by_the_share_of_steps() -> None:
     assert torch.equal(weighed["mse"], plain["mse"])
     torch.testing.assert_close(weighed["vb"], 0.05 * plain["vb"])
     torch.testing.assert_close(weighed["loss"], plain["mse"] + 0.05 * plain["vb"])
+
+
+def test_what_is_next_to_impossible_has_a_finite_likelihood() -> None:
+    x, means = torch.tensor([0.0, -1.0, 1.0]), torch.tensor([3.0, 3.0, -3.0])
+    got = discretized_gaussian_log_likelihood(x, means, torch.full((3,), -5.0))
+    torch.testing.assert_close(got, torch.full((3,), 1e-12).log())
+
+
+def test_steps_stay_below_the_last_however_they_are_shifted() -> None:
+    assert sample_timesteps("lognormal", 5, 7, mean=40.0).tolist() == [6] * 5
 
 
 def losses_of(model: Recorder, steps: int = 2, learn_sigma: bool = True) -> dict[str, Tensor]:

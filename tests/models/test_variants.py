@@ -155,6 +155,20 @@ def test_rotary_sees_order_and_any_length(variant: int, pair: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variant", "axes", "first"),
+    [(1, "space time space time", 1), (2, "space space time time", 2), (3, "both " * 4, 0), (4, "both " * 4, 0)],
+)
+def test_order_of_space_and_time(variant: int, axes: str, first: int) -> None:
+    """The paper's, which the oracle takes from the same place."""
+    config = LatteConfig(depth=4, variant=variant, patch_frames=4)
+    assert [config.axis(i) for i in range(4)] == axes.split() and config.first_time_block == first
+    assert (config.heads_each, config.token_frames, config.grid) == (8 if variant == 4 else 16, 4, 16)
+    assert LatteConfig(variant=4, full_attention=True).heads_each == 16
+    tokens = {extras: LatteConfig(extras=extras, conditioning="tokens").extra_tokens for extras in (1, 2, 78)}
+    assert tokens == {1: 1, 2: 2, 78: 2} and config.extra_tokens == 0
+
+
+@pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"variant": 5}, "variant must be 1, 2, 3 or 4, got 5"),

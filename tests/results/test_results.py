@@ -76,6 +76,15 @@ def test_comparison_knows_noise_and_drift(run: Results) -> None:
         changes(run, replace(run, device="another"))
 
 
+@pytest.mark.parametrize(
+    ("spread", "by", "regressed"), [(0.0, 1.045, False), (0.0, 1.055, True), (0.1, 1.19, False), (0.1, 1.21, True)]
+)
+def test_least_change_that_is_one(run: Results, spread: float, by: float, regressed: bool) -> None:
+    """5 %, or the noise of both runs where that is more."""
+    alone = replace(run, rows=(row("ours", 1.0, spread),))
+    assert [c.regressed for c in changes(alone, slowed(alone, by))] == [regressed]
+
+
 def test_comparison_sees_every_policy_of_ours(run: Results) -> None:
     """A policy of ours is judged as ours is; a quiet one that slows with ours is no witness of the machine's drift."""
     remade = row("ours, recompute = block", 1.2, spread=0.0)
