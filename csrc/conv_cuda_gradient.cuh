@@ -9,38 +9,52 @@ namespace conv {
 constexpr int kGradientStage = 2 * 4096;
 constexpr int kGradientShared = kStages * kGradientStage;
 
-// Walks the pixels of a split. A thread copies one chunk of two pixels of x and of dy.
+// Walks the pixels of a split. A thread copies one chunk of two pixels of x and of dy. The threads that copy the same
+// pixels share the work of finding them: each finds one, of this slab or of the three after it.
 template <class T> struct PixelSlabs {
   static constexpr int kEvery = kThreads / kWideChunks<T>;  // pixels between a thread's two
+  static constexpr int kAtOnce = 4;                         // slabs whose pixels are found together
+  static_assert(2 * kAtOnce <= kWideChunks<T>, "a thread finds one pixel");
   const WeightGradient& a;
   const WeightWork& at;
   const Axis* axis;
-  Pixel pixel[2], step;
-  int64_t next, end;
+  Pixel pixel, step;
+  int64_t next, end, x = -1, dy = 0;
+  int slab = 0;
 
   LATTE_DEVICE PixelSlabs(const WeightGradient& a, const WeightWork& at) : a(a), at(at), axis(a.window.axis) {
     const int64_t begin = at.split * a.per_split;
     end = begin + a.per_split < a.pixels() ? begin + a.per_split : a.pixels();
-    next = begin + thread() / kWideChunks<T>;
-    for (int i = 0; i < 2; ++i) pixel[i] = pixel_of(next + i * kEvery, axis[0].out, axis[1].out, axis[2].out);
-    step = pixel_of(kWidePixels<T>, axis[0].out, axis[1].out, axis[2].out);
+    const int one = thread() % (2 * kAtOnce);
+    next = begin + thread() / kWideChunks<T> + one % 2 * kEvery + one / 2 * kWidePixels<T>;
+    pixel = pixel_of(next, axis[0].out, axis[1].out, axis[2].out);
+    step = pixel_of(kAtOnce * kWidePixels<T>, axis[0].out, axis[1].out, axis[2].out);
+  }
+
+  LATTE_DEVICE void find() {
+    const Meeting m = meeting_of(a, at, pixel);
+    // a pixel that meets nothing must not bring an infinity times zero
+    x = m.meets && next < end ? m.x : -1;
+    dy = m.dy;
+    advance(pixel, step, axis[0].out, axis[1].out, axis[2].out);
+    next += kAtOnce * kWidePixels<T>;
   }
 
   LATTE_DEVICE void copy(unsigned char* stage) {
+    if (slab % kAtOnce == 0) find();
     const int part = thread() % kWideChunks<T>, channel = part * kLanes<T>;
-    const T *x = static_cast<const T*>(a.x.p), *dy = static_cast<const T*>(a.dy.p);
+    const T *px = static_cast<const T*>(a.x.p), *pdy = static_cast<const T*>(a.dy.p);
     const bool in_x = at.row + channel < a.channels, in_dy = at.col + channel < a.cols;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Meeting m = meeting_of(a, at, pixel[i]);
-      // a pixel that meets nothing must not bring an infinity times zero
-      const bool meets = m.meets && next + i * kEvery < end;
+      const int finder = thread() % 32 - part + slab % kAtOnce * 2 + i;
+      const int64_t from_x = shuffle(x, finder), from_dy = shuffle(dy, finder);
+      const bool meets = from_x >= 0;
       const int to = wide_chunk<T>(thread() / kWideChunks<T> + i * kEvery, part);
-      copy_async(stage + to, meets && in_x ? x + m.x + at.row + channel : x, meets && in_x);
-      copy_async(stage + 4096 + to, meets && in_dy ? dy + m.dy + at.col + channel : dy, meets && in_dy);
-      advance(pixel[i], step, axis[0].out, axis[1].out, axis[2].out);
+      copy_async(stage + to, meets && in_x ? px + from_x + at.row + channel : px, meets && in_x);
+      copy_async(stage + 4096 + to, meets && in_dy ? pdy + from_dy + at.col + channel : pdy, meets && in_dy);
     }
-    next += kWidePixels<T>;
+    ++slab;
   }
 };
 
