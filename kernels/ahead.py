@@ -26,7 +26,8 @@ MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 class Usage:
     """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses.
 
-    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around.
+    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around, and `waits`
+    the loads from memory among them that are not asked for ahead.
     """
 
     kernel: str
@@ -38,6 +39,7 @@ class Usage:
     wide: float
     occupancy: float
     loop: int
+    waits: int
 
 
 class AheadDriver:
@@ -97,7 +99,7 @@ def usage(kernel: Any) -> Usage:
     registers, stack = (int(re.search(rf"{name}:(\d+)", table)[1]) for name in ("REG", "STACK"))
     accesses = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E\S*", code)
     wide = sum(".128" in a for a in accesses) / max(len(accesses), 1)
-    warps, capability = kernel.metadata.num_warps, kernel.metadata.target.arch
+    warps, capability, loop = kernel.metadata.num_warps, kernel.metadata.target.arch, longest_loop(code)
     return Usage(
         kernel=kernel.name,
         warps=warps,
@@ -107,17 +109,18 @@ def usage(kernel: Any) -> Usage:
         local=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         wide=wide,
         occupancy=occupancy(capability, warps, registers, kernel.metadata.shared),
-        loop=longest_loop(code),
+        loop=len(loop),
+        waits=sum(" LDG." in instruction for instruction in loop),
     )
 
 
-def longest_loop(sass: str) -> int:
+def longest_loop(sass: str) -> list[str]:
     """Instructions of the longest loop that holds no other: from where a branch leads back to, to the branch."""
-    places = [int(at, 16) for at in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", sass, re.M)]
+    places = {int(at, 16): line for at, line in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/(.*)$", sass, re.M)}
     branches = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/.*\bBRA\b.*?\b0x([0-9a-f]+)\b", sass, re.M)
     loops = {(int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16)}
     inner = [(a, b) for a, b in loops if not any(a <= c and d <= b for c, d in loops - {(a, b)})]
-    return max((sum(a <= place <= b for place in places) for a, b in inner), default=0)
+    return max(([line for at, line in places.items() if a <= at <= b] for a, b in inner), key=len, default=[])
 
 
 def occupancy(capability: int, warps: int, registers: int, shared: int) -> float:

@@ -131,4 +131,6 @@ def why_not(u: Tensor, b: Tensor) -> str | None:
     for t in (u, b):
         if t.dtype not in rows.NAMES:
             return f"the Triton kernels take fp32, bf16 and fp16, got {t.dtype}"
+    if u.numel() // u.shape[-1] >= 2**31:
+        return f"the Triton kernels count rows in 32 bits, got {u.numel() // u.shape[-1]}"
     return None

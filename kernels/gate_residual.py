@@ -70,7 +70,7 @@ def gate_residual_fwd(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     with rows.guard(x):
         gate_residual_fwd_kernel[(groups * programs,)](
             xs, ys, gate, out, *n, *s_x, *s_y, gate.stride(0), per_group, programs,
-            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D, c.warps, xs, ys), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(out, x.dtype)
@@ -90,7 +90,7 @@ def gate_residual_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Te
     with rows.guard(y):
         gate_residual_bwd_kernel[(groups * programs,)](
             douts, ys, gate, dy, partials, *n, *s_dout, *s_y, gate.stride(0), per_group, programs,
-            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D, c.warps, douts, ys), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(dy, y.dtype), rows.sum_partials(partials, gate.dtype)[0]

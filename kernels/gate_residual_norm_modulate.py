@@ -68,11 +68,7 @@ def gate_residual_norm_modulate_bwd_kernel(
         b_sum0, b_sum1 = zero_row(BLOCK_0, BLOCK_1)
     for i_row in tl.range(i_first, per_group, programs, num_stages=STAGES):
         i_out = i_g * per_group + i_row
-        if HAS_DX:
-            p_dx_out = dx_out_ptr + row_offset(i_out, n_1, n_2, s_dx0, s_dx1, s_dx2, LEADS)
-            b_dx0, b_dx1 = load_row(p_dx_out, D, BLOCK_0, BLOCK_1)
-        else:
-            b_dx0, b_dx1 = zero_row(BLOCK_0, BLOCK_1)
+        b_dx0, b_dx1 = zero_row(BLOCK_0, BLOCK_1)
         if HAS_DH:
             p_dh = dh_ptr + row_offset(i_out, n_1, n_2, s_dh0, s_dh1, s_dh2, LEADS)
             p_x = x_out_ptr + row_offset(i_out, n_1, n_2, s_x0, s_x1, s_x2, LEADS)
@@ -87,8 +83,12 @@ def gate_residual_norm_modulate_bwd_kernel(
             b_dh0, b_dh1 = b_dh0 * (1 + b_scale0), b_dh1 * (1 + b_scale1)
             b_mean, b_slope = row_sums(b_dh0, b_dh1, b_dh0 * b_x0, b_dh1 * b_x1)
             b_mean, b_slope = b_mean / D, b_slope / D
-            b_dx0 += (b_dh0 - b_mean - b_x0 * b_slope) * b_rstd
-            b_dx1 += (b_dh1 - b_mean - b_x1 * b_slope) * b_rstd
+            b_dx0 = (b_dh0 - b_mean - b_x0 * b_slope) * b_rstd
+            b_dx1 = (b_dh1 - b_mean - b_x1 * b_slope) * b_rstd
+        if HAS_DX:  # last, for the registers
+            p_dx_out = dx_out_ptr + row_offset(i_out, n_1, n_2, s_dx0, s_dx1, s_dx2, LEADS)
+            b_dx_out0, b_dx_out1 = load_row(p_dx_out, D, BLOCK_0, BLOCK_1)
+            b_dx0, b_dx1 = b_dx0 + b_dx_out0, b_dx1 + b_dx_out1
         store_row(dx_ptr + i_out * D, b_dx0, b_dx1, D, BLOCK_0, BLOCK_1)
         p_y = y_ptr + row_offset(i_out, n_1, n_2, s_y0, s_y1, s_y2, LEADS)
         b_y0, b_y1 = load_row(p_y, D, BLOCK_0, BLOCK_1)
@@ -149,7 +149,8 @@ def gate_residual_norm_modulate_fwd(
         gate_residual_norm_modulate_fwd_kernel[(groups * programs,)](
             xs, ys, gate, shift, scale, gate if y_bias is None else y_bias, poss, x_out, h,
             *n, *s[0], *s[1], *s[2], gate.stride(0), shift.stride(0), scale.stride(0), per_group, programs, eps,
-            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, LEADS=len(sizes), **rows.pieces(D),
+            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, LEADS=len(sizes),
+            **rows.pieces(D, c.warps, xs, ys),
             STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(x_out, x.dtype), rows.rounded(h, out_dtype)
@@ -184,7 +185,7 @@ def gate_residual_norm_modulate_bwd(
             *tensors, gate if y_bias is None else y_bias, gate, scale, dx, dy, partials,
             *n, *s[0], *s[1], *s[2], *s[3], gate.stride(0), scale.stride(0), per_group, programs, eps,
             HAS_DX=dx_out is not None, HAS_DH=dh is not None, HAS_BIAS=y_bias is not None, LEADS=len(sizes),
-            **rows.pieces(D), STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
+            **rows.pieces(D, c.warps, *tensors), STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
     dgate, dshift, dscale, *dy_bias = rows.sum_partials(partials, gate.dtype)
     dx, dy = rows.rounded(dx, x_out.dtype), rows.rounded(dy, y.dtype)

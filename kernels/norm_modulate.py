@@ -82,7 +82,7 @@ def norm_modulate_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_d
     with rows.guard(x):
         norm_modulate_fwd_kernel[(groups * programs,)](
             x, shift, scale, h, *n, *s_x, shift.stride(0), scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D, c.warps, x), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(h, out_dtype)
@@ -102,7 +102,7 @@ def norm_modulate_bwd(dh: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple
     with rows.guard(x):
         norm_modulate_bwd_kernel[(groups * programs,)](
             dh, xs, scale, dx, partials, *n, *s_dh, *s_x, scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D), STAGES=c.stages, num_warps=c.warps,
+            LEADS=len(sizes), **rows.pieces(D, c.warps, dh, xs), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     dshift, dscale = rows.sum_partials(partials, scale.dtype)

@@ -17,14 +17,19 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @triton.jit
 def row_offset(i_row, n_1, n_2, s_0, s_1, s_2, LEADS: tl.constexpr):
-    """Where row i_row of a tensor with leading sizes (any, n_1, n_2) and strides (s_0, s_1, s_2) begins."""
+    """Where row i_row of a tensor with leading sizes (any, n_1, n_2) and strides (s_0, s_1, s_2) begins.
+
+    Rows are counted in 32 bits, of which a division is a fifth of one of 64; where they begin is not.
+    """
     if LEADS == 1:
         offset = i_row * s_2
-    elif LEADS == 2:
-        offset = (i_row // n_2) * s_1 + (i_row % n_2) * s_2
     else:
-        i_outer = i_row // n_2
-        offset = (i_outer // n_1) * s_0 + (i_outer % n_1) * s_1 + (i_row % n_2) * s_2
+        i_outer, i_inner = i_row.to(tl.int32) // n_2, i_row.to(tl.int32) % n_2
+        offset = i_inner.to(tl.int64) * s_2
+        if LEADS == 2:
+            offset += i_outer.to(tl.int64) * s_1
+        else:
+            offset += (i_outer % n_1).to(tl.int64) * s_1 + (i_outer // n_1).to(tl.int64) * s_0
     return offset
 
 
@@ -135,10 +140,15 @@ def guard(x: Tensor):
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def pieces(D: int) -> dict[str, int]:
-    """D as two powers of two, the second masked where D is not their sum."""
+def pieces(D: int, warps: int, *walked: Tensor) -> dict[str, int]:
+    """D as two powers of two, the second masked where D is not their sum.
+
+    A load of less than 4 bytes a thread is not asked for ahead, and each row would wait for it: the second piece gives
+    every thread as much of the tensors walked, up to the first.
+    """
     first = 1 << max((D - 1).bit_length() - 1, 0)
-    return {"D": D, "BLOCK_0": first, "BLOCK_1": triton.next_power_of_2(max(D - first, 1))}
+    least = warps * 32 * 4 // min(x.element_size() for x in walked)
+    return {"D": D, "BLOCK_0": first, "BLOCK_1": max(triton.next_power_of_2(max(D - first, 1)), min(least, first))}
 
 
 def merge_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], list[list[int]]]:
@@ -206,4 +216,6 @@ def why_not_rows(*tensors: Tensor | None) -> str | None:
             return f"the Triton kernels take fp32, bf16 and fp16, got {t.dtype}"
         if t.shape[-1] > MAX_WIDTH:
             return f"the Triton kernels hold a row in registers, up to {MAX_WIDTH} wide, got {t.shape[-1]}"
+        if t.numel() // t.shape[-1] >= 2**31:
+            return f"the Triton kernels count rows in 32 bits, got {t.numel() // t.shape[-1]}"
     return None

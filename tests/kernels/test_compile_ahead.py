@@ -64,11 +64,12 @@ def check(size: str, dtype: str, target: int) -> None:
             module = importlib.import_module(f"latte_fast.kernels.{name[: -len('_fwd')]}")
             programs, resident = module.config(name, x).programs_per_sm, r["occupancy"] * 64 / r["warps"]
             assert programs <= resident, f"{r['name']}: {programs} programs where {resident} fit"
+            assert not r["waits"], f"{r['name']}: {r['waits']} loads a row not asked for ahead"
     if (size, dtype, target) == ("XL", "bf16", 90):
         shares = {
             r["name"]: r["loop"] / (TENSORS[r["name"]] / BYTES_PER_CLOCK) for r in records if r["name"] in TENSORS
         }
-        assert set(shares) == set(TENSORS) and all(0 < share <= 0.75 for share in shares.values()), shares
+        assert set(shares) == set(TENSORS) and all(0 < share <= 0.8 for share in shares.values()), shares
 
 
 @pytest.mark.parametrize(("size", "dtype", "target"), DEFAULT)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latte_fast import ops
+from latte_fast.kernels import bias_gelu, norm_modulate
 from latte_fast.reference import functional as R
 from latte_fast.testing import compare, pairwise
 from tests.kernels.cases import DTYPES, LAYOUTS, groups, laid_out, name, randn
@@ -98,3 +99,10 @@ def test_norm_modulate_sums_are_deterministic() -> None:
     dh = randn(2, 3, 6, 72, seed=4)
     grads = [torch.autograd.grad(ops.norm_modulate(x, shift, scale), (shift, scale), dh) for _ in range(3)]
     assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
+
+
+def test_more_rows_than_32_bits_count_are_refused() -> None:
+    x, m = torch.empty(1, 8).expand(2**31, 8), torch.empty(1, 8)
+    for why_not, args in ((norm_modulate.why_not, (x, m, m)), (bias_gelu.why_not, (x, m[0]))):
+        assert why_not(*args) == "the Triton kernels count rows in 32 bits, got 2147483648"
+        assert why_not(x[1:], *args[1:]) is None
