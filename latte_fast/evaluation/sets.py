@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from latte_fast.data.video import VideoError
 # beside the files that `latte-fast sample` writes
 SAMPLES_FILE = "samples.json"
 ARRAYS = (".npz",)
+# what damaged archives make zipfile and numpy raise; RuntimeError where a bit says encrypted
+FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class ArrayFile:
         try:
             with np.load(self.place.path) as held:
                 return held["video"][list(places)]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise VideoError(f"{self.place.path}: {error}") from error
+        except FAILURES as error:
+            raise VideoError(f"{self.place.path}: does not decode: {error!r}") from error
 
 
 Film = Source | ArrayFile
@@ -101,9 +104,9 @@ def open_array(path: Path) -> ArrayFile:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(member)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except FAILURES as error:
         raise VideoError(
-            f"{path}: must hold `video`, as `latte-fast sample --format npz` writes it: {error}"
+            f"{path}: must hold `video`, as `latte-fast sample --format npz` writes it: {error!r}"
         ) from error
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
         raise VideoError(f"{path}: video must be uint8 (F, H, W, 3), got {dtype} {shape}")

@@ -91,6 +91,39 @@ def test_a_sample_that_is_broken_is_an_error(tmp_path: Path) -> None:
         open_samples(tmp_path / "b")
 
 
+def test_arrays_with_any_bytes_changed_are_named(tmp_path: Path) -> None:
+    """As the sampler writes them, compressed: the archive's errors are of many classes."""
+    draw = np.random.default_rng(0)
+    write_arrays(tmp_path, [draw.integers(0, 256, (4, 8, 8, 3), np.uint8)])
+    path = tmp_path / "000000.npz"
+    whole = path.read_bytes()
+    refused = 0
+    for i in range(600):
+        changed = bytearray(whole)
+        for _ in range(3):
+            changed[draw.integers(len(whole))] = draw.integers(256)
+        path.write_bytes(changed[: draw.integers(len(whole))] if i % 3 == 0 else changed)
+        try:
+            # what opens may fail where its pixels are
+            film = open_array(path)
+            film.read(range(len(film)))
+        except VideoError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+    assert refused > 500
+
+
+def test_pixels_that_do_not_unpack_are_named(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    path = write_arrays(tmp_path, [draw.integers(0, 16, (16, 64, 64, 3), np.uint8)]) / "000000.npz"
+    film = open_array(path)
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2 : len(held) // 2 + 500] = bytes(500)
+    path.write_bytes(held)
+    with pytest.raises(VideoError, match=r"000000\.npz: does not decode: "):
+        open_array(path).read(range(len(film)))
+
+
 def test_a_samples_file_of_another_kind_is_named(tmp_path: Path) -> None:
     folder = write_arrays(tmp_path, [numbered(0, 4), numbered(1, 4)])
     (folder / "samples.json").write_text(json.dumps([1]))
