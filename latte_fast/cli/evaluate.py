@@ -77,7 +77,9 @@ def evaluate(
             workers, device, real_stats or "", index,
         )  # fmt: skip
         result = measure(how)
+        # before anything may keep it from being written
+        print("\n".join(result.lines()), flush=True)
         write_result(out, result)
     except (ValueError, RuntimeError, OSError) as error:
         raise SystemExit(str(error)) from error
-    print("\n".join([*result.lines(), f"  {out}"]))
+    print(f"  {out}")

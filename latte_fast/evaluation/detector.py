@@ -57,7 +57,7 @@ class Detector:
     """The network of a file, for one metric; `sha256` is the file's."""
 
     def __init__(self, metric: str, path: Path, device: str = "cpu") -> None:
-        self.metric, self.path, self.device, self.call = metric, path, torch.device(device), CALLS[metric]
+        self.metric, self.path, self.device, self.call = metric, path, check_device(device), CALLS[metric]
         self.sha256 = digest_of(check_detector(metric, path))
         try:
             self.network = torch.jit.load(str(path), map_location=self.device).eval()
@@ -89,7 +89,8 @@ class Detector:
         except (RuntimeError, torch.jit.Error) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"evaluate: detector must take uint8 {tuple(x.shape)}, got from it: {reason}") from error
-        return self._checked(rows, len(x)).cpu()
+        # a copy: what is kept must neither be a buffer that the next call fills nor hold all that it is a part of
+        return self._checked(rows, len(x)).to("cpu", copy=True)
 
     def _checked(self, rows: object, count: int) -> Tensor:
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
@@ -110,6 +111,16 @@ def check_detector(metric: str, path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"evaluate: detector must be a TorchScript file, got {path}, no file; {CALLS[metric].advice}")
     return path
+
+
+def check_device(name: str) -> torch.device:
+    """One that torch knows, sees, and computes on."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"evaluate: device must be one that torch can use here, got {name} ({reason})") from error
+    return torch.device(name)
 
 
 def digest_of(path: Path) -> str:

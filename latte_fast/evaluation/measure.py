@@ -6,7 +6,7 @@ from typing import Any
 
 from latte_fast.evaluation import real_stats
 from latte_fast.evaluation.choice import Choice, choose_real, choose_samples, digest
-from latte_fast.evaluation.detector import Detector, check_detector
+from latte_fast.evaluation.detector import Detector, check_detector, check_device
 from latte_fast.evaluation.features import Features, first_size, gather
 from latte_fast.evaluation.frechet import Moments, frechet_distance, moments_of
 from latte_fast.evaluation.inception_score import inception_score
@@ -28,6 +28,7 @@ class Real:
 def evaluate(how: Evaluation) -> Result:
     """Measures; nothing is written but `how.real_stats`, where it is not there yet."""
     check_detector(how.metric, Path(how.detector))
+    check_device(how.device)
     if how.real_stats and not how.real and not Path(how.real_stats).is_file():
         raise ValueError(f"evaluate: real must be the real set's folder, as {how.real_stats} is not there yet")
     samples = choose_samples(open_samples(how.samples), how)

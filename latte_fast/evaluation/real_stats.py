@@ -1,6 +1,7 @@
 """The real set's moments, kept in a file with all that made them, so that they are used for nothing else."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from latte_fast.evaluation.frechet import Moments
 from latte_fast.evaluation.settings import PROTOCOL, Evaluation
 from latte_fast.files import atomic
 
-VERSION = 1
+log = logging.getLogger("latte_fast.evaluation")
+VERSION = 2
 KEY = "evaluation"
 TENSORS = ("mean", "scatter")
 
@@ -25,6 +27,10 @@ def settings_of(how: Evaluation, detector: str, set_digest: str | None) -> dict[
 
 def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: dict[str, Any]) -> None:
     """One file: mean and scatter in float64, and as metadata the settings, the count and what else is known."""
+    if path.exists():
+        # another run's, of whatever settings
+        log.warning("real_stats was written by somebody else meanwhile, and is left as it is: %s", path)
+        return
     held = json.dumps({"settings": settings, "count": moments.count, "about": about})
     tensors = {name: getattr(moments, name).contiguous() for name in TENSORS}
     with atomic(path) as partial:

@@ -11,6 +11,7 @@ from latte_fast import testing
 from latte_fast.cli.evaluate import evaluate
 from latte_fast.data import shapes
 from latte_fast.data.vae import open_vae
+from latte_fast.evaluation import features
 from latte_fast.models.latte import Latte
 from latte_fast.training import Ranks, TrainConfig
 from latte_fast.training.load import Trained
@@ -54,6 +55,23 @@ def test_evaluates_what_sample_wrote(folder: Path) -> None:
     before = (folder / "samples" / "fvd.json").read_bytes()
     assert "out must be a new file, got samples/fvd.json, which is there" in run("evaluate", *args, ok=False)
     assert (folder / "samples" / "fvd.json").read_bytes() == before
+
+
+def test_a_number_that_cannot_be_written_is_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = saved(Classes(), folder / "classes.pt")
+    pieces = features.Pieces.__getitem__
+
+    def meanwhile(self: features.Pieces, number: int) -> object:
+        Path("is.json").write_text("another run's")
+        return pieces(self, number)
+
+    monkeypatch.setattr(features.Pieces, "__getitem__", meanwhile)
+    with pytest.raises(SystemExit, match=r"out must be a new file, got is\.json, which is there"):
+        evaluate(Path("samples"), detector, "is", frames=8, size=16, device="cpu", workers=0, out=Path("is.json"))
+    assert capsys.readouterr().out.startswith("inception score ")
+    assert Path("is.json").read_text() == "another run's"
 
 
 def test_inception_score(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

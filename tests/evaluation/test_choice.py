@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latte_fast.data.layouts import Place
-from latte_fast.evaluation.choice import PIECE, Choice, choose_frames, choose_real, choose_samples, digest
+from latte_fast.evaluation.choice import PIECE, Choice, choose_frames, choose_real, choose_samples, digest, stored
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.features import Features, gather
 from latte_fast.evaluation.sets import ArrayFile, FilmSet, open_real, open_samples
@@ -135,6 +135,24 @@ def test_digest_tells_what_is_read(root: Path, tmp_path: Path) -> None:
     picture = same / "002" / "0003.png"
     picture.write_bytes(picture.read_bytes() + b"\0")
     assert of(root) != of(same)
+    # one that cannot be read has a digest too: the run leaves it out and names it
+    picture.unlink()
+    picture.symlink_to("nothing")
+    assert of(same) not in (of(root), "")
+
+
+@pytest.mark.parametrize("at", [0, 100_000, 199_999])
+def test_digest_tells_files_of_one_size_apart(tmp_path: Path, at: int) -> None:
+    """Uncompressed pictures are of one size whatever they show."""
+    path = tmp_path / "a" / "000.bmp"
+    path.parent.mkdir()
+    film = ArrayFile(Place(path.parent, None, (path.name,)), 1)
+    path.write_bytes(bytes(200_000))
+    before = stored(film, [0])
+    held = bytearray(200_000)
+    held[at] = 1
+    path.write_bytes(held)
+    assert stored(film, [0]) != before
 
 
 def test_too_few(root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latte_fast.evaluation.detector import Detector, digest_of, exact_convolutions
-from tests.evaluation.detectors import Classes, Colours, Flat, Infinite, Logits, Motion, Numbers, saved
+from tests.evaluation.detectors import Classes, Colours, Flat, Infinite, Logits, Motion, Numbers, Reused, saved
 
 CLIPS = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +37,18 @@ def test_the_first_batch_shows_what_it_gives(
     detector = Detector(metric, saved(network, tmp_path / "a.pt"))
     with pytest.raises(ValueError, match=message):
         detector(CLIPS)
+
+
+def test_what_it_gave_stays_as_it_was(tmp_path: Path) -> None:
+    detector = Detector("fvd", saved(Reused(), tmp_path / "a.pt"))
+    first, second = detector(CLIPS[:1]), detector(CLIPS[1:2])
+    assert torch.allclose(torch.cat([first, second]), CLIPS[:2].float().mean((1, 3, 4)))
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda:99", "meta"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"^evaluate: device must be one that torch can use here, got {device} "):
+        Detector("fvd", saved(Motion(), tmp_path / "a.pt"), device)
 
 
 def test_files_that_are_no_detector(tmp_path: Path) -> None:

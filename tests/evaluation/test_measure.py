@@ -211,6 +211,7 @@ def test_real_stats_that_are_no_such_file(sets: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"device": "cuda:99"}, "^evaluate: device must be one that torch can use here, got cuda:99 "),
         ({"detector": "none.pt"}, "detector must be a TorchScript file, got .*none.pt, no file; published numbers"),
         ({"samples": "none"}, "samples must be a folder of films .* got .*none, which is no folder"),
         ({"real": "none"}, "path must be a folder"),
@@ -220,7 +221,7 @@ def test_real_stats_that_are_no_such_file(sets: Path, tmp_path: Path, monkeypatc
             r"real must have at least 2 videos of 15 frames or more \(8 frames at interval 2\), got 0 of",
         ),
     ],
-    ids=["detector", "samples", "real", "frames", "interval"],
+    ids=["device", "detector", "samples", "real", "frames", "interval"],
 )
 def test_what_is_refused_before_any_work(
     sets: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,41 @@
+"""What else happens to the files while a run is at work."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from latte_fast.evaluation import Evaluation, evaluate, features
+from tests.evaluation.detectors import Numbers, numbered, numbered_set, saved, write_arrays
+
+
+@pytest.fixture
+def how(tmp_path: Path) -> Evaluation:
+    samples = write_arrays(tmp_path / "samples", [numbered(i + 5, 4) for i in range(4)])
+    real = numbered_set(tmp_path / "real", [10, 10, 10])
+    return Evaluation(samples, saved(Numbers(), tmp_path / "n.pt"), "fvd", real, "frames", frames=4, size=8)
+
+
+def test_real_stats_of_a_run_beside_this_one_are_left(
+    how: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.safetensors"
+    pieces = features.Pieces.__getitem__
+
+    def meanwhile(self: features.Pieces, number: int) -> object:
+        if self.choice.films.root.name == "real":
+            kept.write_bytes(b"another's")
+        return pieces(self, number)
+
+    monkeypatch.setattr(features.Pieces, "__getitem__", meanwhile)
+    assert evaluate(replace(how, real_stats=kept)).value > 0
+    assert kept.read_bytes() == b"another's"
+
+
+def test_a_picture_that_links_to_nothing_is_left_out(how: Evaluation) -> None:
+    picture = Path(how.real) / "001" / "0000.png"
+    assert picture.exists()
+    picture.unlink()
+    picture.symlink_to("nothing")
+    result = evaluate(how)
+    assert result.real["broken"] == ["001"] and result.real["count"] == 2
