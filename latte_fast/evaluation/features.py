@@ -19,7 +19,10 @@ log = logging.getLogger("latte_fast.evaluation")
 
 
 class Pieces(Dataset):
-    """The pixels of each piece, uint8: (1, F, 3, S, S) of a clip, (n, 3, S, S) of frames; or why it does not decode."""
+    """Each piece's pixels, uint8: (1, F, 3, S, S) of a clip, (n, 3, S, S) of frames; or why it does not decode.
+
+    And the height and width that it had.
+    """
 
     def __init__(self, choice: Choice, size: int) -> None:
         self.choice, self.size = choice, size
@@ -27,21 +30,23 @@ class Pieces(Dataset):
     def __len__(self) -> int:
         return len(self.choice.pieces)
 
-    def __getitem__(self, number: int) -> Tensor | str:
+    def __getitem__(self, number: int) -> tuple[Tensor | str, int, int]:
         piece = self.choice.pieces[number]
         try:
-            frames = fit(self.choice.films.films[piece.film].read(piece.places), self.size)
+            read = self.choice.films.films[piece.film].read(piece.places)
         except VideoError as error:
-            return str(error)
-        return frames[None] if self.choice.clips else frames
+            return str(error), 0, 0
+        frames = fit(read, self.size)
+        return frames[None] if self.choice.clips else frames, *read.shape[1:3]
 
 
 class Features:
-    """(n, D) features in the order of the choice; `broken` are the films left out so far."""
+    """(n, D) features in the order of the choice; so far, `broken` films were left out, `sizes` of films were met."""
 
     def __init__(self, name: str, choice: Choice, detector: Detector, how: Evaluation) -> None:
         self.name, self.choice, self.detector, self.how = name, choice, detector, how
         self.broken: list[str] = []
+        self.sizes: set[tuple[int, int]] = set()
 
     def __iter__(self) -> Iterator[Tensor]:
         with tqdm(total=self.choice.count, desc=self.name, unit=self.how.unit, disable=None) as bar:
@@ -53,8 +58,9 @@ class Features:
         pieces = Pieces(self.choice, self.how.size)
         # batches are made here: a piece may hold fewer frames than one, or more
         loader = DataLoader(pieces, batch_size=None, num_workers=self.how.workers)
-        for number, x in enumerate(loader):
+        for number, (x, *size) in enumerate(loader):
             if isinstance(x, Tensor):
+                self.sizes.add((size[0], size[1]))
                 yield x
                 continue
             if self.choice.films.strict:

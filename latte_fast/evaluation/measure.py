@@ -38,17 +38,19 @@ def evaluate(how: Evaluation) -> Result:
     if real is None:
         return score(how, detector, samples, about)
     against, real_about = real_moments(how, detector, real)
-    found = moments_of(Features("samples", samples, detector, how))
-    about["count"] = found.count
+    features = Features("samples", samples, detector, how)
+    found = moments_of(features)
+    about |= {"count": found.count, "sizes": len(features.sizes)}
     value = frechet_distance(against, found)
     return Result(how, value, None, len(found.mean), detector.sha256, about, real_about)
 
 
 def score(how: Evaluation, detector: Detector, samples: Choice, about: dict[str, Any]) -> Result:
     """The inception score, of samples alone."""
-    probabilities = gather(Features("samples", samples, detector, how))
+    features = Features("samples", samples, detector, how)
+    probabilities = gather(features)
     value, spread = inception_score(probabilities)
-    about["count"] = len(probabilities)
+    about |= {"count": len(probabilities), "sizes": len(features.sizes)}
     return Result(how, value, spread, probabilities.shape[1], detector.sha256, about, {})
 
 

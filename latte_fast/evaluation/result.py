@@ -57,7 +57,9 @@ class Result:
         if self.real and fewest <= self.features:
             far = f"{how.unit}s are too few for {self.features} features: such sets look further apart than they are"
             said.append(f"{fewest} {far}")
-        if self.samples["pixels"] != [how.size, how.size]:
+        if self.samples["sizes"] > 1:
+            said.append(f"samples are of {self.samples['sizes']} sizes, cropped and scaled to {how.size}x{how.size}")
+        elif self.samples["pixels"] != [how.size, how.size]:
             had = "x".join(map(str, self.samples["pixels"]))
             said.append(f"samples are {had} pixels, cropped and scaled to {how.size}x{how.size}")
         if self.samples["suffix"] == ".gif":

@@ -1,4 +1,4 @@
-"""What else happens to the files while a run is at work."""
+"""Sets that are not as they should be, and files that others write while a run is at work."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latte_fast.evaluation import Evaluation, evaluate, features
-from tests.evaluation.detectors import Numbers, numbered, numbered_set, saved, write_arrays
+from tests.evaluation.detectors import Colours, Numbers, numbered, numbered_set, saved, write_arrays
 
 
 @pytest.fixture
@@ -39,3 +39,14 @@ def test_a_picture_that_links_to_nothing_is_left_out(how: Evaluation) -> None:
     picture.symlink_to("nothing")
     result = evaluate(how)
     assert result.real["broken"] == ["001"] and result.real["count"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("metric", ["fvd", "fid"])
+def test_samples_of_several_sizes_are_warned_of(how: Evaluation, tmp_path: Path, metric: str, workers: int) -> None:
+    if metric == "fid":
+        how = replace(how, metric="fid", frames=None, detector=saved(Colours(), tmp_path / "c.pt"))
+    how = replace(how, workers=workers)
+    assert not [line for line in evaluate(how).warnings if "samples are" in line]
+    write_arrays(tmp_path / "samples", [numbered(i + 5, 4, side) for i, side in enumerate((8, 16, 16, 9))])
+    assert "samples are of 3 sizes, cropped and scaled to 8x8" in evaluate(how).warnings
