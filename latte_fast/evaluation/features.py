@@ -12,7 +12,7 @@ from latte_fast.data.picture import fit
 from latte_fast.data.video import VideoError
 from latte_fast.evaluation.choice import Choice
 from latte_fast.evaluation.detector import Detector
-from latte_fast.evaluation.frechet import regroup
+from latte_fast.evaluation.frechet import blocks, regroup
 from latte_fast.evaluation.settings import Evaluation
 
 log = logging.getLogger("latte_fast.evaluation")
@@ -81,5 +81,5 @@ def first_size(choice: Choice) -> list[int]:
 
 
 def gather(features: Features) -> Tensor:
-    """All of them."""
-    return torch.cat(list(features))
+    """All of them, in float64."""
+    return torch.cat(list(blocks(features)))

@@ -52,12 +52,39 @@ def merge(a: Moments, b: Moments) -> Moments:
 def moments_of(parts: Iterable[Tensor]) -> Moments:
     """Of all features that come, (n, D) at a time; how they are cut into parts changes nothing."""
     total: Moments | None = None
-    for rows in regroup(parts, ROWS):
+    for rows in blocks(parts):
         part = moments(rows)
         total = part if total is None else merge(total, part)
     if total is None:
         raise ValueError("moments: features must be at least 1, got none")
     return total
+
+
+def blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same features in the same order in float64, ROWS at a time, the rest last.
+
+    Each part is copied and let go: small tensors that stay between batches of pixels keep the freed memory around them
+    from being used again, 3 MB a clip.
+    """
+    block: Tensor | None = None
+    count = 0
+    for part in parts:
+        if part.ndim != 2 or (block is not None and part.shape[1] != block.shape[1]):
+            width = "D" if block is None else block.shape[1]
+            raise ValueError(f"moments: features must be (n, {width}) each time, got {tuple(part.shape)}")
+        rows = part.detach()
+        while len(rows):
+            if block is None or count == ROWS:
+                block, count = rows.new_empty((ROWS, rows.shape[1]), dtype=torch.float64), 0
+            took = min(ROWS - count, len(rows))
+            block[count : count + took] = rows[:took]
+            rows, count = rows[took:], count + took
+            if count == ROWS:
+                yield block
+        # held here, it would outlive the next part's making
+        del part, rows
+    if block is not None and count < ROWS:
+        yield block[:count]
 
 
 def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:

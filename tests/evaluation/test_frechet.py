@@ -1,5 +1,8 @@
 """Moments and distance, against numpy, eigenvalues of the product, and closed forms."""
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from latte_fast.evaluation.frechet import (
     ROWS,
     Moments,
+    blocks,
     frechet_distance,
     merge,
     moments,
@@ -112,6 +116,28 @@ def test_moments_of_float32_are_those_of_float64() -> None:
     assert torch.equal(moments(x).scatter, moments(x.double()).scatter)
 
 
+def test_parts_are_let_go_as_they_come() -> None:
+    """What stays of each batch is copied, or the memory of its pixels is not used again."""
+    alive: list[weakref.ref] = []
+
+    def parts() -> Iterator[torch.Tensor]:
+        for i in range(300):
+            assert not any(ref() is not None for ref in alive)
+            part = torch.full((8, 3), float(i))
+            alive[:] = [weakref.ref(part)]
+            yield part
+            del part
+
+    assert moments_of(parts()).mean.tolist() == pytest.approx([149.5] * 3)
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 3], [1024, 1], [1023, 2], [0, 5000], [3, 0, 2045, 1000]])
+def test_blocks_keep_rows_and_order(sizes: list[int]) -> None:
+    x = torch.arange(2.0 * sum(sizes)).view(-1, 2)
+    got = list(blocks(x.split(sizes)))
+    assert torch.equal(torch.cat(got), x.double()) and all(len(block) == ROWS for block in got[:-1])
+
+
 @pytest.mark.parametrize("rows", [1, 3, 4, 100])
 def test_regroup_keeps_rows_and_order(rows: int) -> None:
     x = torch.arange(10)
@@ -130,6 +156,9 @@ def test_what_is_refused() -> None:
         frechet_distance(a, moments(torch.full((4, 3), float("nan"))))
     with pytest.raises(ValueError, match=r"features must be \(N, D\) with N at least 1, got \(0, 3\)"):
         moments(torch.zeros(0, 3))
+    for width in (1, 2):
+        with pytest.raises(ValueError, match=r"moments: features must be \(n, 3\) each time, got \(4, "):
+            moments_of([torch.randn(4, 3), torch.randn(4, width)])
     with pytest.raises(ValueError, match="features must be at least 1, got none"):
         moments_of([])
 
