@@ -59,10 +59,10 @@ def launch_rows(width: int, wide: torch.dtype, narrow: torch.dtype) -> None:
 
 
 def launch_pos(width: int, wide: torch.dtype, narrow: torch.dtype) -> None:
-    x, y, pos = (meta(n, F, N, width, dtype=dtype) for n, dtype in ((B, wide), (B, narrow), (1, wide)))
+    x, y = meta(B, F, N, width, dtype=wide), meta(B, F, N, width, dtype=narrow)
     shift, scale, gate = meta(B, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
-    bias = meta(width, dtype=narrow)
-    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, pos[:, :, :1], narrow)
+    bias, pos = meta(width, dtype=narrow), meta(1, F, 1, width, dtype=wide)
+    fused.gate_residual_norm_modulate_fwd(x, y, gate, shift, scale, 1e-6, bias, pos, narrow)
 
 
 def launch_attention(axis: str, frames: int, patches: int, heads: int, K: int, dtype: torch.dtype, rope: bool) -> None:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class FilmSet:
 
 def open_real(kind: str, path: str | Path, index: str | Path = "") -> FilmSet:
     """A set of a layout of docs/data.md; files that do not open are left out and named."""
-    found = open_sources(DataConfig(kind=kind, path=str(path), index=str(index)))  # type: ignore[arg-type]
+    found = open_sources(DataConfig(kind=cast(Kind, kind), path=str(path), index=str(index)))
     return FilmSet(found.root, found.sources, [Path(p).relative_to(found.root).as_posix() for p in found.broken])
 
 

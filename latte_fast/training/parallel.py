@@ -119,8 +119,9 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
 
 def gather_anew(model: nn.Module) -> None:
     """Drops what a sharded model's forward left gathered: without a backward it stays, whatever is written since."""
-    if hasattr(model, "reshard"):
-        model.reshard()  # type: ignore[operator]
+    reshard = getattr(model, "reshard", None)  # fully_shard gives a model this method
+    if reshard is not None:
+        reshard()
 
 
 @contextmanager
