@@ -1,5 +1,6 @@
 """What the attention kernels share: heads loaded in two pieces, dots over them, rotary turns, and how sequences lie."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows
+from latte_fast.kernels import rows, tuning
 
 Rope = tuple[Tensor, Tensor]
 
@@ -119,23 +120,31 @@ def strides(x: Tensor, axis: str) -> tuple[int, int, int, int]:
     return (b, f, n, h) if axis == "space" else (b, n, f, h)
 
 
-def problem(q: Tensor, k: Tensor, axis: str, key_mask: Tensor | None, *others: Tensor) -> Problem:
-    B, F, N, H, K = q.shape
+@functools.lru_cache(4096)
+def _problem(
+    q: torch.Size, k: torch.Size, axis: str, has_mask: bool, dtype: torch.dtype, *strides: tuple[int, ...]
+) -> Problem:
+    B, F, N, H, K = q
     main = min(128, max(16, 1 << (K.bit_length() - 1)))
-    aligned = all(s % 8 == 0 for x in (q, k, *others) for s in x.stride()[:-1])
+    aligned = all(s % 8 == 0 for each in strides for s in each[:-1])
     constants = {
         "H": H,
         "K": K,
         "K_MAIN": main,
-        "K_TAIL": max(16, triton.next_power_of_2(K - main)) if main < K else 0,
-        "HAS_MASK": key_mask is not None,
+        "K_TAIL": max(16, tuning.power_of_2(K - main)) if main < K else 0,
+        "HAS_MASK": has_mask,
         # 8 elements are 16 bytes at 16 bits; a stride such as 72 is no multiple of the 16 that Triton looks for
         "ALIGN": 8 if aligned else 1,
         # on bf16 the interpreter's dot returns garbage
-        "UPCAST": rows.interpreted() and q.dtype == torch.bfloat16,
+        "UPCAST": rows.interpreted() and dtype == torch.bfloat16,
     }
-    outer, T_q, T_k = (F, N, k.shape[2]) if axis == "space" else (N, F, k.shape[1])
+    outer, T_q, T_k = (F, N, k[2]) if axis == "space" else (N, F, k[1])
     return Problem(outer, T_q, T_k, B * outer * H, constants)
+
+
+def problem(q: Tensor, k: Tensor, axis: str, key_mask: Tensor | None, *others: Tensor) -> Problem:
+    strides = (x.stride() for x in (q, k, *others))
+    return _problem(q.shape, k.shape, axis, key_mask is not None, q.dtype, *strides)
 
 
 def by_heads(x: Tensor, like: Tensor) -> Tensor:

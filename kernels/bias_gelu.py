@@ -1,7 +1,5 @@
 """bias_gelu on Triton: tanh-GELU(u + b), the pass a training step makes over fc1's result, and du, db in one pass."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -71,7 +69,7 @@ def bias_gelu_bwd_kernel(
 
 def block_d(D: int) -> int:
     """1024, or 512 where that divides D better: 4608 is 9 x 512."""
-    return min(triton.next_power_of_2(D), 512 if D % 1024 else 1024)
+    return min(tuning.power_of_2(D), 512 if D % 1024 else 1024)
 
 
 def config(kernel: str, u: Tensor) -> tuning.TileConfig:
@@ -83,9 +81,9 @@ def config(kernel: str, u: Tensor) -> tuning.TileConfig:
 
 def split(count: int, D: int, c: tuning.TileConfig, device: torch.device) -> tuple[int, int]:
     """(programs over rows, programs over columns)."""
-    columns = math.ceil(D / block_d(D))
+    columns = tuning.ceil_div(D, block_d(D))
     budget = c.programs_per_sm * tuning.gpu_of(device).multiprocessors // columns
-    return max(1, min(math.ceil(count / c.block_r), budget)), columns
+    return max(1, min(tuning.ceil_div(count, c.block_r), budget)), columns
 
 
 def bias_gelu_fwd(u: Tensor, b: Tensor) -> Tensor:
@@ -95,13 +93,12 @@ def bias_gelu_fwd(u: Tensor, b: Tensor) -> Tensor:
         return rows.rounded(a, u.dtype)
     c = config("bias_gelu_fwd", u)
     D = u.shape[-1]
-    (us,), sizes, strides = rows.merge_rows(u)
-    n, (s_u,) = rows.leads(sizes, strides)
+    (us,), leads, n, (s_u,) = rows.merge_rows(u)
     programs, columns = split(u.numel() // D, D, c, u.device)
     with rows.guard(u):
         bias_gelu_fwd_kernel[(programs * columns,)](
             us, b, a, *n, *s_u, u.numel() // D, programs,
-            LEADS=len(sizes), D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(a, u.dtype)
@@ -114,14 +111,13 @@ def bias_gelu_bwd(da: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return rows.rounded(du, u.dtype), torch.zeros_like(b)
     c = config("bias_gelu_bwd", u)
     D = u.shape[-1]
-    (das, us), sizes, strides = rows.merge_rows(da, u)
-    n, (s_da, s_u) = rows.leads(sizes, strides)
+    (das, us), leads, n, (s_da, s_u) = rows.merge_rows(da, u)
     programs, columns = split(u.numel() // D, D, c, u.device)
     partials = torch.empty((1, programs, 1, D), dtype=torch.float32, device=u.device)
     with rows.guard(u):
         bias_gelu_bwd_kernel[(programs * columns,)](
             das, us, b, du, partials, *n, *s_da, *s_u, u.numel() // D, programs,
-            LEADS=len(sizes), D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, D=D, BLOCK_D=block_d(D), BLOCK_R=c.block_r, STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(du, u.dtype), rows.sum_partials(partials, b.dtype)[0].reshape(b.shape)

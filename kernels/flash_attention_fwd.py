@@ -91,14 +91,15 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConf
         # overflows them
         block_n = 64 if tuning.gpu_of(q.device).major in (9, 10, 11) else 32
         default = tuning.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
-    name = f"T{triton.next_power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
+    name = f"T{tuning.power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
     c = tuning.choose(kernel, name, default, q.device)
-    fit = {"block_m": min(c.block_m, longest(T_own)), "block_n": min(c.block_n, longest(T_other))}
-    return tuning.replace(c, **fit)
+    block_m, block_n = min(c.block_m, longest(T_own)), min(c.block_n, longest(T_other))
+    same = (block_m, block_n) == (c.block_m, c.block_n)
+    return c if same else tuning.replace(c, block_m=block_m, block_n=block_n)
 
 
 def longest(T: int) -> int:
-    return max(16, triton.next_power_of_2(T))
+    return max(16, tuning.power_of_2(T))
 
 
 def flash_attention_fwd(
@@ -120,7 +121,7 @@ def flash_attention_fwd(
     c = config("flash_attention_fwd", q, job.T_q, job.T_k)
     mask, s_mask = bytes_of(key_mask, q)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3] if lse.numel() else (0, 0, 0)
-    blocks = triton.cdiv(job.T_q, c.block_m)
+    blocks = tuning.ceil_div(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_fwd_kernel[(job.sequences * blocks,)](
             q, k, v, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),

@@ -64,13 +64,12 @@ def gate_residual_fwd(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         return rows.rounded(out, x.dtype)
     c = config("gate_residual_fwd", x)
     groups, D = gate.shape
-    (xs, ys), sizes, strides = rows.merge_rows(x, y)
-    n, (s_x, s_y) = rows.leads(sizes, strides)
+    (xs, ys), leads, n, (s_x, s_y) = rows.merge_rows(x, y)
     per_group, programs = rows.split_rows(x.numel() // D, groups, c, x.device)
     with rows.guard(x):
         gate_residual_fwd_kernel[(groups * programs,)](
             xs, ys, gate, out, *n, *s_x, *s_y, gate.stride(0), per_group, programs,
-            LEADS=len(sizes), **rows.pieces(D, c.warps, xs, ys), STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, **rows.pieces(D, c.warps, xs, ys), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(out, x.dtype)
@@ -83,14 +82,13 @@ def gate_residual_bwd(dout: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Te
     if y.numel() == 0:
         return rows.rounded(dy, y.dtype), torch.zeros_like(gate)
     c = config("gate_residual_bwd", y)
-    (douts, ys), sizes, strides = rows.merge_rows(dout, y)
-    n, (s_dout, s_y) = rows.leads(sizes, strides)
+    (douts, ys), leads, n, (s_dout, s_y) = rows.merge_rows(dout, y)
     per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device, rows.PARTIAL_ROWS)
     partials = torch.empty((groups, programs, 1, D), dtype=torch.float32, device=y.device)
     with rows.guard(y):
         gate_residual_bwd_kernel[(groups * programs,)](
             douts, ys, gate, dy, partials, *n, *s_dout, *s_y, gate.stride(0), per_group, programs,
-            LEADS=len(sizes), **rows.pieces(D, c.warps, douts, ys), STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, **rows.pieces(D, c.warps, douts, ys), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(dy, y.dtype), rows.sum_partials(partials, gate.dtype)[0]

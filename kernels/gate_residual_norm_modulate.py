@@ -139,8 +139,7 @@ def gate_residual_norm_modulate_fwd(
     c = config("gate_residual_norm_modulate_fwd", x)
     groups, D = gate.shape
     tensors = (x, y) if pos is None else (x, y, pos.expand(x.shape))
-    tensors, sizes, strides = rows.merge_rows(*tensors)
-    n, s = rows.leads(sizes, strides)
+    tensors, leads, n, s = rows.merge_rows(*tensors)
     if pos is None:
         tensors, s = [*tensors, tensors[0]], [*s, s[0]]
     xs, ys, poss = tensors
@@ -149,7 +148,7 @@ def gate_residual_norm_modulate_fwd(
         gate_residual_norm_modulate_fwd_kernel[(groups * programs,)](
             xs, ys, gate, shift, scale, gate if y_bias is None else y_bias, poss, x_out, h,
             *n, *s[0], *s[1], *s[2], gate.stride(0), shift.stride(0), scale.stride(0), per_group, programs, eps,
-            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, LEADS=len(sizes),
+            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, LEADS=leads,
             **rows.pieces(D, c.warps, xs, ys),
             STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
@@ -175,8 +174,7 @@ def gate_residual_norm_modulate_bwd(
         return rows.rounded(dx, x_out.dtype), rows.rounded(dy, y.dtype), *none, bias
     c = config("gate_residual_norm_modulate_bwd", x_out)
     given = (x_out if dx_out is None else dx_out, x_out if dh is None else dh, x_out, y)
-    tensors, sizes, strides = rows.merge_rows(*given)
-    n, s = rows.leads(sizes, strides)
+    tensors, leads, n, s = rows.merge_rows(*given)
     per_group, programs = rows.split_rows(y.numel() // D, groups, c, y.device, rows.PARTIAL_ROWS)
     slots = 3 + (y_bias is not None)
     partials = torch.empty((groups, programs, slots, D), dtype=torch.float32, device=y.device)
@@ -184,7 +182,7 @@ def gate_residual_norm_modulate_bwd(
         gate_residual_norm_modulate_bwd_kernel[(groups * programs,)](
             *tensors, gate if y_bias is None else y_bias, gate, scale, dx, dy, partials,
             *n, *s[0], *s[1], *s[2], *s[3], gate.stride(0), scale.stride(0), per_group, programs, eps,
-            HAS_DX=dx_out is not None, HAS_DH=dh is not None, HAS_BIAS=y_bias is not None, LEADS=len(sizes),
+            HAS_DX=dx_out is not None, HAS_DH=dh is not None, HAS_BIAS=y_bias is not None, LEADS=leads,
             **rows.pieces(D, c.warps, *tensors), STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
     dgate, dshift, dscale, *dy_bias = rows.sum_partials(partials, gate.dtype)

@@ -75,14 +75,13 @@ def norm_modulate_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_d
     if x.numel() == 0:
         return rows.rounded(h, out_dtype)
     c = config("norm_modulate_fwd", x)
-    (x,), sizes, strides = rows.merge_rows(x)
-    n, (s_x,) = rows.leads(sizes, strides)
+    (x,), leads, n, (s_x,) = rows.merge_rows(x)
     groups, D = shift.shape
     per_group, programs = rows.split_rows(x.numel() // D, groups, c, x.device)
     with rows.guard(x):
         norm_modulate_fwd_kernel[(groups * programs,)](
             x, shift, scale, h, *n, *s_x, shift.stride(0), scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D, c.warps, x), STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, **rows.pieces(D, c.warps, x), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     return rows.rounded(h, out_dtype)
@@ -95,14 +94,13 @@ def norm_modulate_bwd(dh: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple
     if x.numel() == 0:
         return rows.rounded(dx, x.dtype), torch.zeros_like(scale), torch.zeros_like(scale)
     c = config("norm_modulate_bwd", x)
-    (dh, xs), sizes, strides = rows.merge_rows(dh, x)
-    n, (s_dh, s_x) = rows.leads(sizes, strides)
+    (dh, xs), leads, n, (s_dh, s_x) = rows.merge_rows(dh, x)
     per_group, programs = rows.split_rows(x.numel() // D, groups, c, x.device, rows.PARTIAL_ROWS)
     partials = torch.empty((groups, programs, 2, D), dtype=torch.float32, device=x.device)
     with rows.guard(x):
         norm_modulate_bwd_kernel[(groups * programs,)](
             dh, xs, scale, dx, partials, *n, *s_dh, *s_x, scale.stride(0), per_group, programs, eps,
-            LEADS=len(sizes), **rows.pieces(D, c.warps, dh, xs), STAGES=c.stages, num_warps=c.warps,
+            LEADS=leads, **rows.pieces(D, c.warps, dh, xs), STAGES=c.stages, num_warps=c.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     dshift, dscale = rows.sum_partials(partials, scale.dtype)

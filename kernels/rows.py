@@ -1,6 +1,7 @@
 """Rows of D values: leading strides, groups of consecutive rows, a row in two pieces, and the sums over a group."""
 
 import contextlib
+import functools
 
 import torch
 import triton
@@ -148,39 +149,42 @@ def pieces(D: int, warps: int, *walked: Tensor) -> dict[str, int]:
     """
     first = 1 << max((D - 1).bit_length() - 1, 0)
     least = warps * 32 * 4 // min(x.element_size() for x in walked)
-    return {"D": D, "BLOCK_0": first, "BLOCK_1": max(triton.next_power_of_2(max(D - first, 1)), min(least, first))}
+    return {"D": D, "BLOCK_0": first, "BLOCK_1": max(tuning.power_of_2(max(D - first, 1)), min(least, first))}
 
 
-def merge_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], list[list[int]]]:
-    """Leading dims shared by tensors of one shape, merged to at most three: (tensors, sizes, strides of each).
-
-    Dims merge where they do in every tensor. More than three that do not merge cost a copy.
-    """
+@functools.lru_cache(4096)
+def _merge(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[int, tuple, tuple] | None:
+    """As `merge_rows`, from a shape and each tensor's strides alone; None where more than three dims do not merge."""
     sizes: list[int] = []
-    strides: list[list[int]] = [[] for _ in tensors]
-    for dim in range(tensors[0].dim() - 1):
-        size, inner = tensors[0].shape[dim], [t.stride(dim) for t in tensors]
+    merged: list[list[int]] = [[] for _ in strides]
+    for dim, size in enumerate(shape[:-1]):
         if size == 1:
             continue
-        if sizes and all(s[-1] == i * size for s, i in zip(strides, inner, strict=True)):
+        if sizes and all(m[-1] == s[dim] * size for m, s in zip(merged, strides, strict=True)):
             sizes[-1] *= size
-            for s, i in zip(strides, inner, strict=True):
-                s[-1] = i
+            for m, s in zip(merged, strides, strict=True):
+                m[-1] = s[dim]
             continue
         sizes.append(size)
-        for s, i in zip(strides, inner, strict=True):
-            s.append(i)
+        for m, s in zip(merged, strides, strict=True):
+            m.append(s[dim])
     if len(sizes) > 3:
-        return merge_rows(*(t.contiguous() for t in tensors))
+        return None
     if not sizes:
-        return list(tensors), [1], [[0] for _ in tensors]
-    return list(tensors), sizes, strides
-
-
-def leads(sizes: list[int], strides: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """(n_1, n_2) and each tensor's (s_0, s_1, s_2) as `row_offset` takes them."""
+        sizes, merged = [1], [[0] for _ in strides]
     missing = 3 - len(sizes)
-    return ([1] * missing + sizes)[1:], [[0] * missing + s for s in strides]
+    return len(sizes), tuple(([1] * missing + sizes)[1:]), tuple(tuple([0] * missing + m) for m in merged)
+
+
+def merge_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, tuple, tuple]:
+    """Leading dims shared by tensors of one shape, merged where they do in all: what `row_offset` takes of them.
+
+    (tensors, how many dims are left, (n_1, n_2), each tensor's (s_0, s_1, s_2)); more than three dims cost a copy.
+    """
+    merged = _merge(tensors[0].shape, *(t.stride() for t in tensors))
+    if merged is None:
+        return merge_rows(*(t.contiguous() for t in tensors))
+    return tensors, *merged
 
 
 def split_rows(
@@ -196,12 +200,12 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """partials (G, P, S, D) fp32 -> a (G, D) in dtype for each of the first three slots, and (D,) for a fourth."""
     groups, programs, slots, D = partials.shape
     outs = [empty((groups, D) if slot < 3 else (D,), dtype, partials.device) for slot in range(slots)]
-    block_d = min(128, triton.next_power_of_2(D))
-    grid = ((groups * min(slots, 3) + (slots == 4)) * triton.cdiv(D, block_d),)
+    block_d = min(128, tuning.power_of_2(D))
+    grid = ((groups * min(slots, 3) + (slots == 4)) * tuning.ceil_div(D, block_d),)
     with guard(partials):
         sum_partials_kernel[grid](
             partials, *outs, *[outs[0]] * (4 - slots), groups, programs,
-            SLOTS=slots, D=D, BLOCK_P=min(32, triton.next_power_of_2(programs)), BLOCK_D=block_d, num_warps=4,
+            SLOTS=slots, D=D, BLOCK_P=min(32, tuning.power_of_2(programs)), BLOCK_D=block_d, num_warps=4,
             enable_fp_fusion=True,
         )  # fmt: skip
     return [rounded(out, dtype) for out in outs]

@@ -67,5 +67,5 @@ def _checked_bias(op: str, h: Tensor, w: Tensor, b: Tensor | None, names: tuple[
 
 
 def _on_cpu(h: Tensor, *weights: Tensor | None) -> bool:
-    same = all(w is None or w.dtype == h.dtype for w in weights)
+    same = h.is_cpu and all(w is None or w.dtype == h.dtype for w in weights)
     return same and call_directly(h, *weights) and why_not_cpu(h) is None
