@@ -37,7 +37,7 @@ test() {
     # nearly all of a test's time is Triton compiling for its shape
     "$PYTHON" -c "import xdist" 2>/dev/null && parallel=(-n 8)
     # only what needs nothing but torch: the other folders import what such a machine may not have
-    "$PYTHON" -m pytest tests/kernels tests/ext -m "cuda and not slow" -q -p no:cacheprovider --durations=10 "${parallel[@]}"
+    "$PYTHON" -m pytest tests/kernels tests/ext tests/modules/test_replay.py -m "cuda and not slow" -q -p no:cacheprovider --durations=10 "${parallel[@]}"
   fi
 }
 

@@ -17,6 +17,7 @@ from benchmarks.contenders import (
     titled,
     with_sdpa,
 )
+from latte_fast import Replay
 
 HALF, FULL = torch.bfloat16, torch.float32
 CASES = [
@@ -45,5 +46,8 @@ def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> Non
     if torch.cuda.is_available():
         tuned = torch.compile(oracle, mode="max-autotune")
         contenders["oracle under torch.compile, max-autotune"] = no_grad(lambda: tuned(*inputs))
+        # max-autotune replays CUDA graphs too
+        replayed = Replay(ours)
+        contenders["ours, replayed as a CUDA graph"] = no_grad(lambda: replayed(*inputs))
     title = f"{titled(name, depth, dtype, batch)}, forward"
     compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0, flops=flops(name, batch, depth))

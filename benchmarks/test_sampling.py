@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.contenders import FRAMES, PRESETS, SIDE, affordable, device, large, titled
-from latte_fast import Latte, reference, testing
+from latte_fast import Latte, Replay, reference, testing
 from latte_fast.data.vae import Autoencoder
 from latte_fast.diffusion import create_diffusion, guided
 
@@ -69,6 +69,9 @@ def test_clip(name: str, compare: Any) -> None:
         "ours": lambda: decode(latents(ours, HALF)),
         "oracle eager (upstream's code path)": upstream,
     }
+    if torch.cuda.is_available():
+        replayed = Replay(ours)
+        contenders["ours, replayed as a CUDA graph"] = lambda: decode(latents(replayed, HALF))
     pixels = "a narrow VAE" if vae else "no VAE, for want of diffusers"
     title = f"{titled(name, depth, HALF)}, {STEPS} guided DDIM steps and {pixels}"
     compare(title, contenders, check, seconds=15.0)

@@ -6,6 +6,7 @@ from latte_fast.cost import cost
 from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
 from latte_fast.models.latte_t2v import LatteT2V
 from latte_fast.models.patch import patch, unpatch
+from latte_fast.modules.replay import Replay
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "LatteIMG_models",
     "LatteT2V",
     "Latte_models",
+    "Replay",
     "cost",
     "ops",
     "patch",

@@ -47,6 +47,11 @@ def forced(op: str) -> bool:
     return _forced.get(op, "auto") != "auto"
 
 
+def state() -> dict[str, str]:
+    """Who was asked for by name, op by op."""
+    return dict(_forced)
+
+
 def choose(op: str, *args: Any, **kwargs: Any) -> str:
     """The backend that serves this call: the forced one, else the first that can."""
     forced = _forced.get(op, "auto")
