@@ -88,7 +88,7 @@ def sample(
             over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
             refuse("without --pretrained", scheduler=scheduler, height=height, width=width, negative=negative, **over)
         count = count if count is not None else len(asked) or 8
-        scale = scale if scale is not None else 7.5 if asked else 4.0
+        given, scale = scale, scale if scale is not None else 7.5 if asked else 4.0
         request = Request(count, batch, seed, steps, method or "ddim", scale, eta, frames, format, fps)
         with start() as ranks:
             kind = DTYPES[dtype]
@@ -98,7 +98,9 @@ def sample(
             else:
                 assert trained is not None
                 opened = open_vae(vae or trained.config.vae, ranks.device, kind)
-                sample_files(TrainedSource(trained, opened, (*classes, *asked), kind), request, out, ranks)
+                source = TrainedSource(trained, opened, (*classes, *asked), kind)
+                refuse("for a model without classes", scale=None if source.family.choices else given)
+                sample_files(source, request, out, ranks)
             if ranks.first:
                 print(f"{out}: {count} samples, {NAMES} says what each shows")
     except (ValueError, OSError) as error:

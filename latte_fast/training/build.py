@@ -1,6 +1,7 @@
 """From a run's configuration to its data, model and VAE; every check comes before any work."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,6 +143,25 @@ def convert_to_fp8(model: nn.Module) -> None:
         return module.in_features % 16 == 0 and module.out_features % 16 == 0
 
     convert_to_float8_training(model, module_filter_fn=fits)
+
+
+def readers(workers: int | None, device: torch.device) -> int:
+    """How many processes read the data: one alone would starve a GPU; on a CPU they would take the model's cores."""
+    if workers is not None:
+        return workers
+    return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Each block by itself; all share their code, and with it dynamo's limit on the graphs of one function.
+
+    It is 8, past which calls run uncompiled: two axes, with and without gradients, in training and for samples. Images
+    and other sizes are more.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    for block in model.blocks:
+        block.compile()
 
 
 def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:

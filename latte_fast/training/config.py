@@ -207,7 +207,8 @@ class TrainConfig:
         fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
         pretrained: to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for text
             to video also the folder of a Latte, whose sizes the model then has, or of a PixArt-alpha.
-        workers: processes a rank that read data; 0 reads in the training process.
+        workers: processes a rank that read data, 0 reads in the training process; by default 4 beside a GPU and 0 on a
+            CPU, whose cores train.
         log_every: steps between lines of the log.
         save_every: steps between checkpoints; the last step always has one.
         keep: checkpoints kept.
@@ -233,7 +234,7 @@ class TrainConfig:
     compile: bool = False
     fp8: bool = False
     pretrained: str | None = None
-    workers: int = 0
+    workers: int | None = None
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3
@@ -243,7 +244,7 @@ class TrainConfig:
         for name in ("frames", "size", "steps", "batch", "log_every", "save_every", "keep"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("images", "workers", "seed"):
-            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require((getattr(self, name) or 0) >= 0, name, "at least 0", getattr(self, name))
         micro = self.micro_batch
         require(micro is None or micro >= 1, "micro_batch", "at least 1", micro)
         optim, diffusion, sample = self.optim, self.diffusion, self.sample

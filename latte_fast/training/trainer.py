@@ -82,8 +82,7 @@ class Trainer:
         if config.fp8:
             build.convert_to_fp8(model)
         if config.compile:
-            for block in model.blocks:
-                block.compile()
+            build.compile_blocks(model)
         self.model = model.train()
         sharded = self.how == "fsdp"
         if sharded:
@@ -152,13 +151,14 @@ class Trainer:
         )
         numbered = Numbered(pairs, config.batch, ranks.rank, ranks.count, start, end)
         data = Drawn(self.task, config, self.dropout)
+        workers = build.readers(config.workers, ranks.device)
         loader = DataLoader(
             data,
             self.micro,
             sampler=numbered,
-            num_workers=config.workers,
+            num_workers=workers,
             pin_memory=ranks.device.type == "cuda",
-            worker_init_fn=leave_signals if config.workers else None,
+            worker_init_fn=leave_signals if workers else None,
             persistent_workers=False,
         )
         for batch in loader:

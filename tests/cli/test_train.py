@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from latte_fast import Latte
 from latte_fast.cli import main
 
 YAML = """
@@ -120,6 +122,16 @@ def test_sample_and_plot(trained: Path) -> None:
     assert "<svg" in (trained / "new" / "curves.svg").read_text()
     assert "plot: out must end in one of" in run("plot", str(trained / "run"), "--out", "curves.txt", ok=False)
     assert "File exists" in run("plot", str(trained / "run"), "--out", str(trained / "x.yaml" / "a.png"), ok=False)
+
+
+def test_guidance_is_refused_where_there_are_no_classes(tmp_path: Path) -> None:
+    sizes = {"input_size": 8, "patch_size": 4, "in_channels": 3, "hidden_size": 384, "depth": 2, "num_heads": 6}
+    torch.save({"ema": Latte(**sizes, num_frames=2).state_dict()}, tmp_path / "faces.pt")
+    args = ("sample", str(tmp_path / "faces.pt"), "--vae", "identity", "--out", str(tmp_path / "out"), "--count", "1")
+    out = run(*args, "--steps", "2", "--scale", "3", ok=False)
+    assert "sample: --scale must be left out for a model without classes, got 3.0" in out
+    assert not (tmp_path / "out").exists()
+    run(*args, "--steps", "2", "--format", "npz")
 
 
 def test_plot_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

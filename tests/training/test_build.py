@@ -1,0 +1,38 @@
+"""What a run is built with: readers of its data, compiled blocks."""
+
+import pytest
+import torch
+
+from latte_fast import Latte
+from latte_fast.training import build
+from tests.models.conftest import SMALL
+
+
+def test_readers_are_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert [build.readers(None, d) for d in (gpu, cpu)] == [4, 0]
+    assert [build.readers(n, d) for n in (0, 7) for d in (gpu, cpu)] == [0, 0, 7, 7]
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert build.readers(None, gpu) == 2
+
+
+def test_no_graph_of_a_compiled_block_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine sizes over two axes are 18 graphs of one function, where dynamo would stop after eight."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
+    # in the place of the compiler: graphs run as they were traced
+    monkeypatch.setattr("torch._TorchCompileInductorWrapper.__call__", lambda self, graph, inputs: graph)
+    model = Latte(**SMALL | {"depth": 2}, extend_time="sincos").eval()
+    build.compile_blocks(model)
+    counters.clear()
+    with torch.no_grad():
+        for frames in range(2, 11):
+            x = torch.randn(1, frames, 4, 8, 8)
+            assert torch.isfinite(model(x, torch.tensor([5]))).all()
+    assert counters["stats"]["unique_graphs"] == 18
+    assert torch._dynamo.config.recompile_limit >= 18
+    torch._dynamo.reset()
