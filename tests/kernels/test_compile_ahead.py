@@ -71,6 +71,8 @@ def check(size: str, dtype: str, target: int) -> None:
             r["name"]: r["loop"] / (TENSORS[r["name"]] / BYTES_PER_CLOCK) for r in records if r["name"] in TENSORS
         }
         assert set(shares) == set(TENSORS) and all(0 < share <= 0.8 for share in shares.values()), shares
+        forwards = [r for r in records if r["name"].startswith("flash_attention_fwd")]
+        assert forwards and all(r["occupancy"] >= 2 * r["warps"] / 64 for r in forwards), forwards
 
 
 @pytest.mark.parametrize(("size", "dtype", "target"), DEFAULT)
