@@ -66,6 +66,15 @@ def test_read_by_uneven_times(tmp_path: Path, name: str) -> None:
     check(path)
 
 
+def test_frames_before_the_films_own_start_are_none(tmp_path: Path) -> None:
+    """A film cut without encoding it again keeps what its first frame refers to, and a list that hides it."""
+    path = encode(tmp_path / "a.mp4", moving(40), options={"g": "12"}, times=list(range(-5, 35)))
+    with av.open(str(path)) as box:
+        assert sum(packet.is_discard for packet in box.demux(video=0)) == 5
+    assert len(decode(path)) == 35
+    check(path)
+
+
 def test_read_without_a_frame_count(tmp_path: Path) -> None:
     path = made(tmp_path, "h264 transport stream")
     with av.open(str(path)) as box:
@@ -174,10 +183,24 @@ def test_a_file_that_lost_its_end_after_it_was_scanned(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"frame .* of 40 does not decode"):
         read(path, timeline, [1, 39])
+    path.unlink()
+    with pytest.raises(VideoError, match=r"a\.ts: No such file"):
+        read(path, timeline, [1])
+
+
+def test_frames_of_several_sizes(tmp_path: Path) -> None:
+    """Two recordings laid end to end: a set must be able to leave such a film out, as it does any that fails."""
+    small, large = (encode(tmp_path / f"{n}.ts", moving(5, n, n), "mpeg2video") for n in (32, 64))
+    path = tmp_path / "both.ts"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    timeline = scan(path)
+    assert read(path, timeline, [0, 1]).shape[1:] == (32, 32, 3)
+    with pytest.raises(VideoError, match="its frames must have one size"):
+        read(path, timeline, [0, timeline.frames - 1])
 
 
 def test_read_bad_places(tmp_path: Path) -> None:
     path = made(tmp_path, "mjpeg", 5)
-    for places in ([], [5], [-1]):
+    for places in ([], [5], [-1], [-1, 3], [0, 5]):
         with pytest.raises(ValueError, match=r"places must be in 0 \.\. 4"):
             read(path, scan(path), places)
