@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from latte_fast import LatteT2V
 from latte_fast.models.checkpoint import CheckpointError
-from latte_fast.models.pretrained import STEM, start_from_pixart
+from latte_fast.models.pretrained import STEM, read_weights, start_from_pixart
 from tests.models.test_latte_t2v import SMALL, inputs
 
 
@@ -76,6 +76,38 @@ def test_shards(model: LatteT2V, tmp_path: Path) -> None:
     save_file({}, files[1])
     with pytest.raises(CheckpointError, match="hold tensors"):
         LatteT2V.from_pretrained(tmp_path)
+
+
+def test_shards_and_their_index_must_agree(model: LatteT2V, tmp_path: Path) -> None:
+    """A start from PixArt would otherwise leave what is in no shard as it was, and say nothing."""
+    write_shards(model, tmp_path)
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": places | {"pos_embed.lost": next(iter(places.values()))}}))
+    with pytest.raises(CheckpointError, match=r"1 tensors are in no shard, the first pos_embed\.lost"):
+        read_weights(tmp_path)
+    for content in ("{", "{}", "[]"):
+        index.write_text(content)
+        with pytest.raises(CheckpointError, match="must be JSON with a weight_map"):
+            read_weights(tmp_path)
+
+
+def test_variant_and_format_of_several(model: LatteT2V, tmp_path: Path) -> None:
+    """The names diffusers gives them; without a variant the plain file, and no code is unpickled where it can't be."""
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    write_config(tmp_path)
+    save_file({k: v.half() for k, v in state.items()}, tmp_path / f"{STEM}.fp16.safetensors")
+    with pytest.raises(CheckpointError, match=f"must hold {STEM}.safetensors or .bin"):
+        LatteT2V.from_pretrained(tmp_path)
+    half = LatteT2V.from_pretrained(tmp_path, variant="fp16")
+    assert half.dtype == torch.float16 and torch.equal(half.proj_out.weight, model.proj_out.weight.half())
+    save_file(state, tmp_path / f"{STEM}.safetensors")
+    torch.save({k: v + 1 for k, v in state.items()}, tmp_path / f"{STEM}.bin")
+    assert same(model, LatteT2V.from_pretrained(tmp_path))
+    save_file({k: v + 1 for k, v in state.items()}, tmp_path / "shard.safetensors")
+    weight_map = {"weight_map": dict.fromkeys(state, "shard.safetensors")}
+    (tmp_path / f"{STEM}.safetensors.index.bf16.json").write_text(json.dumps(weight_map))
+    assert torch.equal(read_weights(tmp_path, "bf16")["proj_out.weight"], state["proj_out.weight"] + 1)
 
 
 def no_config(folder: Path, model: LatteT2V) -> None:

@@ -36,6 +36,8 @@ def test_yaml_reads_numbers_as_people_write_them(tmp_path: Path) -> None:
         ("stesp: 3", "got stesp"),
         ("optim: {rl: 1}", "got optim.rl"),
         ("optim: {lr: fast}", "optim.lr must be a number, got 'fast'"),
+        ("optim: {lr: true}", "optim.lr must be a number, got True"),
+        ("optim: {lr: [1e-4]}", "optim.lr must be a number, got ['1e-4']"),
         ("steps: many", "steps must be an integer, got 'many'"),
         ("steps: true", "steps must be an integer, got True"),
         ("compile: 1", "compile must be true or false, got 1"),
