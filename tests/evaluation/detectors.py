@@ -62,6 +62,13 @@ class Flat(nn.Module):
         return x.float().mean((1, 2, 3, 4))
 
 
+class Averaged(nn.Module):
+    """One row for all that it is given."""
+
+    def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
+        return x.float().mean((0, 2, 3, 4))[None]
+
+
 class Reused(nn.Module):
     """Means of colours, given in one buffer that each call fills anew."""
 

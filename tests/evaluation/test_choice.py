@@ -165,3 +165,5 @@ def test_too_few(root: Path, tmp_path: Path) -> None:
         choose_samples(one, asked())
     with pytest.raises(ValueError, match="samples must be at least 20 for is, got 1 in"):
         choose_samples(one, Evaluation("s", "d", "is", frames=4))
+    two = open_samples(write_arrays(tmp_path / "two", [numbered(0, 4)] * 2))
+    assert choose_samples(two, asked()).count == 2

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from latte_fast.evaluation.detector import Detector, digest_of, exact_convolutions
-from tests.evaluation.detectors import Classes, Colours, Flat, Infinite, Logits, Motion, Numbers, Reused, saved
+from tests.evaluation.detectors import (
+    Averaged,
+    Classes,
+    Colours,
+    Flat,
+    Infinite,
+    Logits,
+    Motion,
+    Numbers,
+    Reused,
+    saved,
+)
 
 CLIPS = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -25,11 +36,12 @@ def test_each_metric_calls_as_published(tmp_path: Path) -> None:
     ("metric", "network", "message"),
     [
         ("fvd", Flat(), r"detector must give \(B, D\) for 3 inputs, got \(3,\)"),
+        ("fvd", Averaged(), r"detector must give \(B, D\) for 3 inputs, got \(1, 3\)"),
         ("fvd", Infinite(), "detector must give finite numbers, got others"),
         ("is", Logits(), "detector's: probabilities must be at least 0 and sum to 1 in each row"),
         ("fid", Colours(), r"detector must take uint8 \(3, 3, 4, 16, 16\), got from it: .*"),
     ],
-    ids=["flat", "infinite", "logits", "fails"],
+    ids=["flat", "averaged", "infinite", "logits", "fails"],
 )
 def test_the_first_batch_shows_what_it_gives(
     tmp_path: Path, metric: str, network: torch.nn.Module, message: str

@@ -85,6 +85,21 @@ def test_least_change_that_is_one(run: Results, spread: float, by: float, regres
     assert [c.regressed for c in changes(alone, slowed(alone, by))] == [regressed]
 
 
+@pytest.mark.parametrize(("by", "regressed"), [(1.19, False), (1.21, True)])
+def test_noise_of_the_quietest_witness_counts(run: Results, by: float, regressed: bool) -> None:
+    """What the machine's drift is read off strays in both runs; a louder contender would excuse more."""
+    rows = (row("ours", 1.0, 0.0), row("loud", 1.0, 0.3), row("oracle", 2.0, 0.1))
+    before = replace(run, rows=rows)
+    assert [c.regressed for c in changes(before, slowed(before, by))] == [regressed]
+
+
+def test_comparison_says_why_a_row_is_gone(run: Results) -> None:
+    before = replace(run, rows=(row("ours", 1.0),))
+    for reason, said in (("out of memory", "out of memory"), ("", "not timed")):
+        (found,) = changes(before, replace(run, rows=(Row("model", "a", "ours", reason=reason),)))
+        assert found.regressed and found.gone == said and said in table([found])
+
+
 def test_comparison_sees_every_policy_of_ours(run: Results) -> None:
     """A policy of ours is judged as ours is; a quiet one that slows with ours is no witness of the machine's drift."""
     remade = row("ours, recompute = block", 1.2, spread=0.0)
@@ -125,8 +140,11 @@ def test_bench_compares_and_refuses(run: Results, tmp_path: Path) -> None:
 
 
 def test_parts_merge(run: Results) -> None:
-    part = replace(run, rows=(row("ours", 3.0), row("ours", 1.0, title="new")))
+    part = replace(
+        run, date="2026-01-02", ceilings={"copy": 2e10}, rows=(row("ours", 3.0), row("ours", 1.0, title="new"))
+    )
     whole = merged([run, part])
+    assert whole.date == "2026-01-02" and whole.ceilings == {"copy": 2e10, "gemm": 2e12}
     assert {(r.title, r.contender): r.median for r in whole.rows}["a", "ours"] == 3.0
     assert len(whole.rows) == len(run.rows) + 1
     with pytest.raises(ValueError, match="one machine and commit"):
