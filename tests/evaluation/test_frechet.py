@@ -156,6 +156,9 @@ def test_what_is_refused() -> None:
         frechet_distance(a, moments(torch.full((4, 3), float("nan"))))
     with pytest.raises(ValueError, match=r"features must be \(N, D\) with N at least 1, got \(0, 3\)"):
         moments(torch.zeros(0, 3))
+    for features in (torch.zeros(3), torch.zeros(4, 3, 1)):
+        with pytest.raises(ValueError, match=r"moments: features must be \(N, D\) with N at least 1, got \("):
+            moments(features)
     for width in (1, 2):
         with pytest.raises(ValueError, match=r"moments: features must be \(n, 3\) each time, got \(4, "):
             moments_of([torch.randn(4, 3), torch.randn(4, width)])

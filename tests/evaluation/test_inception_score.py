@@ -39,6 +39,7 @@ def test_score_of_doubt_is_one_and_of_certainty_the_number_of_classes() -> None:
         (torch.ones(20, 3), "sum to 1 in each row, got a smallest of 1 and a first row that sums to 3"),
         (torch.tensor([[1.5, -0.5]]).repeat(20, 1), "at least 0 .* got a smallest of -0.5"),
         (torch.full((20, 2), float("nan")), "got a smallest of nan"),
+        (torch.tensor([[0.5, 0.515]]).repeat(20, 1), "a first row that sums to 1.015"),
         (torch.ones(20), r"must be \(N, classes\), got \(20,\)"),
         (torch.ones(5, 1), r"splits must be in \[1, 5\], got 10"),
     ],
@@ -46,3 +47,8 @@ def test_score_of_doubt_is_one_and_of_certainty_the_number_of_classes() -> None:
 def test_what_is_refused(p: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"inception_score: .*{message}"):
         inception_score(p)
+
+
+def test_score_needs_a_part() -> None:
+    with pytest.raises(ValueError, match=r"inception_score: splits must be in \[1, 5\], got 0"):
+        inception_score(torch.ones(5, 1), splits=0)

@@ -11,7 +11,7 @@ import pytest
 from latte_fast import results
 from latte_fast.results import Results, Row, changes, load, merged, save
 from latte_fast.results.compare import table
-from latte_fast.results.markdown import MARK, refresh, report
+from latte_fast.results.markdown import MARK, contenders_table, ratios_table, refresh, report
 from latte_fast.results.plots import exponent, save_all
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,25 @@ def test_report_has_every_row(run: Results) -> None:
     found = ("did not run: diffusers is not installed", "| 2.00x |", "3.00x", "1 TFLOP/s (50%)", "## memory", "abc")
     for words in found:
         assert words in text, words
+
+
+def test_report_tables(run: Results) -> None:
+    """What README quotes; bytes are no multiple of ours where ours were not counted."""
+    uncounted = (Row("memory", "n", "ours"), Row("memory", "n", "oracle", kept_bytes=10**6))
+    slow_copy = row("copies", 0.05, title="4 frames", bytes=4 * 10**8, flops=10**9, peak_bytes=2 * 10**6, note="hot")
+    full = replace(run, rows=(*run.rows, *uncounted, slow_copy))
+    assert contenders_table(full, "memory").splitlines()[2:] == [
+        "| m | ours |  |  |  |  |  | 1 MB |  |",
+        "|  | oracle |  |  | 3.00x |  |  | 3 MB |  |",
+        "| n | ours |  |  |  |  |  |  |  |",
+        "|  | oracle |  |  |  |  |  | 1 MB |  |",
+    ]
+    lines = contenders_table(full, "model").splitlines()
+    assert lines[2] == "| a | ours | 1000 ms | 980.00 .. 1020.00 |  | 1 TFLOP/s (50%) |  |  |  |"
+    assert lines[3] == "|  | oracle | 2000 ms | 1960.00 .. 2040.00 | 2.00x | 0.5 TFLOP/s (25%) |  |  |  |"
+    assert lines[-1] == "|  | copies | 50.00 ms | 49.00 .. 51.00 | 0.03x | 8 GB/s (80%) | 2 MB |  | hot |"
+    assert {line.count("|") for line in lines} == {10}
+    assert ratios_table(full, "memory").splitlines()[2:] == ["| m | 1 MB | 3.00x |", "| n |  |  |"]
 
 
 def test_plots(run: Results, tmp_path: Path) -> None:
