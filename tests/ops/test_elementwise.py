@@ -247,11 +247,9 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "mixed groups": (lambda: ops.norm_modulate(rows(2, 3, 8), rows(2, 8), rows(1, 8)), ValueError, "scale must have G"),
     "empty axis": (lambda: ops.norm_modulate(rows(2, 0, 8), rows(2, 8), rows(2, 8)), ValueError, "empty"),
     "last dim": (lambda: ops.norm_modulate(rows(2, 8, 3).mT, rows(2, 8), rows(2, 8)), ValueError, "last dim"),
-    "integers": (
-        lambda: ops.norm_modulate(torch.ones(2, 8).int(), rows(2, 8), rows(2, 8)),
-        TypeError,
-        "x must be fp32",
-    ),
+    "integers": (lambda: ops.norm_modulate(NORM[0].int(), *NORM[1:]), TypeError, "x must be fp32"),
+    "group axes": (lambda: ops.norm_modulate(NORM[0], rows(2, 8, 8), NORM[2]), ValueError, r"shift must be \(G, D\)"),
+    "group vector": (lambda: ops.norm_modulate(NORM[0], rows(8), NORM[2]), ValueError, r"shift must be \(G, D\)"),
     "dtype mix": (
         lambda: ops.gate_residual(rows(2, 8, dtype=torch.bfloat16), rows(2, 8), rows(2, 8)),
         TypeError,
