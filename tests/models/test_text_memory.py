@@ -45,6 +45,15 @@ def products(model: nn.Module, *args: Any, **kwargs: Any) -> int:
 
 
 @torch.no_grad()
+def test_layers_without_a_bias_are_remembered() -> None:
+    model = LatteT2V(**SMALL, attention_bias=False).eval()
+    x, t, text, mask = inputs(3, 8, 8)
+    assert [products(model, x, t, text, mask) for _ in range(2)] == [ONCE, 0]
+    model.transformer_blocks[0].attn2.to_k.weight.mul_(2)
+    assert products(model, x, t, text, mask) == 2
+
+
+@torch.no_grad()
 def test_text_runs_once_per_prompt(model: LatteT2V) -> None:
     x, _, text, mask = inputs(3, 8, 8)
     counts = [products(model, x, torch.tensor([t, t]), text, mask) for t in (900, 500, 100)]

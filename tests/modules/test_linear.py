@@ -48,14 +48,20 @@ def test_write_between_forward_and_backward_is_an_error() -> None:
 
 
 def test_what_is_not_plain_stays_apart() -> None:
-    for spoil in ("hook", "forward", "type", "bias", "dtype", "width", "meta", "one bias"):
+    for spoil in ("hook", "pre-hook", "forward", "type", "subclass", "bias", "dtype", "width", "meta", "one bias"):
         layers = three()
         if spoil == "hook":
             layers[1].register_forward_hook(lambda *args: None)
+        if spoil == "pre-hook":
+            layers[1].register_forward_pre_hook(lambda *args: None)
         if spoil == "forward":
             layers[1].forward = lambda x: x
         if spoil == "type":
             layers[1] = type("Other", (nn.Linear,), {})(4, 4, dtype=torch.float64)
+        if spoil == "subclass":
+            # as quantised weights are: what lies in their storage is not what they multiply with
+            held = layers[1].weight.detach().as_subclass(type("Quantised", (torch.Tensor,), {}))
+            layers[1].weight = nn.Parameter(held)
         if spoil == "bias":
             layers[1].bias = None
         if spoil == "dtype":
@@ -70,7 +76,7 @@ def test_what_is_not_plain_stays_apart() -> None:
         assert not share_storage(layers), spoil
         assert joined(layers) is None
         assert before == [(p, p.data_ptr(), p.dtype) for layer in layers for p in layer.parameters()]
-        assert is_plain(layers[1]) == (spoil not in ("hook", "forward", "type"))
+        assert is_plain(layers[1]) == (spoil not in ("hook", "pre-hook", "forward", "type", "subclass"))
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast.modules.block import Pending
-from latte_fast.modules.recompute import run_block
+from latte_fast.modules.recompute import POLICIES, run_block
 from tests.counting import Count
 
 
@@ -50,3 +50,25 @@ def test_products_in_fp8_are_kept_as_others(policy: str, products: int) -> None:
         (out if pending is None else out + pending.y).square().sum().backward()
     assert count.ran["_scaled_mm"] == products
     assert x.grad is not None and x.grad.abs().max() > 0
+
+
+class OneLayer(nn.Module):
+    hidden = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Pending]:
+        return x, Pending(self.layer(x).sin(), torch.ones(1, 8), None)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_parameters_learn_where_the_input_does_not(policy: str) -> None:
+    """The first block trained behind frozen embedders: torch's older checkpoint leaves it without gradients."""
+    torch.manual_seed(0)
+    block, x = OneLayer(), torch.randn(2, 8)
+    want = torch.autograd.grad((x + block.layer(x).sin()).square().sum(), block.layer.weight)[0]
+    out, pending = run_block(policy, block, x)
+    (out if pending is None else out + pending.y).square().sum().backward()
+    assert block.layer.weight.grad is not None and torch.allclose(block.layer.weight.grad, want) and want.any()
