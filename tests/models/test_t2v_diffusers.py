@@ -139,7 +139,9 @@ def test_offload_hooks_stay(first: str) -> None:
     pipe = pipeline()
     before = video(pipe)
     model = pipe.transformer
-    places = (model, model.transformer_blocks[0], model.transformer_blocks[1].attn1.to_q, model.pos_embed.proj)
+    blocks, embed = model.transformer_blocks, model.pos_embed
+    # the last moves a table that the fast forward reads without calling the module
+    places = (model, blocks[0], blocks[1].attn1.to_q, embed.proj, embed)
     if first == "patch":
         patch(pipe)
     hooks = [Offload(place) for place in places]
@@ -147,7 +149,7 @@ def test_offload_hooks_stay(first: str) -> None:
         report = patch(pipe)
         assert list(report.kept) == ["transformer.transformer_blocks.1.attn1"]
     assert (video(pipe) - before).abs().max() <= 1e-4
-    assert all(hook.calls > 0 for hook in hooks)
+    assert all(hook.calls > 0 for hook in hooks[:4])
     unpatch(pipe)
     assert torch.equal(video(pipe), before)
 
