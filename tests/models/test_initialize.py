@@ -59,6 +59,13 @@ def test_text_to_video_starts_as_pixart() -> None:
         assert kind == ("zero" if silent else "0.02" if drawn else "xavier"), (name, kind)
 
 
+def test_tables_of_the_modulation_are_drawn_as_diffusers_draws_them() -> None:
+    torch.manual_seed(0)
+    tables = [p.flatten() for name, p in LatteT2V(**SMALL_T2V).named_parameters() if name.endswith(TABLES)]
+    assert len(tables) == 2 * SMALL_T2V["num_layers"] + 1
+    assert float(torch.cat(tables).detach().std()) * 72**0.5 == pytest.approx(1, abs=0.05)
+
+
 @torch.no_grad()
 def test_silent_time_blocks_add_nothing() -> None:
     model = LatteT2V(**SMALL_T2V).eval()

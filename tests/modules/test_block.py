@@ -1,11 +1,15 @@
-"""What a block runs, counted: ops, matrix products and copies, forward and backward. Counts, never times."""
+"""What a block runs, counted, never timed: ops, matrix products and copies; and layers in the places of its own."""
+
+import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latte_fast import testing
-from latte_fast.modules.block import Block, Pending, Step
+from latte_fast.modules.block import Block, Pending, Step, resolve
+from latte_fast.modules.block_t2v import BlockT2V, StepT2V, Text
+from latte_fast.modules.linear import share_storage
 from tests.counting import Count, require_kernels
 
 WIDTH, HEADS, CLIPS, FRAMES, PATCHES = 64, 2, 2, 3, 5
@@ -72,3 +76,51 @@ def test_direct_inference_equals_the_dispatched_one() -> None:
             dispatched = block(x, pending, c, Step("time"))
     assert testing.relative_error(direct[0], dispatched[0]) <= 1e-6
     assert testing.relative_error(direct[1].y, dispatched[1].y) <= 3e-6
+
+
+class Doubled(nn.Linear):
+    """What an adapter puts in a layer's place: the layer's own parameters, another result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+LAYERS = [("one", name) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+LAYERS += [(order, f"attn{which}.{name}") for order in ("sequential", "parallel") for which in ("", "_time")
+           for name in ("qkv", "proj")]  # fmt: skip
+
+
+def replaced(block: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
+    """A copy with a layer replaced, and one whose layer gives the same by its parameters."""
+    other, twin = copy.deepcopy(block), copy.deepcopy(block)
+    other.get_submodule(name).__class__ = Doubled
+    for p in twin.get_submodule(name).parameters():
+        p.mul_(2)
+    return other, twin
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("order", "name"), LAYERS)
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_layer_in_anothers_place_is_called(order: str, name: str, images: int) -> None:
+    """Each alone: a pair of layers that is read at once must not be read past one that is not plain."""
+    torch.manual_seed(0)
+    block = testing.refill(Block(WIDTH, HEADS, 4.0, order)).double()
+    x, c = torch.randn(CLIPS, FRAMES, PATCHES, WIDTH).double(), torch.randn(CLIPS, WIDTH).double()
+    step = Step("space" if order == "one" else "both", images=images)
+    plain, got, want = (resolve(*b(x, None, c, step)) for b in (block, *replaced(block, name)))
+    assert testing.relative_error(got, want) <= 1e-12 and testing.relative_error(plain, want) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["attn1.to_q", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k",
+                                  "attn2.to_v", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"])  # fmt: skip
+def test_a_layer_of_text_to_video_in_anothers_place_is_called(name: str) -> None:
+    torch.manual_seed(0)
+    block = testing.refill(BlockT2V(WIDTH, HEADS, True, 1e-6, True)).double()
+    share_storage((block.attn1.to_q, block.attn1.to_k, block.attn1.to_v))
+    x, t = torch.randn(CLIPS, FRAMES, PATCHES, WIDTH).double(), torch.randn(CLIPS, 6, WIDTH).double()
+    text = Text(torch.randn(CLIPS, 4, WIDTH).double(), None)
+    step = StepT2V("space", text)
+    plain, got, want = (resolve(*b(x, None, t, step)) for b in (block, *replaced(block, name)))
+    assert testing.relative_error(got, want) <= 1e-12 and testing.relative_error(plain, want) > 1e-3
