@@ -169,19 +169,20 @@ def test_moving_hooks_of_diffusers_stay(first: str) -> None:
     model = transformer()
     x, t, text, _ = inputs(3, 8, 8)
     places = (model, model.transformer_blocks[0], model.transformer_blocks[1].attn1.to_q, model.pos_embed)
-    hooks = [Moves() for _ in places]
+    # both on one module, as offloading a model that is stored in fewer bits puts them
+    hooks = {(place, name): Moves() for place in places for name in ("layerwise_casting", "group_offloading")}
     with torch.no_grad():
         before = model(x, t, text).sample
         if first == "patch":
             patch(model)
-        for place, hook in zip(places, hooks, strict=True):
-            HookRegistry.check_if_exists_or_initialize(place).register_hook(hook, "group_offloading")
+        for (place, name), hook in hooks.items():
+            HookRegistry.check_if_exists_or_initialize(place).register_hook(hook, name)
         if first == "hook":
             assert patch(model).swapped
         assert testing.relative_error(model(x, t, text).sample, before) <= 3e-6
-        assert all(hook.calls > 0 for hook in hooks[:3])
-        for place in places:
-            place._diffusers_hook.remove_hook("group_offloading", recurse=False)
+        assert all(hook.calls > 0 for (place, _), hook in hooks.items() if place is not model.pos_embed)
+        for place, name in hooks:
+            place._diffusers_hook.remove_hook(name, recurse=False)
         assert testing.relative_error(model(x, t, text).sample, before) <= 3e-6
         unpatch(model)
         assert torch.equal(model(x, t, text).sample, before)
@@ -306,35 +307,6 @@ def test_gradient_checkpointing_follows() -> None:
     theirs.enable_gradient_checkpointing()
     assert_gradients(want, gradients(theirs, theirs(x, t, text).sample), 3e-6)
     assert len(calls) == 2
-
-
-SPOILED = {
-    "processor": (lambda m: setattr(m.transformer_blocks[0].attn1, "processor", nn.Identity()), "processor Identity"),
-    "hook": (lambda m: m.transformer_blocks[1].ff.register_forward_hook(print), "ff has hooks"),
-    "hook on the caption": (
-        lambda m: m.caption_projection.register_forward_hook(print),
-        "caption_projection has hooks",
-    ),
-    "hook on the time": (lambda m: m.adaln_single.emb.register_forward_hook(print), "adaln_single.emb has hooks"),
-    "hook on the patches": (lambda m: m.pos_embed.register_forward_pre_hook(print), "pos_embed has hooks"),
-    "hook on the last norm": (lambda m: m.norm_out.register_forward_hook(print), "norm_out has hooks"),
-    "caption": (lambda m: setattr(m.caption_projection, "act_1", nn.SiLU()), "act_1 must be the tanh GELU"),
-    "norm": (lambda m: setattr(m.temporal_transformer_blocks[0], "norm1", nn.RMSNorm(72)), "norm1 must be"),
-    "upcast": (lambda m: setattr(m.transformer_blocks[0].attn2, "upcast_attention", True), "upcast_attention must be"),
-    "chunks": (lambda m: m.transformer_blocks[0].set_chunk_feed_forward(2, 1), "feed-forward chunks must be None"),
-    "count": (lambda m: m.temporal_transformer_blocks.append(nn.Identity()), "as many temporal_transformer_blocks"),
-}
-
-
-@pytest.mark.parametrize("name", SPOILED)
-def test_what_would_change_the_numbers_is_left(name: str) -> None:
-    spoil, reason = SPOILED[name]
-    theirs = transformer()
-    kind = type(theirs)
-    spoil(theirs)
-    report = patch(theirs)
-    assert not report.swapped and reason in report.kept[""]
-    assert type(theirs) is kind
 
 
 def test_upstream_style_model_is_patched() -> None:
