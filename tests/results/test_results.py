@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latte_fast import results
-from latte_fast.results import Results, Row, changes, load, merged, save
+from latte_fast.results import Results, Row, changes, load, merged, plots, save
 from latte_fast.results.compare import table
 from latte_fast.results.markdown import MARK, contenders_table, ratios_table, refresh, report
 from latte_fast.results.plots import exponent, save_all
@@ -183,6 +183,20 @@ def test_plots(run: Results, tmp_path: Path) -> None:
     assert [p.name for p in made] == ["bars-model.png", "roofline.png", "scaling.png"]
     assert all(p.read_bytes()[:4] == b"\x89PNG" and p.stat().st_size > 5000 for p in made)
     assert exponent([(1, 2.0), (2, 8.0), (4, 32.0)]) == pytest.approx(2.0)
+
+
+def test_plots_show_the_numbers(run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = {}
+    monkeypatch.setattr(plots, "finish", lambda plt, figure, path: drawn.update({path.name: figure.axes}) or path)
+    save_all(run, tmp_path)
+    (bars,), (roof,), (curves,) = (drawn[f"{name}.png"] for name in ("bars-model", "roofline", "scaling"))
+    assert [bar.get_width() for bar in bars.patches] == [2.0]
+    # 1e12 FLOP on 1e9 bytes, in one second and in two
+    assert [tuple(points.get_offsets()[0]) for points in roof.collections] == [(1000, 1000), (1000, 500)]
+    assert [tuple(point) for point in roof.lines[0].get_xydata()[1:2]] == [(200, 2000)]
+    assert [tuple(point) for point in curves.lines[0].get_xydata()] == [(1, 0.5), (2, 1), (4, 2)]
+    assert curves.lines[0].get_label() == "ours, exponent 1.00"
 
 
 def test_marked_places_are_made_from_files(run: Results, tmp_path: Path) -> None:
