@@ -48,5 +48,19 @@ def test_samples_of_several_sizes_are_warned_of(how: Evaluation, tmp_path: Path,
         how = replace(how, metric="fid", frames=None, detector=saved(Colours(), tmp_path / "c.pt"))
     how = replace(how, workers=workers)
     assert not [line for line in evaluate(how).warnings if "samples are" in line]
-    write_arrays(tmp_path / "samples", [numbered(i + 5, 4, side) for i, side in enumerate((8, 16, 16, 9))])
-    assert "samples are of 3 sizes, cropped and scaled to 8x8" in evaluate(how).warnings
+    several = [numbered(i + 5, 4, side) for i, side in enumerate((8, 16, 16, 9))]
+    # one more of width, one more of height
+    several += [several[1][:, :, :12], several[1][:, :12]]
+    write_arrays(tmp_path / "samples", several)
+    assert "samples are of 5 sizes, cropped and scaled to 8x8" in evaluate(how).warnings
+
+
+def test_lines_say_what_was_left_out_and_when_there_are_too_few(how: Evaluation) -> None:
+    """As many clips as features leave a covariance without full rank too."""
+    result = evaluate(how)
+    assert not any("left out" in line for line in result.lines())
+    for width, few in ((2, False), (3, True)):
+        warned = any("3 clips are too few" in line for line in replace(result, features=width).lines())
+        assert warned == few
+    short = replace(result, real=result.real | {"short": 2, "broken": ["a", "b", "c"]})
+    assert "  left out of the real set: 2 too short and 3 that do not decode" in short.lines()
