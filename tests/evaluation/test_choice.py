@@ -146,13 +146,22 @@ def test_digest_tells_files_of_one_size_apart(tmp_path: Path, at: int) -> None:
     """Uncompressed pictures are of one size whatever they show."""
     path = tmp_path / "a" / "000.bmp"
     path.parent.mkdir()
-    film = ArrayFile(Place(path.parent, None, (path.name,)), 1)
+    films = ArrayFile(Place(path.parent, None, (path.name,)), 1), ArrayFile(Place(path), 1)
     path.write_bytes(bytes(200_000))
-    before = stored(film, [0])
+    before = [stored(film, [0]) for film in films]
     held = bytearray(200_000)
     held[at] = 1
-    path.write_bytes(held)
-    assert stored(film, [0]) != before
+    # and one of another size that shows the same in every spot
+    for content in (held, bytes(300_000)):
+        path.write_bytes(content)
+        assert all(stored(film, [0]) != was for film, was in zip(films, before, strict=True))
+
+
+def test_protocols_are_the_published_ones() -> None:
+    fvd, fid = asked(frames=None, interval=None), asked(metric="fid", frames=None, interval=None)
+    assert [fvd.of(name) for name in ("clips", "frames", "interval")] == [2048, 16, 3] and fid.count == 50_000
+    score = Evaluation("s", "d", "is")
+    assert (score.count, score.of("frames")) == (2048, 16)
 
 
 def test_too_few(root: Path, tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ X, W = torch.randn(2, 4, 3, 3, 3), torch.randn(4, 6, 2, 2, 2)
         ("padding", (X, W, None, 1, -1)),
         ("padding", (X, W, None, 1, 5)),
         ("output_padding", (X, W, None, 2, 0, 2)),
+        ("output_padding", (X, W, None, 2, 0, (0, 2, 0))),
+        ("padding", (X, W, None, 1, (0, 0, 5))),
         ("output_padding", (X, W, None, 2, 0, -1)),
         ("groups", (X, W, None, 1, 0, 0, 0)),
         ("groups", (X, W, None, 1, 0, 0, "a")),
