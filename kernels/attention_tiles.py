@@ -103,6 +103,12 @@ def offset(i_b, i_o, i_h, o_t, s_b, s_o, s_t, s_h, ALIGN: tl.constexpr):
     return start + tl.multiple_of(o_t.to(tl.int64) * s_t, [ALIGN])[:, None]
 
 
+@triton.jit
+def moved(p, i_t, s_t, ALIGN: tl.constexpr):
+    """Pointers to tokens of a sequence, i_t tokens on: one sum for all, where `offset` has a product for each."""
+    return p + tl.multiple_of(tl.cast(i_t, tl.int64) * s_t, ALIGN)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Sequences of tokens along one axis: B * outer * H of them, T_q queries and T_k keys each."""

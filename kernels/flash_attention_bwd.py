@@ -16,6 +16,7 @@ from latte_fast.kernels.attention_tiles import (
     bytes_of,
     dot_heads,
     load_heads,
+    moved,
     offset,
     place,
     problem,
@@ -62,6 +63,8 @@ def flash_attention_dq_kernel(
     b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_M, K_MAIN)
     b_dout0, b_dout1 = load_heads(p_dout, m_q, K, K_MAIN, K_TAIL, UPCAST)
     o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
+    p_k = k_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_kb, s_ko, s_kt, s_kh, ALIGN)
+    p_v = v_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_vb, s_vo, s_vt, s_vh, ALIGN)
     if EXACT:
         b_lse = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
         b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -69,10 +72,8 @@ def flash_attention_dq_kernel(
         for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
             o_k = i_k + tl.arange(0, BLOCK_N)
             m_k = (o_k < T_k)[:, None] if not EVEN else (o_k >= 0)[:, None]
-            p_k = k_ptr + offset(i_b, i_o, i_h, o_k, s_kb, s_ko, s_kt, s_kh, ALIGN)
-            p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
-            b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)
-            b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
+            b_k0, b_k1 = load_heads(moved(p_k, i_k, s_kt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)
+            b_v0, b_v1 = load_heads(moved(p_v, i_k, s_vt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)
             b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
             b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
             b_new = tl.maximum(b_lse, tl.max(b_s, 1))
@@ -101,10 +102,8 @@ def flash_attention_dq_kernel(
     for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
         o_k = i_k + tl.arange(0, BLOCK_N)
         m_k = (o_k < T_k)[:, None] if not EVEN else (o_k >= 0)[:, None]
-        p_k = k_ptr + offset(i_b, i_o, i_h, o_k, s_kb, s_ko, s_kt, s_kh, ALIGN)
-        p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
-        b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
-        b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
+        b_k0, b_k1 = load_heads(moved(p_k, i_k, s_kt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
+        b_v0, b_v1 = load_heads(moved(p_v, i_k, s_vt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)
         b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL) * (scale * 1.4426950408889634)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
         b_p = tl.exp2(b_s - b_lse[:, None])
@@ -141,13 +140,13 @@ def flash_attention_dkdv_kernel(
     b_dv0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_dk1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
     b_dv1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else K_MAIN], dtype=tl.float32)
+    p_q = q_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_qb, s_qo, s_qt, s_qh, ALIGN)
+    p_dout = dout_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_doutb, s_douto, s_doutt, s_douth, ALIGN)
     for i_q in tl.range(0, T_q, BLOCK_N, num_stages=STAGES):
         o_q = i_q + tl.arange(0, BLOCK_N)
         m_q = (o_q < T_q)[:, None] if not EVEN else (o_q >= 0)[:, None]
-        p_q = q_ptr + offset(i_b, i_o, i_h, o_q, s_qb, s_qo, s_qt, s_qh, ALIGN)
-        p_dout = dout_ptr + offset(i_b, i_o, i_h, o_q, s_doutb, s_douto, s_doutt, s_douth, ALIGN)
-        b_q0, b_q1 = load_heads(p_q, m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
-        b_dout0, b_dout1 = load_heads(p_dout, m_q, K, K_MAIN, K_TAIL, UPCAST)
+        b_q0, b_q1 = load_heads(moved(p_q, i_q, s_qt, ALIGN), m_q, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
+        b_dout0, b_dout1 = load_heads(moved(p_dout, i_q, s_doutt, ALIGN), m_q, K, K_MAIN, K_TAIL, UPCAST)
         o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
         b_lse, b_delta = tl.split(tl.load(stat_ptr + stat_offset(o_lse), mask=m_q, other=0.0))
         b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL) * (scale * 1.4426950408889634)

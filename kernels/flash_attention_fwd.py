@@ -11,6 +11,7 @@ from latte_fast.kernels.attention_tiles import (
     bytes_of,
     dot_heads,
     load_heads,
+    moved,
     offset,
     place,
     problem,
@@ -49,13 +50,13 @@ def flash_attention_fwd_kernel(
     b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     b_out0 = tl.zeros([BLOCK_M, K_MAIN], dtype=tl.float32)
     b_out1 = tl.zeros([BLOCK_M, K_TAIL if K_TAIL > 0 else 16], dtype=tl.float32)
+    p_k = k_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_kb, s_ko, s_kt, s_kh, ALIGN)
+    p_v = v_ptr + offset(i_b, i_o, i_h, tl.arange(0, BLOCK_N), s_vb, s_vo, s_vt, s_vh, ALIGN)
     for i_k in tl.range(0, T_k, BLOCK_N, num_stages=STAGES):
         o_k = i_k + tl.arange(0, BLOCK_N)
         m_k = (o_k < T_k)[:, None] if not EVEN else (o_k >= 0)[:, None]
-        p_k = k_ptr + offset(i_b, i_o, i_h, o_k, s_kb, s_ko, s_kt, s_kh, ALIGN)
-        p_v = v_ptr + offset(i_b, i_o, i_h, o_k, s_vb, s_vo, s_vt, s_vh, ALIGN)
-        b_k0, b_k1 = load_heads(p_k, m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
-        b_v0, b_v1 = load_heads(p_v, m_k, K, K_MAIN, K_TAIL, UPCAST)
+        b_k0, b_k1 = load_heads(moved(p_k, i_k, s_kt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)  # (BLOCK_N, K_MAIN)
+        b_v0, b_v1 = load_heads(moved(p_v, i_k, s_vt, ALIGN), m_k, K, K_MAIN, K_TAIL, UPCAST)
         b_s = dot_heads(b_q0, b_q1, b_k0, b_k1, K_TAIL)
         b_s = scores(b_s, mask_ptr + i_b * s_mask, o_k[None, :], T_k, EVEN, HAS_MASK)
         # the largest score is found before scaling, so that one instruction scales a score and shifts it

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import is_plain, split_bias
+from latte_fast.modules.linear import is_plain, mlp, split_bias
 
 Rope = tuple[Tensor, Tensor]
 
@@ -91,10 +91,7 @@ class Mlp(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """The result without the second layer's bias, and that bias."""
-        if is_plain(self.fc1) and is_plain(self.fc2):
-            return ops.mlp_layer(h, self.fc1.weight, self.fc1.bias, self.fc2.weight), self.fc2.bias
-        u, bias = split_bias(self.fc1, h)
-        return split_bias(self.fc2, ops.bias_gelu(u, bias))
+        return mlp(self.fc1, self.fc2, h)
 
 
 class Block(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.modules.block import Pending, add_and_norm, resolve
-from latte_fast.modules.linear import is_plain, joined, split_bias
+from latte_fast.modules.linear import joined, mlp, split_bias
 from latte_fast.modules.remembered import Remembered
 
 
@@ -67,15 +67,6 @@ def self_attention(attn: nn.Module, h: Tensor, axis: str) -> Tensor:
     return ops.axis_attention(q, k, v, axis)
 
 
-def mlp(ff: nn.Module, h: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The result without the second layer's bias, and that bias."""
-    fc1, fc2 = ff.net[0].proj, ff.net[2]
-    if is_plain(fc1) and is_plain(fc2):
-        return ops.mlp_layer(h, fc1.weight, fc1.bias, fc2.weight), fc2.bias
-    u, bias = split_bias(fc1, h)
-    return split_bias(fc2, ops.bias_gelu(u, bias))
-
-
 class BlockT2V(nn.Module):
     """x += gate * attention(norm(x)); over space x += cross-attention(x, text); x += gate * MLP(norm(x))."""
 
@@ -115,7 +106,7 @@ class BlockT2V(nn.Module):
         del out
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps)
         del y
-        y, bias = mlp(self.ff, h)
+        y, bias = mlp(self.ff.net[0].proj, self.ff.net[2], h)
         # a copy, so that no parameter of this block is read by the next
         return x, Pending(y, gate_m, None if bias is None else bias.clone())
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latte_fast import ops
+
 # what accelerate and diffusers leave on a module whose forward they replaced; a registry may be empty again
 _HOOK, REGISTRY = "_hf_hook", "_diffusers_hook"
 # diffusers' hooks that move or widen weights and leave the numbers alone; all others change what a module returns
@@ -48,9 +50,32 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(layer) is kind and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
+def adds_its_bias(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a plain layer's product adds the bias for nothing: in its epilogue, on CUDA without gradients.
+
+    The gradient of a bias would be a pass over dy, while the pass that reads the result has it for nothing, so then the
+    bias is left to that one. On the CPU it always is: there a bias costs a product a sixth of its time.
+    """
+    return on_cuda(x) and not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
+
+
 def split_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(x w^T, b) for a plain layer; (layer(x), None) for anything put in its place."""
-    return (F.linear(x, layer.weight), layer.bias) if is_plain(layer) else (layer(x), None)  # type: ignore[return-value]
+    """(x w^T, b) for a plain layer; (layer(x), None) for anything put in its place, and where the bias is free."""
+    if not is_plain(layer) or adds_its_bias(layer, x):
+        return layer(x), None
+    return F.linear(x, layer.weight), layer.bias  # type: ignore[return-value]
+
+
+def mlp(fc1: Any, fc2: Any, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    """tanh-GELU between two layers: the result without the second one's bias, and that bias."""
+    if is_plain(fc1) and is_plain(fc2) and not adds_its_bias(fc2, h):
+        return ops.mlp_layer(h, fc1.weight, fc1.bias, fc2.weight), fc2.bias
+    a = ops.linear_gelu(h, fc1.weight, fc1.bias) if is_plain(fc1) else ops.bias_gelu(fc1(h))
+    return split_bias(fc2, a)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:

@@ -3,8 +3,11 @@
 A model of two pairs of blocks less one of one pair is what a pair costs; the rest is what the ends cost.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -106,6 +109,24 @@ def test_text_to_video_forward() -> None:
     assert count.ran == TEXT
     assert (launches, ends) == (58, 5)
     assert count.bytes == 989_952
+
+
+@pytest.mark.parametrize("build", [latte, t2v])
+def test_on_a_gpu_products_add_their_biases(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    """Sampling there copies no bias for the next block; a training step leaves them to the passes all the same."""
+    require_kernels(WIDTH, HEADS)
+    run, args, _ = build(1)
+    with torch.no_grad():
+        want = run(*args)
+    training = pair(step, build)[0].ran
+    monkeypatch.setattr("latte_fast.modules.linear.on_cuda", lambda x: True)
+    with torch.no_grad():
+        assert testing.relative_error(run(*args), want) <= 1e-6
+    before = FORWARD if build is latte else TEXT
+    # the GELU's bias is in an epilogue as well, but of an operator that has another GELU on the CPU
+    after = Counter(before) + Counter(addmm=4) - Counter(mm=4, clone=2)
+    assert pair(forward, build)[0].ran == after
+    assert pair(step, build)[0].ran == training
 
 
 def test_class_conditional_training_step() -> None:
