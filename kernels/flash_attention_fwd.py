@@ -100,13 +100,17 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConf
 
 
 def register_limit(q: Tensor, c: tuning.FlashConfig, plain: bool) -> dict[str, int]:
-    """Two programs of eight warps a multiprocessor instead of one, where that takes at most a few registers away.
+    """Registers a thread where ptxas, left alone, takes a few too many, or too few and puts values on the stack.
 
-    Triton 3.7 gives heads of 72 and 80 on sm_90 132 to 136 registers; held to 128 nothing spills. With masked keys, in
-    fp32, at heads of 88 on sm_100, from 120 on, and with mma.sync (sm_80, sm_120) it would.
+    16 bits, sm_90 to sm_110: two programs of eight warps a multiprocessor instead of one. Triton 3.7 gives heads of 72
+    and 80 on sm_90 132 to 136 registers; held to 128 nothing spills. With masked keys, at heads of 88 on sm_100, from
+    120 on, and with mma.sync (sm_80, sm_120) it would. fp32 there, heads of 32 and 64: 64 registers and a stack.
     """
-    fits = plain and q.element_size() == 2 and q.shape[-1] <= 80 and tuning.gpu_of(q.device).major in (9, 10, 11)
-    return {"maxnreg": 128} if fits and c == tuning.FlashConfig(128, 64, warps=8, stages=2) else {}
+    K, major = q.shape[-1], tuning.gpu_of(q.device).major
+    if q.element_size() == 4:
+        return {"maxnreg": 72} if K in (32, 64) and major in (8, 12) else {}
+    fits = plain and K <= 80 and major in (9, 10, 11) and c == tuning.FlashConfig(128, 64, warps=8, stages=2)
+    return {"maxnreg": 128} if fits else {}
 
 
 def longest(T: int) -> int:
