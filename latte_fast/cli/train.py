@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from latte_fast.data.video import VideoError
 from latte_fast.training import TrainConfig, Trainer, read_config, start
 from latte_fast.training.build import CONFIG
 
@@ -49,6 +50,10 @@ def train_command(args: list[str]) -> Callable[..., None]:
                 trainer.run()
             except FloatingPointError as error:
                 raise SystemExit(str(error)) from None
+            except VideoError as error:
+                # a reading process puts its traceback before the sentence
+                sentence = str(error).strip().splitlines()[-1].rpartition("VideoError: ")[2]
+                raise SystemExit(f"train: {sentence}") from None
 
     return train
 

@@ -69,7 +69,7 @@ class Clips(Dataset):
                 if self.config.on_error == "raise":
                     raise
                 last = error
-        raise RuntimeError(f"{self.config.kind}: {ATTEMPTS} videos in a row do not decode; the last: {last}")
+        raise VideoError(f"{self.config.kind}: {ATTEMPTS} videos in a row do not decode; the last: {last}")
 
     def _item(self, which: int, rng: np.random.Generator) -> dict[str, Any]:
         source = self.sources[which]

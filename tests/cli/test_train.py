@@ -13,6 +13,7 @@ import torch
 
 from latte_fast import Latte
 from latte_fast.cli import main
+from tests.data.make import layout
 
 YAML = """
 model: {patch_size: 4, hidden_size: 16, depth: 2, num_heads: 2}
@@ -104,6 +105,17 @@ def test_a_run_that_diverges_ends_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(YAML.replace("1e-3", "1e30"))
     out = run("train", "--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), ok=False)
     assert "train: loss must be finite, got nan at step 2" in out
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_video_that_ends_a_run_is_named_in_one_line(tmp_path: Path, workers: str) -> None:
+    for picture in (layout("taichi", tmp_path / "set") / "clip#1").iterdir():
+        picture.write_bytes(picture.read_bytes()[:50])
+    (tmp_path / "x.yaml").write_text(YAML)
+    data = ("--data.kind", "taichi", "--data.path", str(tmp_path / "set"), "--data.on-error", "raise")
+    args = ("--config", str(tmp_path / "x.yaml"), "--out", str(tmp_path / "run"), "--workers", workers, *data)
+    last = run("train", *args, ok=False).splitlines()[-1]
+    assert last.startswith("train: ") and "clip#1" in last and last.count(str(tmp_path)) == 1
 
 
 def test_sample_and_plot(trained: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_set_of_broken_videos_ends_with_an_error(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "0.png").write_bytes(b"\x89PNG")
     data = open_dataset(DataConfig(kind="taichi", path=str(tmp_path)), 1, 16)
-    with pytest.raises(RuntimeError, match="16 videos in a row do not decode"):
+    with pytest.raises(VideoError, match="16 videos in a row do not decode"):
         data[0]
 
 
