@@ -6,11 +6,11 @@ They are drawn where the clip is read, in the loader's workers, so they cost the
 import itertools
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from latte_fast.diffusion import sample_timesteps
 from latte_fast.diffusion.noise import Use, generator, normal
@@ -19,6 +19,7 @@ from latte_fast.training.config import TrainConfig
 
 # (sample number, (epoch, index))
 Key = tuple[int, tuple[int, int]]
+Batch = dict[str, Tensor]
 
 
 class Numbered(Sampler):
@@ -72,6 +73,29 @@ class Drawn(Dataset):
         if self.task.encoded:
             item["eps"] = normal(seed, number, self.task.latent, Use.LATENT)
         return item | self.task.family.drawn(item)
+
+
+def read(
+    data: Drawn, numbered: Numbered, micro: int, workers: int, device: torch.device
+) -> Generator[Batch, None, None]:
+    """Micro-batches on the device; closed, or ended by an error, it has no process left."""
+    loader = DataLoader(
+        data,
+        micro,
+        sampler=numbered,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals if workers else None,
+        persistent_workers=False,
+    )
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    finally:
+        # an error's traceback may keep it, and at exit python would wait for its processes, which leave SIGTERM be
+        if workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def leave_signals(worker: int) -> None:

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from latte_fast.data import GlobalSampler
 from latte_fast.diffusion import create_diffusion
 from latte_fast.training import build, checkpoint
 from latte_fast.training.config import TrainConfig
-from latte_fast.training.draw import Drawn, Numbered, leave_signals
+from latte_fast.training.draw import Batch, Drawn, Numbered, read
 from latte_fast.training.ema import Ema
 from latte_fast.training.log import RunLog, peak_memory
 from latte_fast.training.parallel import Ranks, reducing, spread
@@ -26,7 +25,6 @@ from latte_fast.training.rate import rate
 from latte_fast.training.weights import Weights, clip, gradients, norm_of
 from latte_fast.training.yaml import write_config
 
-Batch = dict[str, Tensor]
 TERMS = ("loss", "mse", "vb")
 
 
@@ -142,7 +140,7 @@ class Trainer:
         if self.step >= self.config.steps:
             self.say(f"train: nothing is left to do of {self.config.steps} steps; a larger --steps goes on")
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """This rank's micro-batches from the first sample not yet trained on to the run's last."""
         config, ranks = self.config, self.ranks
         start, end = self.step * config.batch, config.steps * config.batch
@@ -150,19 +148,8 @@ class Trainer:
             len(self.task.dataset), config.batch, config.seed, rank=ranks.rank, ranks=ranks.count, start=start
         )
         numbered = Numbered(pairs, config.batch, ranks.rank, ranks.count, start, end)
-        data = Drawn(self.task, config, self.dropout)
         workers = build.readers(config.workers, ranks.device)
-        loader = DataLoader(
-            data,
-            self.micro,
-            sampler=numbered,
-            num_workers=workers,
-            pin_memory=ranks.device.type == "cuda",
-            worker_init_fn=leave_signals if workers else None,
-            persistent_workers=False,
-        )
-        for batch in loader:
-            yield {name: value.to(ranks.device, non_blocking=True) for name, value in batch.items()}
+        return read(Drawn(self.task, config, self.dropout), numbered, self.micro, workers, ranks.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Sums of each term over a micro-batch, over this rank's share of the batch."""
@@ -248,6 +235,7 @@ class Trainer:
                     if stop:
                         break
         finally:
+            batches.close()
             log.close()
         if self.step < config.steps:
             self.say(f"train: stopped at step {self.step} with a checkpoint; --resume goes on")

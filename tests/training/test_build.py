@@ -1,11 +1,17 @@
 """What a run is built with: readers of its data, compiled blocks."""
 
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from latte_fast import Latte
-from latte_fast.training import build
+from latte_fast.data.video import VideoError
+from latte_fast.training import Trainer, build
 from tests.models.conftest import SMALL
+from tests.training.tiny import tiny
 
 
 def test_readers_are_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,6 +21,34 @@ def test_readers_are_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [build.readers(n, d) for n in (0, 7) for d in (gpu, cpu)] == [0, 0, 7, 7]
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert build.readers(None, gpu) == 2
+
+
+class Torn(torch.utils.data.Dataset):
+    """Clips of which one does not decode."""
+
+    def __init__(self, clips: Any):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        if key[1] == 4:
+            raise VideoError("clip 4: does not decode")
+        return self.clips[key]
+
+
+@pytest.mark.parametrize("where", ["step", "reader"])
+def test_an_error_leaves_no_reader_behind(tmp_path: Path, where: str) -> None:
+    """They ignore SIGTERM, so python would wait for them at exit for ever while a traceback keeps their loader."""
+    trainer = Trainer(tiny(tmp_path / "run", workers=2))
+    if where == "step":
+        trainer.loss = lambda batch: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    else:
+        object.__setattr__(trainer.task, "dataset", Torn(trainer.task.dataset))
+    with pytest.raises((ZeroDivisionError, VideoError)) as kept:
+        trainer.run()
+    assert kept.traceback and not multiprocessing.active_children()
 
 
 def test_no_graph_of_a_compiled_block_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
