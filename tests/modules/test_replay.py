@@ -1,57 +1,18 @@
 """Replay: what a graph stands for, and when it does not; without a GPU the captured call itself plays the graph."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from latte_fast import Latte, LatteIMG, LatteT2V, Replay, testing, use_backend
 from latte_fast.diffusion import create_diffusion, guided
-from latte_fast.modules import replay
+from latte_fast.modules.block import Mlp
 from tests.models.conftest import SMALL
-
-
-class Played:
-    """Stands for CUDA graphs: a replay writes the captured call's output, from the captured call's own inputs."""
-
-    def __init__(self) -> None:
-        self.captures = self.replays = 0
-
-    def capture(self, call: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
-        self.captures += 1
-        with torch.no_grad():
-            output = torch.full_like(call(), float("nan"))
-
-        def again() -> None:
-            self.replays += 1
-            with torch.no_grad():
-                output.copy_(call())
-
-        return again, output
-
-
-@pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = Played()
-    monkeypatch.setattr(replay, "on_gpu", lambda x: True)
-    monkeypatch.setattr(replay, "is_capturing", lambda: False)
-    monkeypatch.setattr(replay, "new_pool", object)
-    monkeypatch.setattr(replay, "capture", played.capture)
-    return played
-
-
-@pytest.fixture
-def model() -> Latte:
-    return testing.refill(Latte(**SMALL, extras=2)).eval()
-
-
-def clip(batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, 3, 4, 8, 8, generator=generator)
-    return x, torch.arange(5, 5 + batch), torch.arange(batch)
+from tests.modules.conftest import Played, clip
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -128,32 +89,6 @@ def test_weights_that_change_in_place_need_no_new_graph(model: Latte, played: Pl
     assert played.captures == 1
 
 
-def exchange(model: Latte) -> None:
-    block = model.blocks[0]
-    block.mlp.fc1 = testing.refill(copy.deepcopy(block.mlp.fc1), seed=4)
-
-
-def move(model: Latte) -> None:
-    weight = model.blocks[1].attn.qkv.weight
-    weight.data = weight.data * 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [exchange, move, lambda model: model.double().float(), lambda model: setattr(model, "extend_time", "sincos")],
-    ids=["layer exchanged", "weight put elsewhere", "weights cast", "another rule"],
-)
-def test_what_a_graph_can_not_follow_is_captured_again(change: Any, model: Latte, played: Played) -> None:
-    fast = Replay(model)
-    x, t, y = clip()
-    with torch.no_grad():
-        fast(x, t, y)
-        change(model)
-        assert torch.equal(fast(x, t, y), model(x, t, y))
-        fast(x, t, y)
-    assert played.captures == 2 and len(fast._graphs) == 1
-
-
 def test_what_no_graph_can_hold_runs_as_the_model_does(model: Latte, played: Played) -> None:
     fast, seen = Replay(model), []
     x, t, y = clip()
@@ -162,10 +97,16 @@ def test_what_no_graph_can_hold_runs_as_the_model_does(model: Latte, played: Pla
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(fast(x, t, y), model(x, t, y))
-        handle = model.blocks[1].mlp.register_forward_hook(lambda *args: seen.append(args))
+        for register in (model.blocks[1].mlp.register_forward_hook, register_module_forward_hook):
+            seen.clear()
+            handle = register(lambda module, *args: seen.append(module))
+            fast(x, t, y)
+            handle.remove()
+            assert model.blocks[1].mlp in seen
+        # as accelerate and diffusers move weights for a call
+        model.blocks[1].mlp.forward = lambda h: Mlp.forward(model.blocks[1].mlp, h)
         fast(x, t, y)
-        handle.remove()
-        assert len(seen) == 1
+        del model.blocks[1].mlp.forward
         model.blocks[0].train()
         fast(x, t, y)
         model.eval()
