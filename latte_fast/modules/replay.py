@@ -233,6 +233,7 @@ def capture(call: Callable[[], Tensor], device: torch.device, pool: Any) -> tupl
                 call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=side):
+        # other threads, which read data or decode, may allocate and copy meanwhile
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             output = call()
     return graph.replay, output

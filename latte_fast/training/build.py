@@ -149,7 +149,10 @@ def readers(workers: int | None, device: torch.device) -> int:
     """How many processes read the data: one alone would starve a GPU; on a CPU they would take the model's cores."""
     if workers is not None:
         return workers
-    return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
+    # of the cores that this process may use, those of its share
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(4, share) if device.type == "cuda" else 0
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -16,11 +16,13 @@ from tests.training.tiny import tiny
 
 def test_readers_are_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(24)))
     assert [build.readers(None, d) for d in (gpu, cpu)] == [4, 0]
     assert [build.readers(n, d) for n in (0, 7) for d in (gpu, cpu)] == [0, 0, 7, 7]
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert build.readers(None, gpu) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert build.readers(None, gpu) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert build.readers(None, gpu) == 1
 
 
 class Torn(torch.utils.data.Dataset):
@@ -51,13 +53,12 @@ def test_an_error_leaves_no_reader_behind(tmp_path: Path, where: str) -> None:
     assert kept.traceback and not multiprocessing.active_children()
 
 
+@torch._dynamo.config.patch(recompile_limit=8, automatic_dynamic_shapes=False)
 def test_no_graph_of_a_compiled_block_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine sizes over two axes are 18 graphs of one function, where dynamo would stop after eight."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
     # in the place of the compiler: graphs run as they were traced
     monkeypatch.setattr("torch._TorchCompileInductorWrapper.__call__", lambda self, graph, inputs: graph)
     model = Latte(**SMALL | {"depth": 2}, extend_time="sincos").eval()
