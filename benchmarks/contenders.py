@@ -147,6 +147,15 @@ def model_gate(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[]
     return check
 
 
+def gated(check: Callable[[], None], run: Callable[[], Any]) -> Callable[[], Any] | str:
+    """A contender beside ours with a check of its own; where that fails it is the reason, and the others race."""
+    try:
+        check()
+    except (AssertionError, RuntimeError) as error:
+        return f"its check failed: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    return run
+
+
 def through(backend: str, qkv: Tensor, axis: str) -> Tensor:
     with use_backend(axis_attention=backend):
         return ops.axis_attention_qkv(qkv, axis)

@@ -1,5 +1,6 @@
 """Whole forwards, 16 x 256 x 256, against the oracle and the matrix products alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from benchmarks.contenders import (
     affordable,
     compiled,
     flops,
+    gated,
     large,
     model_gate,
     models,
@@ -36,7 +38,7 @@ def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> Non
     depth = affordable(name, batch)
     oracle, ours, inputs = models(name, dtype, batch, depth)
     jit = compiled(oracle)
-    contenders = {
+    contenders: dict[str, Callable | str] = {
         "ours": no_grad(lambda: ours(*inputs)),
         "matrix products alone": products(name, dtype, batch, depth),
         "oracle eager (upstream's code path)": no_grad(lambda: oracle(*inputs)),
@@ -48,6 +50,7 @@ def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> Non
         contenders["oracle under torch.compile, max-autotune"] = no_grad(lambda: tuned(*inputs))
         # max-autotune replays CUDA graphs too
         replayed = Replay(ours)
-        contenders["ours, replayed as a CUDA graph"] = no_grad(lambda: replayed(*inputs))
+        check = model_gate(oracle, replayed, inputs)
+        contenders["ours, replayed as a CUDA graph"] = gated(check, no_grad(lambda: replayed(*inputs)))
     title = f"{titled(name, depth, dtype, batch)}, forward"
     compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0, flops=flops(name, batch, depth))

@@ -50,7 +50,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(layer) is kind and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
-def adds_its_bias(layer: nn.Module, x: Tensor) -> bool:
+def adds_its_bias(layer: Any, x: Tensor) -> bool:
     """Whether a plain layer's product adds the bias for nothing: in its epilogue, on CUDA without gradients.
 
     The gradient of a bias would be a pass over dy, while the pass that reads the result has it for nothing, so then the
@@ -63,11 +63,11 @@ def on_cuda(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def split_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """(x w^T, b) for a plain layer; (layer(x), None) for anything put in its place, and where the bias is free."""
     if not is_plain(layer) or adds_its_bias(layer, x):
         return layer(x), None
-    return F.linear(x, layer.weight), layer.bias  # type: ignore[return-value]
+    return F.linear(x, layer.weight), layer.bias
 
 
 def mlp(fc1: Any, fc2: Any, h: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,14 +89,15 @@ def read(
         worker_init_fn=leave_signals if workers else None,
         persistent_workers=False,
     )
-    batches = iter(loader)
+    batches: Any = iter(loader)
     try:
         for batch in batches:
             yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     finally:
-        # an error's traceback may keep it, and at exit python would wait for its processes, which leave SIGTERM be
+        # its __del__ calls that too, but late where an error's traceback keeps it: at exit python would wait for its
+        # processes, which leave SIGTERM be
         if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            batches._shutdown_workers()
 
 
 def leave_signals(worker: int) -> None:

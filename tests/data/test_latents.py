@@ -42,7 +42,7 @@ def test_latents_of_pixels_are_the_videos(tmp_path: Path, kind: str, flip: bool)
     direct = open_dataset(config, 4, 16)
     stored = open_dataset(DataConfig(kind="latents", path=str(tmp_path / "latents"), flip=flip, interval=2), 4, 16, 2)
     assert len(stored) == 3 and stored.classes == direct.classes
-    every = open_dataset(DataConfig(kind=kind, path=config.path, interval=1), 12, 16)  # type: ignore[arg-type]
+    every = open_dataset(DataConfig(kind=kind, path=config.path, interval=1), 12, 16)
     whole = [torch.cat([every[i]["video"], every[i]["video"].flip(-1)]) for i in range(3)]
     for epoch in range(4):
         for i in range(3):
@@ -157,7 +157,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, calls: int, monk
         ):
             with pytest.raises(ValueError, match=f"{name} must be {before}, to go on"):
                 given = {"config": config, "out": parts, "vae": Identity(), "size": 16, "resume": True} | change
-                encode.encode(**given)  # type: ignore[arg-type]
+                encode.encode(**given)
     index = encode.encode(config, parts, StopsAfter(3 - calls), 16, resume=True)
     assert len(index["shards"]) == 3
     assert {p.name: p.read_bytes() for p in parts.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}

@@ -123,7 +123,7 @@ def test_images_in_a_list(played: Played) -> None:
     with torch.no_grad():
         t = torch.tensor([3, 4])
         assert torch.equal(Replay(model)(x, t, **kwargs), model(x, t, **kwargs))
-        kwargs["y_image"] = torch.stack(kwargs["y_image"])  # type: ignore[arg-type]
+        kwargs["y_image"] = torch.stack(kwargs["y_image"])
         assert torch.equal(Replay(model)(x, t, **kwargs), model(x, t, **kwargs))
     assert played.captures == 1
 
