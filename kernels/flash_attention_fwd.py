@@ -103,8 +103,9 @@ def register_limit(q: Tensor, c: tuning.FlashConfig, plain: bool) -> dict[str, i
     """Registers a thread where ptxas, left alone, takes a few too many, or too few and puts values on the stack.
 
     16 bits, sm_90 to sm_110: two programs of eight warps a multiprocessor instead of one. Triton 3.7 gives heads of 72
-    and 80 on sm_90 132 to 136 registers; held to 128 nothing spills. With masked keys, at heads of 88 on sm_100, from
-    120 on, and with mma.sync (sm_80, sm_120) it would. fp32 there, heads of 32 and 64: 64 registers and a stack.
+    and 80 on sm_90 132 to 136 registers; held to 128 nothing spills (3.6 to 3.8; two to four accesses by 3.9). With
+    masked keys, at heads of 88 on sm_100, from 120 on, and with mma.sync (sm_80, sm_120) it would. fp32 there, heads of
+    32 and 64: 64 registers and a stack.
     """
     K, major = q.shape[-1], tuning.gpu_of(q.device).major
     if q.element_size() == 4:

@@ -99,7 +99,7 @@ def sample(
                 assert trained is not None
                 opened = open_vae(vae or trained.config.vae, ranks.device, kind)
                 source = TrainedSource(trained, opened, (*classes, *asked), kind)
-                refuse("for a model without classes", scale=None if source.family.choices else given)
+                refuse("for a model without classes", scale=None if source.family.choices or given == 1 else given)
                 sample_files(source, request, out, ranks)
             if ranks.first:
                 print(f"{out}: {count} samples, {NAMES} says what each shows")
