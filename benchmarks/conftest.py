@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import contenders
 from benchmarks.race import Lap, ceilings, race
+from benchmarks.report import Results, Row, load, save
 from latte_fast import info
-from latte_fast.results import Results, Row, load, save
 
 ROWS: list[Row] = []
 DONE: list[str] = []  # tests whose rows are in the file

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from latte_fast.codecs.vae import Identity
 from latte_fast.data import DataConfig, encode, open_dataset
-from latte_fast.data.draw import draw_places, generator
-from latte_fast.data.picture import fit, normalise
-from latte_fast.data.vae import Identity
-from latte_fast.data.write import write_mp4
+from latte_fast.data.seeding import draw_places, generator
+from latte_fast.media.picture import fit
+from latte_fast.media.pixels import normalise
+from latte_fast.media.write import write_mp4
 
 FRAMES, INTERVAL, SIZE, LENGTH = 16, 3, 256, 300
 

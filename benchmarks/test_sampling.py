@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.contenders import FRAMES, PRESETS, SIDE, affordable, device, gated, large, titled
 from latte_fast import Latte, Replay, reference, testing
-from latte_fast.data.vae import Autoencoder
+from latte_fast.codecs.vae import Autoencoder
 from latte_fast.diffusion import create_diffusion, guided
 
 HALF, STEPS, CLASSES = torch.bfloat16, 4, 101

@@ -1,26 +1,55 @@
 """latte_fast: the fast backbone for Latte, the latent diffusion transformer for video."""
 
-from latte_fast import ops, reference
-from latte_fast.backends import use_backend
-from latte_fast.cost import cost
-from latte_fast.models.latte import Latte, Latte_models, LatteIMG, LatteIMG_models
-from latte_fast.models.latte_t2v import LatteT2V
-from latte_fast.models.patch import patch, unpatch
-from latte_fast.modules.replay import Replay
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latte_fast import ops as ops
+    from latte_fast import reference as reference
+    from latte_fast.backends import use_backend as use_backend
+    from latte_fast.cost_model import cost as cost
+    from latte_fast.integrations.patch import patch as patch
+    from latte_fast.integrations.patch import unpatch as unpatch
+    from latte_fast.models.latte.model import Latte as Latte
+    from latte_fast.models.latte.model import Latte_models as Latte_models
+    from latte_fast.models.latte.model import LatteIMG as LatteIMG
+    from latte_fast.models.latte.model import LatteIMG_models as LatteIMG_models
+    from latte_fast.models.latte_t2v.model import LatteT2V as LatteT2V
+    from latte_fast.runs.load import load as load
+    from latte_fast.sampling.replay import Replay as Replay
+    from latte_fast.sampling.sample import sample as sample
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Latte",
-    "LatteIMG",
-    "LatteIMG_models",
-    "LatteT2V",
-    "Latte_models",
-    "Replay",
-    "cost",
-    "ops",
-    "patch",
-    "reference",
-    "unpatch",
-    "use_backend",
-]
+# public name -> the module that holds it; imported on first use, so that `latte-fast --help` needs no torch
+_HOMES = {
+    "Latte": "latte_fast.models.latte.model",
+    "LatteIMG": "latte_fast.models.latte.model",
+    "LatteIMG_models": "latte_fast.models.latte.model",
+    "LatteT2V": "latte_fast.models.latte_t2v.model",
+    "Latte_models": "latte_fast.models.latte.model",
+    "Replay": "latte_fast.sampling.replay",
+    "cost": "latte_fast.cost_model",
+    "load": "latte_fast.runs.load",
+    "patch": "latte_fast.integrations.patch",
+    "sample": "latte_fast.sampling.sample",
+    "unpatch": "latte_fast.integrations.patch",
+    "use_backend": "latte_fast.backends",
+}
+_ROOMS = ("ops", "reference")
+
+__all__ = [*sorted(_HOMES), *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"latte_fast.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latte_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -13,3 +15,15 @@ if not torch.cuda.is_available():
     # only tests/kernels asks for the interpreter: nobody else's ops should find it to fall back on
     if before is None:
         del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised AutoencoderKL, 8 pixels a latent, as diffusers saves it."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    widths = {"block_out_channels": (4, 4, 4, 8), "norm_num_groups": 2, "layers_per_block": 1}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    folder = tmp_path_factory.mktemp("pipeline") / "vae"
+    diffusers.AutoencoderKL(latent_channels=4, **widths, **blocks).save_pretrained(folder)
+    return folder

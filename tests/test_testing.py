@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import Latte, testing
-from tests.models.conftest import SMALL
+from tests.helpers.pairs import SMALL
 
 ORACLE = torch.tensor([1.0, -0.5], dtype=torch.float64)
 TORCH = torch.tensor([1.0, -0.5 + 2.0**-10])  # torch's own error

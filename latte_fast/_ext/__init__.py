@@ -23,7 +23,7 @@ def build_info() -> dict:
 _module: ModuleType | None = None
 _reason: str | None = None
 try:
-    from latte_fast import _C as _module  # type: ignore[attr-defined,no-redef]
+    from latte_fast import _C as _module  # type: ignore[no-redef]
 except ImportError as error:
     _reason = (
         f"latte_fast._C is not built ({build_info().get('error') or error}); "

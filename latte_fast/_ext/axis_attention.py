@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext._arguments import NO_HEADS, heads
+from latte_fast._ext.arguments import NO_HEADS, heads
 
 Rope = tuple[Tensor, Tensor]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext._arguments import NO_GROUPS, NO_ROWS, addressable, groups, rows, shape
+from latte_fast._ext.arguments import NO_GROUPS, NO_ROWS, addressable, groups, rows, shape
 
 
 def why_not(u: Tensor, b: Tensor, out: Tensor | None = None) -> str | None:

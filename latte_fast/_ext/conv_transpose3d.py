@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext._arguments import CODES
+from latte_fast._ext.arguments import CODES
 
 Triple = tuple[int, ...]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext._arguments import CODES
+from latte_fast._ext.arguments import CODES
 from latte_fast._ext.conv_transpose3d import Geometry, Triple, empty, extended, folded, geometry
 
 LIMIT = 2**30  # sizes and reaches are 32-bit, addresses 64

@@ -1,15 +1,5 @@
-"""The `latte-fast` command; one file a subcommand."""
+"""The `latte-fast` command: one file a subcommand, found by main.py."""
 
-import sys
+from latte_fast.cli.main import main
 
-from latte_fast import __version__
-
-
-def main() -> None:
-    """Runs the subcommand that was asked for; imported only then, so that one of them needs only its own packages."""
-    if sys.argv[1:] == ["--version"]:
-        print(f"latte_fast {__version__}")
-        return
-    from latte_fast.cli.commands import run
-
-    run()
+__all__ = ["main"]

@@ -1,15 +1,9 @@
 """latte-fast bench."""
 
-import importlib.util
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import latte_fast
-from latte_fast import results
-from latte_fast.results import compare as comparing
-from latte_fast.results import markdown, plots
 
 SOURCES = Path(latte_fast.__file__).parents[1]
 
@@ -35,58 +29,9 @@ def bench(
         merge: results files of one machine and commit to report as one, without running anything.
         compare: two results files, before and after; exits 1 where ours got slower by more than the noise.
     """
-    try:
-        if compare is not None:
-            found = comparing.changes(results.load(compare[0]), results.load(compare[1]))
-            print(comparing.table(found))
-            raise SystemExit(int(any(change.regressed for change in found)))
-        run = results.merged([results.load(path) for path in merge]) if merge else measure(suites, everything, full)
-    except ValueError as error:
-        raise SystemExit(f"bench: {error}") from None
-    report(run, out or folder_of(run))
+    if not (SOURCES / "benchmarks" / "report").is_dir():
+        raise SystemExit(f"bench: the benchmarks are part of the sources, and {SOURCES} has none; pip install -e .")
+    sys.path.insert(0, str(SOURCES))
+    from benchmarks.report.run import bench as work
 
-
-def measure(suites: tuple[str, ...], everything: bool, full: bool) -> results.Results:
-    """Runs pytest on the suites and reads what it wrote."""
-    for name in ("pytest", "pytest_benchmark"):
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"needs {name.replace('_', '-')}: pip install 'latte_fast[test]'")
-    folder = SOURCES / "benchmarks"
-    known = {path.stem.removeprefix("test_"): path for path in sorted(folder.glob("test_*.py"))}
-    if not known:
-        raise ValueError(
-            f"the benchmarks are part of the sources, and {folder} has none; install with pip install -e ."
-        )
-    unknown = [name for name in suites if name not in known]
-    if unknown:
-        raise ValueError(f"suites must be of {', '.join(known)}, got {unknown[0]!r}")
-    target = folder / ".last.json"
-    target.unlink(missing_ok=True)
-    select = ["--full"] if full else [] if everything else ["-m", "quick"]
-    files = [str(known[name]) for name in suites or known]
-    command = [sys.executable, "-m", "pytest", *files, "--benchmark-only", "-q", *select, "--results", str(target)]
-    done = subprocess.run([*command, "--benchmark-disable-gc", "-p", "no:cacheprovider"], cwd=SOURCES)
-    if not target.is_file():
-        raise ValueError(f"nothing was measured: pytest exited with {done.returncode}")
-    run = results.load(target)
-    target.unlink()
-    if done.returncode:
-        print(f"bench: pytest exited with {done.returncode}; the report holds what was measured", file=sys.stderr)
-    return run
-
-
-def folder_of(run: results.Results) -> Path:
-    device = re.sub(r"[^a-z0-9]+", "-", run.device.lower()).strip("-")
-    return SOURCES / "benchmarks" / "results" / device / f"{run.date}-{run.commit}"
-
-
-def report(run: results.Results, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    results.save(run, folder / "results.json")
-    (folder / "report.md").write_text(markdown.report(run))
-    made = ["results.json", "report.md"]
-    try:
-        made += [path.name for path in plots.save_all(run, folder)]
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-    print(f"{folder}: {', '.join(made)}")
+    work(suites, everything, full, out, merge, compare)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import reference, testing
-from latte_fast.models.latte import Latte_models
+from latte_fast.models.latte.model import Latte_models
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def convert(
         weights: of a run, or of a file that has both: their average or the weights themselves.
         dtype: of the weights written.
     """
-    from latte_fast.training.convert import convert as work
+    from latte_fast.runs.convert import convert as work
 
     try:
         written = work(source, out, weights, getattr(torch, dtype) if dtype else None)

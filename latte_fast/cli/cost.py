@@ -3,8 +3,8 @@
 import math
 
 from latte_fast.config import PRESETS, TABLE_3_PRESETS
-from latte_fast.cost import cost as cost_of
-from latte_fast.cost import rows
+from latte_fast.cost_model import cost as cost_of
+from latte_fast.cost_model import rows
 
 
 def cost(

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from latte_fast import info
 from latte_fast.cli.compare import compare, table
+from latte_fast.codecs.vae import open_vae
 from latte_fast.config import PRESETS
-from latte_fast.data import DataConfig, write
+from latte_fast.data import DataConfig
 from latte_fast.data.shapes import CLASSES, DIRECTIONS
-from latte_fast.data.vae import open_vae
+from latte_fast.evaluation.shapes_classifier import recognised, train_recogniser
+from latte_fast.media import write
+from latte_fast.media.pixels import normalise
+from latte_fast.runs.log import LOG, read_log
+from latte_fast.runs.plot import plot_run, pyplot
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import trained_source
 from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, TrainConfig, Trainer, load_trained
-from latte_fast.training.log import LOG, read_log
-from latte_fast.training.plot import plot_run, pyplot
-from latte_fast.training.recognise import recognised, train_recogniser
-from latte_fast.training.sampling import Request, TrainedSource, draw
 
 SCALE = 8  # of the films: screens have more pixels than the shapes
 STEPS, GUIDANCE = 3000, 3.0
@@ -124,9 +127,9 @@ def train(folder: Path, steps: int) -> bool:
 def samples(folder: Path, per_class: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Every class with guidance, as films and a sheet: uint8 (B, F, H, W, 3) and their labels."""
     trained = load_trained(folder / "run", device=device)
-    source = TrainedSource(trained, open_vae("identity", device, torch.float32), NAMES)
+    source = trained_source(trained, open_vae("identity", device, torch.float32), NAMES)
     request = Request(steps=50, method="ddim", scale=scale)
-    drawn = [draw(source, request, range(len(NAMES) * i, len(NAMES) * (i + 1)))[0] for i in range(per_class)]
+    drawn = [source.draw(request, range(len(NAMES) * i, len(NAMES) * (i + 1)))[0] for i in range(per_class)]
     videos = torch.cat(drawn)
     labels = torch.arange(len(NAMES)).repeat(per_class)
     large = videos[: len(NAMES)].repeat_interleave(SCALE // 2, 2).repeat_interleave(SCALE // 2, 3)
@@ -144,8 +147,7 @@ def judge(videos: Tensor, labels: Tensor, steps: int = 400) -> float:
     """Prints how many samples a classifier of the same shapes recognises."""
     _, frames, size = videos.shape[:3]
     classifier, on_clips = train_recogniser(frames, size, WANTED, steps=steps, progress=True)
-    video = videos.movedim(-1, -3).float() / 127.5 - 1
-    share = recognised(classifier, video, labels)
+    share = recognised(classifier, normalise(videos.movedim(-1, -3)), labels)
     verdict = "" if share >= 0.8 else ", fewer than the 80 % expected"
     print(f"a classifier ({on_clips:.0%} on unseen clips) recognises {share:.0%} of {len(labels)} samples{verdict}")
     return share

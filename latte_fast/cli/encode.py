@@ -55,9 +55,9 @@ def encode(
         resume: go on where an earlier run into the same folder stopped.
     """
     # PyAV is loaded by those who read videos
+    from latte_fast.codecs.vae import open_vae
     from latte_fast.data import encode as work
     from latte_fast.data.config import DataConfig
-    from latte_fast.data.vae import open_vae
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "encode")

@@ -42,8 +42,8 @@ def encode_text(
         shard_mb: size of one file; a run that is stopped loses at most this much.
         resume: go on where an earlier run into the same folder stopped.
     """
+    from latte_fast.codecs.text_encoder import open_text_encoder
     from latte_fast.data import encode_text as work
-    from latte_fast.data.text_encoder import open_text_encoder
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "encode-text")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import tyro
 
-from latte_fast.training.plot import plot_run
+from latte_fast.runs.plot import plot_run
 
 
 def plot(run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], out: str | None = None) -> None:

@@ -1,15 +1,17 @@
 """latte-fast sample."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from latte_fast.data.vae import open_vae
-from latte_fast.training import load_trained, start
-from latte_fast.training.sampling import NAMES, Request, TrainedSource, sample_files
-from latte_fast.training.text_sampling import TextRequest, read_prompts, sample_text
+from latte_fast.distributed.ranks import start
+from latte_fast.integrations.latte_pipeline import sample_text
+from latte_fast.runs.load import load
+from latte_fast.sampling.files import NAMES
+from latte_fast.sampling.request import Request, TextRequest, read_prompts
+from latte_fast.sampling.sample import sample as draw
 
 # of flags that are refused where they would do nothing, so that a given one has to be told from a default
 DDIM, EMA = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema"))
@@ -20,12 +22,12 @@ def sample(
     path: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PATH]")] = None,
     out: str = "samples",
     classes: tuple[str, ...] = (),
-    count: int | None = None,
+    samples: Annotated[int | None, tyro.conf.arg(aliases=["--count"])] = None,
     batch: int = 4,
     seed: int = 0,
     steps: int = 50,
     method: Annotated[Literal["ddpm", "ddim", "dpm++"] | None, DDIM] = None,
-    scale: float | None = None,
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None,
     eta: float = 0.0,
     frames: int | None = None,
     format: Literal["mp4", "gif", "png", "npz"] = "mp4",
@@ -42,6 +44,7 @@ def sample(
     width: int | None = None,
     over_time: bool = True,
     temporal_decoder: bool = False,
+    seed_rule: Literal["philox", "old"] = "philox",
 ) -> None:
     """Draw clips from a trained model, or from text; one process as it is, several under torchrun, the same files.
 
@@ -49,12 +52,12 @@ def sample(
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
         out: folder of the files; none that is there is overwritten.
         classes: names or numbers, in turn over the samples; none draws them by the seed.
-        count: samples in all; by default 8, or one a prompt.
+        samples: number of samples, by default 8, or one a prompt.
         batch: samples at once; another batch may change their last bits. Text is sampled one by one.
         seed: sample i depends on the seed and i alone.
         steps: of sampling.
         method: of sampling from a trained model.
-        scale: of classifier-free guidance, 1 is none; by default 4, for text 7.5.
+        guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5.
         eta: of ddim, 1 is as noisy as ddpm.
         frames: of a clip; more than a trained model's are made of overlapping windows.
         format: a film or an array a sample, or a contact sheet a batch.
@@ -72,6 +75,8 @@ def sample(
         width: of the film in pixels, by default the model's.
         over_time: --no-over-time skips the attention over time, as upstream's image sampling does.
         temporal_decoder: decode with the folder's vae_temporal_decoder.
+        seed_rule: how --pretrained draws noise: philox, by seed and sample number like everything else, or old, as
+            version 0.1 did; old goes with the next release.
     """
     try:
         asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
@@ -79,30 +84,50 @@ def sample(
             raise ValueError("sample: give a trained model's path, or --pretrained with --prompt")
         if pretrained is not None and not asked:
             raise ValueError("sample: --pretrained needs --prompt or --prompts")
-        if pretrained is not None:
-            refuse("with --pretrained", classes=classes, method=method, vae=vae)
-            refuse("without a path", weights=weights if path is None else None)
-            text = TextRequest(asked, negative, scheduler, height, width, frames, over_time, temporal_decoder)
-        else:
-            text = None
-            over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
-            refuse("without --pretrained", scheduler=scheduler, height=height, width=width, negative=negative, **over)
-        count = count if count is not None else len(asked) or 8
-        given, scale = scale, scale if scale is not None else 7.5 if asked else 4.0
-        request = Request(count, batch, seed, steps, method or "ddim", scale, eta, frames, format, fps)
+        given: dict[str, Any] = {"eta": eta, "frames": frames, "seed": seed, "batch": batch, "steps": steps}
+        given |= {"format": format, "fps": fps}
+        wanted = samples if samples is not None else len(asked) or 8
         with start() as ranks:
-            kind = DTYPES[dtype]
-            trained = None if path is None else load_trained(path, weights or "ema", ranks.device)
-            if pretrained is not None and text is not None:
-                sample_text(pretrained, text, request, out, ranks, kind, trained)
+            if pretrained is not None:
+                refuse("with --pretrained", classes=classes, method=method, vae=vae)
+                refuse("without a path", weights=weights if path is None else None)
+                text = TextRequest(
+                    prompts=asked,
+                    negative=negative,
+                    scheduler=scheduler,
+                    height=height,
+                    width=width,
+                    frames=frames,
+                    over_time=over_time,
+                    temporal_decoder=temporal_decoder,
+                    seed_rule=seed_rule,
+                )
+                scale = guidance if guidance is not None else 7.5
+                request = Request(count=wanted, scale=scale, **given)
+                trained = None if path is None else load(path, weights or "ema", ranks.device)
+                sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained)
             else:
-                assert trained is not None
-                opened = open_vae(vae or trained.config.vae, ranks.device, kind)
-                source = TrainedSource(trained, opened, (*classes, *asked), kind)
-                refuse("for a model without classes", scale=None if source.family.choices or given == 1 else given)
-                sample_files(source, request, out, ranks)
+                over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
+                over["seed-rule"] = seed_rule == "old"
+                text_flags = {"scheduler": scheduler, "height": height, "width": width, "negative": negative}
+                refuse("without --pretrained", **text_flags, **over)
+                if guidance is None and asked:
+                    guidance = 7.5
+                assert path is not None
+                draw(
+                    load(path, weights or "ema", ranks.device),
+                    classes=(*classes, *asked),
+                    samples=wanted,
+                    guidance=guidance,
+                    method=method or "ddim",
+                    vae=vae,
+                    dtype=DTYPES[dtype],
+                    out=out,
+                    ranks=ranks,
+                    **given,
+                )
             if ranks.first:
-                print(f"{out}: {count} samples, {NAMES} says what each shows")
+                print(f"{out}: {wanted} samples, {NAMES} says what each shows")
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
 

@@ -8,20 +8,20 @@ from typing import Annotated
 
 import tyro
 
-from latte_fast.data.video import VideoError
+from latte_fast.media.video import VideoError
 from latte_fast.training import TrainConfig, Trainer, read_config, start
-from latte_fast.training.build import CONFIG
+from latte_fast.training.setup import CONFIG
 
 
-def train_command(args: list[str]) -> Callable[..., None]:
-    """The command, its defaults from --config's YAML, or from the run that is resumed without one."""
+def command(args: list[str]) -> Callable[..., None]:
+    """Makes the command, its defaults from --config's YAML, or from the run that is resumed without one."""
     default = TrainConfig()
     path = _option(args, "--config")
     run = Path(_option(args, "--out") or default.out)
     resumed = path is None and "--resume" in args and (run / CONFIG).is_file()
     if resumed:
         path = str(run / CONFIG)
-    if args[:1] == ["train"] and path is not None:
+    if path is not None:
         try:
             default = read_config(path, TrainConfig)
             if resumed:

@@ -1,7 +1,8 @@
 """Clips for training: description, datasets, and the order they come in."""
 
 from latte_fast.data import shapes
-from latte_fast.data.config import DataConfig, open_dataset
+from latte_fast.data.config import DataConfig
+from latte_fast.data.open import open_dataset
 from latte_fast.data.sampler import GlobalSampler
 
 __all__ = ["DataConfig", "GlobalSampler", "open_dataset", "shapes"]

@@ -2,20 +2,22 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from latte_fast.data import layouts, picture
+from latte_fast.data import layouts
 from latte_fast.data.config import DataConfig
-from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.item import Item
+from latte_fast.data.seeding import Key, draw_places, generator, long_enough, split_key
 from latte_fast.data.sources import SourceSet
-from latte_fast.data.suffixes import PICTURES
 from latte_fast.data.text import Texts
-from latte_fast.data.video import VideoError
+from latte_fast.media import picture
+from latte_fast.media.formats import PICTURES
+from latte_fast.media.pixels import normalise
+from latte_fast.media.video import VideoError
 
 log = logging.getLogger("latte_fast.data")
 # after so many broken in a row the set is at fault, not a video
@@ -58,7 +60,7 @@ class Clips(Dataset):
         """Videos and pictures that did not open or decode, in this process and its loader workers."""
         return self.unopened + int(self.reported.sum())
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Item:
         epoch, index = split_key(key, len(self))
         for attempt in range(ATTEMPTS):
             rng = generator(self.config.seed, epoch, index, attempt)
@@ -71,7 +73,7 @@ class Clips(Dataset):
                 last = error
         raise VideoError(f"{self.config.kind}: {ATTEMPTS} videos in a row do not decode; the last: {last}")
 
-    def _item(self, which: int, rng: np.random.Generator) -> dict[str, Any]:
+    def _item(self, which: int, rng: np.random.Generator) -> Item:
         source = self.sources[which]
         places = draw_places(rng, len(source), self.frames, self.config.interval)
         mirrored = self.config.flip and rng.random() < 0.5
@@ -81,7 +83,7 @@ class Clips(Dataset):
             part, label = self._picture(rng)
             parts.append(part)
             labels.append(label)
-        item: dict[str, Any] = {"video": picture.normalise(torch.cat(parts) if self.images else parts[0])}
+        item: Item = {"video": normalise(torch.cat(parts) if self.images else parts[0])}
         if self.labels[which] is not None:
             item["label"] = torch.tensor(self.labels[which])
             if self.images:

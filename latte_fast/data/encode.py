@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from latte_fast.codecs.vae import VAE
 from latte_fast.data.config import DataConfig
 from latte_fast.data.latents import LATENTS
-from latte_fast.data.picture import fit, normalise
 from latte_fast.data.shards import is_full, write
 from latte_fast.data.sources import Source, open_sources
-from latte_fast.data.vae import VAE
-from latte_fast.data.video import VideoError
+from latte_fast.media.picture import fit
+from latte_fast.media.pixels import normalise
+from latte_fast.media.video import VideoError
 
 log = logging.getLogger("latte_fast.data")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

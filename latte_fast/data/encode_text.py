@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from latte_fast.codecs.text_encoder import TextEncoder
 from latte_fast.data.encode import DTYPES
 from latte_fast.data.shards import is_full, write
 from latte_fast.data.text import NULL, TEXT
-from latte_fast.data.text_encoder import TextEncoder
 from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")

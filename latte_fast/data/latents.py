@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latte_fast.data.config import DataConfig
-from latte_fast.data.draw import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.item import Item
+from latte_fast.data.seeding import Key, draw_places, generator, long_enough, split_key
 from latte_fast.data.shards import INDEX, Contents
 from latte_fast.data.text import Texts
 
@@ -68,7 +69,7 @@ class Latents(Dataset):
         # memory maps do not travel to another process; each opens its own
         return self.__dict__ | {"_open": {}}
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Item:
         epoch, index = split_key(key, len(self))
         rng = generator(self.config.seed, epoch, index, 0)
         places = draw_places(rng, self.rows[index][2], self.frames, self.step)
@@ -78,7 +79,7 @@ class Latents(Dataset):
             which = int(rng.integers(len(self)))
             parts.append(self._read(which, [int(rng.integers(self.rows[which][2]))], rng))
             labels.append(self.labels[which])
-        item: dict[str, Any] = {"latent": torch.cat(parts)}
+        item: Item = {"latent": torch.cat(parts)}
         if self.classes or self.texts:
             item["label"] = torch.tensor(self.labels[index])
             if self.images:

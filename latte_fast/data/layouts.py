@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from latte_fast.data.suffixes import PICTURES, VIDEOS
+from latte_fast.media.formats import PICTURES, VIDEOS
 
 TREES = {
     "videos": """

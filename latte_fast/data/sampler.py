@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from latte_fast.data.draw import generator
+from latte_fast.data.seeding import SampleKey, generator
 
 
-class GlobalSampler(Sampler[tuple[int, int]]):
-    """An endless iterator of (epoch, index): sample s is entry s % length of the permutation of (seed, s // length).
+class GlobalSampler(Sampler[SampleKey]):
+    """The samples of a run in order: sample s is entry s % length of the permutation of (seed, s // length).
 
     Samples start + k*batch .. start + (k+1)*batch are one global batch, and rank r of R takes its r-th R-th of each, so
     the ranks' parts laid end to end are the batch that one process would see.
@@ -22,10 +22,19 @@ class GlobalSampler(Sampler[tuple[int, int]]):
         ranks: processes that share each batch.
         start: the first sample's number in the run; how many were seen before, when resuming.
         shuffle: False takes the dataset's own order in every epoch.
+        end: samples of the whole run; None goes on for ever.
     """
 
     def __init__(
-        self, length: int, batch: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0, shuffle: bool = True
+        self,
+        length: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        start: int = 0,
+        shuffle: bool = True,
+        end: int | None = None,
     ) -> None:
         if length < 1:
             raise ValueError(f"GlobalSampler: length must be at least 1, got {length}")
@@ -36,16 +45,18 @@ class GlobalSampler(Sampler[tuple[int, int]]):
         if start < 0 or seed < 0:
             raise ValueError(f"GlobalSampler: start and seed must not be negative, got {start} and {seed}")
         self.length, self.batch, self.seed = length, batch, seed
-        self.rank, self.ranks, self.start, self.shuffle = rank, ranks, start, shuffle
+        self.rank, self.ranks, self.start, self.shuffle, self.end = rank, ranks, start, shuffle, end
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[SampleKey]:
         local = self.batch // self.ranks
         first = self.start + self.rank * local
         drawn, order = -1, np.arange(self.length)
         while True:
             for sample in range(first, first + local):
+                if self.end is not None and sample >= self.end:
+                    return
                 epoch, place = divmod(sample, self.length)
                 if self.shuffle and epoch != drawn:
                     drawn, order = epoch, generator(self.seed, epoch).permutation(self.length)
-                yield epoch, int(order[place])
+                yield SampleKey(epoch, int(order[place]), sample)
             first += self.batch

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from latte_fast.data.draw import Key, generator, split_key
+from latte_fast.data.item import Item
+from latte_fast.data.seeding import Key, generator, split_key
+from latte_fast.media.pixels import normalise
 
 if TYPE_CHECKING:
     from latte_fast.data.text import Texts
@@ -96,7 +98,7 @@ class Shapes(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Item:
         epoch, index = split_key(key, self.length)
         rng = generator(self.seed, epoch, index)
         label = index % len(self.numbers)
@@ -105,7 +107,7 @@ class Shapes(Dataset):
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
             parts.append(clip(self.numbers[image_label], seed, self.frames, self.size)[frame : frame + 1])
-        item = {"video": torch.cat(parts).float().div_(127.5).sub_(1), "label": torch.tensor(self.labels[label])}
+        item: Item = {"video": normalise(torch.cat(parts)), "label": torch.tensor(self.labels[label])}
         if self.images:
             item["image_labels"] = torch.tensor([self.labels[i] for i in image_labels])
         return item
@@ -115,7 +117,7 @@ def write_shapes(
     folder: str | os.PathLike, per_class: int, frames: int, size: int, seed: int = 0, fps: int = 8
 ) -> None:
     """Writes folder/<class>/<number>.mp4, the layout of kind "videos"; the same arguments give the same files."""
-    from latte_fast.data.write import write_mp4
+    from latte_fast.media.write import write_mp4
 
     if per_class < 1:
         raise ValueError(f"write_shapes: per_class must be at least 1, got {per_class}")

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from latte_fast.data import layouts, video
+from latte_fast.data import layouts
 from latte_fast.data.config import DataConfig
 from latte_fast.data.layouts import LayoutError, Place
-from latte_fast.data.picture import read_picture
-from latte_fast.data.video import Timeline, VideoError
 from latte_fast.files import atomic
+from latte_fast.media import video
+from latte_fast.media.picture import read_picture
+from latte_fast.media.video import Timeline, VideoError
 
 log = logging.getLogger("latte_fast.data")
 INDEX_VERSION = 1

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latte_fast.data.shards import INDEX, Contents
-from latte_fast.data.suffixes import PICTURES, VIDEOS
+from latte_fast.media.formats import PICTURES, VIDEOS
 
 NULL = "null.safetensors"
 TEXT = Contents("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))

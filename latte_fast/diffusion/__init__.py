@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from latte_fast.diffusion.sampling import METHODS, Diffusion, guided
+from latte_fast.diffusion.guidance import guided
+from latte_fast.diffusion.samplers import METHODS, Diffusion
 from latte_fast.diffusion.schedule import beta_schedule, respaced_betas, space_timesteps
 from latte_fast.diffusion.timesteps import sample_timesteps
 

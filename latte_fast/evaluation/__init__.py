@@ -1,10 +1,10 @@
 """Evaluation: how far samples are from a real set (FVD, FID), and the inception score of clips."""
 
+from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.frechet import Moments, frechet_distance, merge, moments, moments_of
 from latte_fast.evaluation.inception_score import inception_score
 from latte_fast.evaluation.measure import evaluate
 from latte_fast.evaluation.result import Result, write_result
-from latte_fast.evaluation.settings import Evaluation
 
 __all__ = [
     "Evaluation",

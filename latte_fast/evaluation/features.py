@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from latte_fast.data.picture import fit
-from latte_fast.data.video import VideoError
-from latte_fast.evaluation.choice import Choice
+from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.frechet import blocks, regroup
-from latte_fast.evaluation.settings import Evaluation
+from latte_fast.evaluation.selection import Choice
+from latte_fast.media.picture import fit
+from latte_fast.media.video import VideoError
 
 log = logging.getLogger("latte_fast.evaluation")
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from latte_fast.evaluation import real_stats
-from latte_fast.evaluation.choice import Choice, choose_real, choose_samples, digest
+from latte_fast.evaluation.config import LEAST, Evaluation
 from latte_fast.evaluation.detector import Detector, check_detector, check_device
 from latte_fast.evaluation.features import Features, first_size, gather
+from latte_fast.evaluation.film_sets import open_real, open_samples
 from latte_fast.evaluation.frechet import Moments, frechet_distance, moments_of
 from latte_fast.evaluation.inception_score import inception_score
 from latte_fast.evaluation.result import Result, check_writable
-from latte_fast.evaluation.sets import open_real, open_samples
-from latte_fast.evaluation.settings import LEAST, Evaluation
+from latte_fast.evaluation.selection import Choice, choose_real, choose_samples, digest
 
 
 @dataclass(frozen=True)

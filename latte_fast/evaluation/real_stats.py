@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from latte_fast.evaluation.config import PROTOCOL, Evaluation
 from latte_fast.evaluation.frechet import Moments
-from latte_fast.evaluation.settings import PROTOCOL, Evaluation
 from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.evaluation")

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 
-from latte_fast.evaluation.settings import PROTOCOL, Evaluation
+from latte_fast.evaluation.config import PROTOCOL, Evaluation
 from latte_fast.files import atomic
 
 NAMES = {"fvd": "FVD", "fid": "FID", "is": "inception score"}
@@ -116,7 +115,7 @@ def versions() -> dict[str, str]:
         own = importlib.metadata.version("latte_fast")
     except importlib.metadata.PackageNotFoundError:
         own = "not installed"
-    libraries = {"torch": torch.__version__, "numpy": np.__version__, "av": av.__version__}
+    libraries = {"torch": torch.__version__, "numpy": np.__version__, "av": importlib.metadata.version("av")}
     return {"latte_fast": own, "python": platform.python_version(), **libraries}
 
 

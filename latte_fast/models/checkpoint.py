@@ -117,3 +117,8 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
             torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
         else:
             save_file(state, partial, metadata={"format": "pt"})
+
+
+def cast(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A state dict whose floating tensors have this dtype; None leaves them."""
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}

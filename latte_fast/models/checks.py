@@ -1,96 +1,10 @@
-"""What a Latte refuses before it does any work; each message names argument, rule and value."""
+"""What every family checks of its keywords."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from latte_fast import backends
-
-if TYPE_CHECKING:
-    from latte_fast.models.latte import Latte
-
-_INTEGERS = (torch.int64, torch.int32)  # what torch looks up by
 EXTEND = ("error", "sincos", "interpolate")
 
 
 def check_keyword(name: str, value: str, allowed: Sequence[str], model: str = "Latte") -> None:
     if value not in allowed:
         raise ValueError(f"{model}: {name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def check_inputs(model: "Latte", x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
-    _check_clip(model, x, images)
-    weight = model.x_embedder.proj.weight
-    if x.device != weight.device:
-        raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
-    if x.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
-        raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
-    batch = x.shape[0]
-    if t.shape != (batch,):
-        raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")
-    if t.device != x.device:
-        raise ValueError(f"Latte: t must be on x's device {x.device}, got {t.device}")
-    if model.extras == 2:
-        check_labels(model, "y", y, (batch,))
-    if model.extras == 78:
-        if text is None:
-            raise ValueError(f"Latte: text_embedding must be given (B, ...) with {model.text_width} values, got None")
-        if text.shape[0] != batch or text[:1].numel() not in (0, model.text_width):
-            raise ValueError(
-                f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}"
-            )
-
-
-def _check_clip(model: "Latte", x: Tensor, images: int) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"Latte: x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() != 5:
-        raise ValueError(f"Latte: x must be (B, F, C, H, W), got {tuple(x.shape)}")
-    _, frames, channels, height, width = x.shape
-    p = model.patch_size
-    if channels != model.in_channels:
-        raise ValueError(f"Latte: x must have C = {model.in_channels} channels, got {channels}")
-    if images < 0 or frames - images < 1:
-        raise ValueError(f"Latte: use_image_num must leave at least one of the {frames} frames, got {images}")
-    check_keyword("extend_time", model.extend_time, EXTEND)
-    check_keyword("extend_space", model.extend_space, EXTEND)
-    s = model.config.patch_frames
-    if (frames - images) % s:
-        raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")
-    rotary = model.config.time_pos == "rope"
-    stored = frames - images if rotary else s * model.temp_embed.shape[1]
-    if frames - images != stored and model.extend_time == "error":
-        raise ValueError(
-            f"Latte: x must have F = {stored} video frames as the model's table "
-            f'(extend_time="sincos" or "interpolate" takes any), got {frames - images}'
-        )
-    for name, size in (("H", height), ("W", width)):
-        if size <= 0 or size % p:
-            raise ValueError(f"Latte: x must have {name} a positive multiple of the patch {p}, got {size}")
-    side = int(model.pos_embed.shape[1] ** 0.5) * p
-    if (height, width) != (side, side) and model.extend_space == "error":
-        raise ValueError(
-            f"Latte: x must have H = W = {side} as the model's table "
-            f'(extend_space="sincos" or "interpolate" takes any), got {height} x {width}'
-        )
-
-
-def check_labels(model: "Latte", name: str, labels: Any, shape: tuple[int, ...]) -> None:
-    """Labels in [0, rows of the table): looked at on the CPU where nothing compiles; elsewhere the lookup asserts."""
-    classes = model.y_embedder.embedding_table.weight.shape[0]
-    if labels is None:
-        raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")
-    rows = list(labels) if len(shape) == 2 else [labels]
-    for row in rows:
-        if row.dtype not in _INTEGERS:
-            raise TypeError(f"Latte: {name} must be int64 or int32, got {row.dtype}")
-    if len(rows) != (shape[0] if len(shape) == 2 else 1) or any(tuple(row.shape) != shape[-1:] for row in rows):
-        found = [tuple(row.shape) for row in rows] if len(shape) == 2 else tuple(labels.shape)
-        raise ValueError(f"Latte: {name} must have shape {shape}, got {found}")
-    if torch.compiler.is_compiling():
-        return
-    for row in rows:
-        if row.device.type == "cpu" and row.numel() and not (int(row.min()) >= 0 and int(row.max()) < classes):
-            raise ValueError(f"Latte: {name} must be in [0, {classes}), got {row.tolist()}")

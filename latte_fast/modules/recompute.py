@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from latte_fast.modules.block import Pending, resolve
+from latte_fast.modules.residual import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
 # and where their second factor stands among the arguments; the last is of fp8

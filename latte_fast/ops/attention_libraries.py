@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latte_fast.ops._check import HALVES
+from latte_fast.ops.checks import HALVES
 
 # where each flash-attn generation keeps the same function, newest first
 FLASH_ATTN = (("flash_attn.cute", "flash_attn_interface", "flash_attn"), "flash_attn_func")

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
-from latte_fast.ops._check import FLOATS, check_device
-from latte_fast.ops._platform import kernel_probes
-from latte_fast.ops._register import call_directly, records, register_gradient, register_op
+from latte_fast.ops.checks import FLOATS, check_device
+from latte_fast.ops.platforms import kernel_probes
+from latte_fast.ops.registration import call_directly, records, register_gradient, register_op
 from latte_fast.reference.functional import Rope, axis_attention_ref
 
 _OP = "axis_attention"
@@ -107,7 +107,7 @@ def launchers(backend: str) -> ModuleType:
     return module
 
 
-def _rope(cos: Tensor | None, sin: Tensor | None) -> Rope | None:
+def rope_pair(cos: Tensor | None, sin: Tensor | None) -> Rope | None:
     return None if cos is None or sin is None else (cos, sin)
 
 
@@ -123,7 +123,7 @@ def _forward(
     need_lse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return launchers(backend).axis_attention_fwd(q, k, v, axis, _rope(cos, sin), scale, key_mask, need_lse)
+    return launchers(backend).axis_attention_fwd(q, k, v, axis, rope_pair(cos, sin), scale, key_mask, need_lse)
 
 
 def _forward_fake(
@@ -158,7 +158,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     launchers(backend).axis_attention_bwd(
-        dout.contiguous(), q, k, v, out, lse, axis, _rope(cos, sin), scale, key_mask, dq, dk, dv
+        dout.contiguous(), q, k, v, out, lse, axis, rope_pair(cos, sin), scale, key_mask, dq, dk, dv
     )
     return dq, dk, dv
 

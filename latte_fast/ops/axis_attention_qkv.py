@@ -7,8 +7,8 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.ops import attention_libraries as libraries
-from latte_fast.ops._register import call_directly, records, register_gradient, register_op
-from latte_fast.ops.axis_attention import _rope, check_extras, check_qkv, checked_scale, launchers
+from latte_fast.ops.axis_attention import check_extras, check_qkv, checked_scale, launchers, rope_pair
+from latte_fast.ops.registration import call_directly, records, register_gradient, register_op
 from latte_fast.reference.functional import Rope, axis_attention_qkv_ref
 
 _OP = "axis_attention_qkv"
@@ -48,7 +48,7 @@ def _forward(
     qkv: Tensor, axis: str, cos: Tensor | None, sin: Tensor | None, scale: float, need_lse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     q, k, v = qkv.unbind(3)
-    return launchers(backend).axis_attention_fwd(q, k, v, axis, _rope(cos, sin), scale, None, need_lse)
+    return launchers(backend).axis_attention_fwd(q, k, v, axis, rope_pair(cos, sin), scale, None, need_lse)
 
 
 def _forward_fake(
@@ -72,7 +72,7 @@ def _backward(
 ) -> Tensor:
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     launchers(backend).axis_attention_bwd(
-        dout.contiguous(), *qkv.unbind(3), out, lse, axis, _rope(cos, sin), scale, None, *dqkv.unbind(3)
+        dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope_pair(cos, sin), scale, None, *dqkv.unbind(3)
     )
     return dqkv
 

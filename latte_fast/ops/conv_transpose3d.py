@@ -9,9 +9,9 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.backends import autocast_dtype
-from latte_fast.ops._check_conv import Triple, check_conv_transpose3d
-from latte_fast.ops._platform import why_not_cpu, why_not_cuda
-from latte_fast.ops._register import call_directly, register_gradient, register_op
+from latte_fast.ops.conv_checks import Triple, check_conv_transpose3d
+from latte_fast.ops.platforms import why_not_cpu, why_not_cuda
+from latte_fast.ops.registration import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import conv_transpose3d_ref
 
 Window = tuple[int, ...]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast._ext import linear as cpu
-from latte_fast.ops._check import check_weight, checked_vector
-from latte_fast.ops._platform import why_not_cpu
-from latte_fast.ops._register import call_directly
 from latte_fast.ops.axis_attention import check_extras, check_qkv
 from latte_fast.ops.axis_attention_qkv import axis_attention_qkv
+from latte_fast.ops.checks import check_weight, checked_vector
 from latte_fast.ops.linear_gelu import linear_gelu
+from latte_fast.ops.platforms import why_not_cpu
+from latte_fast.ops.registration import call_directly
 from latte_fast.reference.functional import Rope
 
 

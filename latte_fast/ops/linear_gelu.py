@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._check import check_rows, check_weight, checked_vector
-from latte_fast.ops._platform import kernel_probes
-from latte_fast.ops._register import call_directly, register_gradient, register_op
+from latte_fast.ops.checks import check_rows, check_weight, checked_vector
+from latte_fast.ops.platforms import kernel_probes
+from latte_fast.ops.registration import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import bias_gelu_ref
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._check import check_groups, check_out_dtype, check_rows, partners
-from latte_fast.ops._platform import kernel_probes
-from latte_fast.ops._register import call_directly, register_gradient, register_op
+from latte_fast.ops.checks import check_groups, check_out_dtype, check_rows, partners
+from latte_fast.ops.platforms import kernel_probes
+from latte_fast.ops.registration import call_directly, register_gradient, register_op
 from latte_fast.reference.functional import norm_modulate_ref
 
 

@@ -1,10 +1,11 @@
 """Training: configuration, the loop, checkpoints, and trained models back from them."""
 
-from latte_fast.training.config import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
-from latte_fast.training.load import Trained, load_trained
-from latte_fast.training.parallel import Ranks, start
+from latte_fast.distributed.ranks import Ranks, start
+from latte_fast.runs.config import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from latte_fast.runs.load import Trained
+from latte_fast.runs.load import load as load_trained
+from latte_fast.runs.yaml import read_config, write_config
 from latte_fast.training.trainer import Trainer
-from latte_fast.training.yaml import read_config, write_config
 
 __all__ = [
     "DiffusionConfig",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from latte_fast.training.parallel import local
+from latte_fast.distributed.data_parallel import local
 
 
 class Ema:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from latte_fast.training.parallel import Ranks, local
+from latte_fast.distributed.data_parallel import local
+from latte_fast.distributed.ranks import Ranks
 
 
 class Weights:

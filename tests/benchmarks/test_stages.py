@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import conftest, contenders
+from benchmarks import report as results
 from benchmarks.race import race
-from latte_fast import results
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,15 +9,18 @@ import torch
 
 from latte_fast import testing
 from latte_fast.cli.evaluate import evaluate
+from latte_fast.codecs.vae import open_vae
 from latte_fast.data import shapes
-from latte_fast.data.vae import open_vae
 from latte_fast.evaluation import features
-from latte_fast.models.latte import Latte
+from latte_fast.models.latte.adapter import LatteAdapter
+from latte_fast.models.latte.model import Latte
+from latte_fast.runs.load import Trained
+from latte_fast.sampling.files import sample_files
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import trained_source
 from latte_fast.training import Ranks, TrainConfig
-from latte_fast.training.load import Trained
-from latte_fast.training.sampling import Request, TrainedSource, sample_files
 from tests.cli.test_cli import run
-from tests.evaluation.detectors import Classes, Motion, saved
+from tests.helpers.detectors import Classes, Motion, saved
 
 SIZES = {"input_size": 16, "patch_size": 4, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2}
 
@@ -30,7 +33,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     saved(Motion(), tmp_path / "motion.pt")
     torch.manual_seed(0)
     model = testing.refill(Latte(**SIZES, num_frames=8, num_classes=12, extras=2)).eval()
-    source = TrainedSource(Trained(model, TrainConfig(), list(shapes.CLASSES), 0), open_vae("identity"))
+    source = trained_source(
+        Trained(model, LatteAdapter(model.config, shapes.CLASSES), TrainConfig(), 0), open_vae("identity")
+    )
     request = Request(count=20, batch=10, steps=2, format="npz")
     sample_files(source, request, "samples", Ranks())
     return tmp_path

@@ -13,7 +13,7 @@ import torch
 
 from latte_fast import Latte
 from latte_fast.cli import main
-from tests.data.make import layout
+from tests.helpers.films import layout
 
 YAML = """
 model: {patch_size: 4, hidden_size: 16, depth: 2, num_heads: 2}
@@ -141,13 +141,13 @@ def test_guidance_is_refused_where_there_are_no_classes(tmp_path: Path) -> None:
     torch.save({"ema": Latte(**sizes, num_frames=2).state_dict()}, tmp_path / "faces.pt")
     args = ("sample", str(tmp_path / "faces.pt"), "--vae", "identity", "--out", str(tmp_path / "out"), "--count", "1")
     out = run(*args, "--steps", "2", "--scale", "3", ok=False)
-    assert "sample: --scale must be left out for a model without classes, got 3.0" in out
+    assert "sample: guidance must be left out for a model without classes, got 3.0" in out
     assert not (tmp_path / "out").exists()
     run(*args, "--steps", "2", "--format", "npz", "--scale", "1")
 
 
 def test_plot_says_how_to_get_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latte_fast.training.plot import pyplot
+    from latte_fast.runs.plot import pyplot
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RuntimeError, match=r"pip install 'latte_fast\[plot\]'"):

@@ -11,12 +11,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from latte_fast.data import DataConfig, GlobalSampler, open_dataset, shapes
-from latte_fast.data.draw import draw_places
 from latte_fast.data.layouts import LayoutError, files, natural
-from latte_fast.data.picture import fit, normalise
-from latte_fast.data.suffixes import VIDEOS
-from latte_fast.data.video import VideoError
-from tests.data.make import decode, encode, frame_folder, layout, moving
+from latte_fast.data.seeding import draw_places
+from latte_fast.media.formats import VIDEOS
+from latte_fast.media.picture import fit
+from latte_fast.media.pixels import normalise
+from latte_fast.media.video import VideoError
+from tests.helpers.films import decode, encode, frame_folder, layout, moving
 
 KINDS = ("ffs", "ucf101", "sky", "taichi", "videos", "frames")
 CLASSES = {"ucf101": ["ApplyLipstick", "Archery", "HandstandPushups"], "videos": ["a", "b"], "frames": ["a", "b"]}

@@ -13,24 +13,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from latte_fast.cli.encode import encode as command
+from latte_fast.codecs.vae import Identity, open_vae
 from latte_fast.data import DataConfig, encode, open_dataset
 from latte_fast.data.shards import is_full
-from latte_fast.data.vae import Identity, open_vae
-from latte_fast.data.video import VideoError
+from latte_fast.media.video import VideoError
 from tests.cli.test_cli import run
-from tests.data.make import layout
-
-
-@pytest.fixture(scope="module")
-def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised AutoencoderKL, 8 pixels a latent, as diffusers saves it."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    widths = {"block_out_channels": (4, 4, 4, 8), "norm_num_groups": 2, "layers_per_block": 1}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    folder = tmp_path_factory.mktemp("pipeline") / "vae"
-    diffusers.AutoencoderKL(latent_channels=4, **widths, **blocks).save_pretrained(folder)
-    return folder
+from tests.helpers.films import layout
 
 
 @pytest.mark.parametrize("kind", ["ffs", "ucf101", "sky", "taichi"])

@@ -8,7 +8,7 @@ from latte_fast.data import GlobalSampler
 
 
 def taken(count: int, *args: int, **kwargs: int | bool) -> list[tuple[int, int]]:
-    return list(islice(GlobalSampler(*args, **kwargs), count))
+    return [(epoch, item) for epoch, item, _ in islice(GlobalSampler(*args, **kwargs), count)]
 
 
 @pytest.mark.parametrize("length", [1, 5, 24, 101])
@@ -36,6 +36,14 @@ def test_start_resumes_in_mid_epoch(start: int) -> None:
     assert taken(64, 50, 8, 5, start=start) == whole[start:]
     second = taken(32, 50, 8, 5, rank=1, ranks=2, start=start)
     assert second[:4] == whole[start + 4 : start + 8]
+
+
+def test_a_run_ends_with_its_last_sample() -> None:
+    """Ranks' parts laid end to end are the batch of one process, numbered through."""
+    alone = [key.number for key in GlobalSampler(100, 8, 0, start=16, end=40)]
+    assert alone == list(range(16, 40))
+    parts = [[key.number for key in GlobalSampler(100, 8, 0, rank, 4, 16, end=40)] for rank in range(4)]
+    assert [n for step in range(3) for part in parts for n in part[2 * step : 2 * step + 2]] == alone
 
 
 def test_without_shuffle_the_order_is_the_datasets() -> None:

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from latte_fast.cli.encode_text import encode_text as command
+from latte_fast.codecs.vae import open_vae
 from latte_fast.data import DataConfig, encode, open_dataset
 from latte_fast.data.encode_text import encode_text, read_captions
 from latte_fast.data.shapes import CLASSES
 from latte_fast.data.text import Texts
-from latte_fast.data.vae import open_vae
-from tests.data.make import layout
-from tests.data.texts import SHAPES, Letters, captions_file, shapes_texts
+from tests.helpers.films import layout
+from tests.helpers.texts import SHAPES, Letters, captions_file, shapes_texts
 
 CLIPS = {"a/1.mp4": "a dog runs", "a/2": "rain", "b": "a cat", "b/9.mp4": "a dog runs"}
 
@@ -282,7 +282,7 @@ def test_shapes_are_named_by_class(tmp_path: Path) -> None:
 
 def test_captions_of_pictures(tmp_path: Path) -> None:
     """Pictures in a folder of their own are named below it."""
-    from latte_fast.data.write import write_png
+    from latte_fast.media.write import write_png
 
     root = layout("ffs", tmp_path / "set")
     videos = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.mp4"))]

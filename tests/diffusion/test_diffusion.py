@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latte_fast.diffusion import METHODS, create_diffusion, guided, sample_timesteps
 from latte_fast.testing import assert_no_worse_than_torch
-from tests.counting import Count
+from tests.helpers.counting import Count
 
 SHAPE = (2, 3, 4, 5, 5)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latte_fast.evaluation.detector import Detector, digest_of, exact_convolutions
-from tests.evaluation.detectors import (
+from tests.helpers.detectors import (
     Averaged,
     Classes,
     Colours,

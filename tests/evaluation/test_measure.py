@@ -11,11 +11,10 @@ import torch
 from safetensors import safe_open
 
 from latte_fast.data import shapes
-from latte_fast.data.write import write_mp4
 from latte_fast.evaluation import Evaluation, evaluate, frechet_distance, inception_score, moments, write_result
 from latte_fast.evaluation import features as features_module
-from tests.data.make import frame_folder, layout
-from tests.evaluation.detectors import (
+from latte_fast.media.write import write_mp4
+from tests.helpers.detectors import (
     Classes,
     Colours,
     Logits,
@@ -26,6 +25,7 @@ from tests.evaluation.detectors import (
     saved,
     write_arrays,
 )
+from tests.helpers.films import frame_folder, layout
 
 RIGHT, LEFT = shapes.CLASSES.index("circle right"), shapes.CLASSES.index("circle left")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latte_fast.evaluation import Evaluation, evaluate, features
-from tests.evaluation.detectors import Colours, Numbers, numbered, numbered_set, saved, write_arrays
+from tests.helpers.detectors import Colours, Numbers, numbered, numbered_set, saved, write_arrays
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from latte_fast import _ext, ops, use_backend
 from latte_fast.reference import functional as ref
 from latte_fast.testing import compare, pairwise, poisoned_empty
-from tests.cells import cell_id
+from tests.helpers.cells import cell_id
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

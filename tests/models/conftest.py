@@ -1,55 +1,10 @@
-"""Pairs of oracle and fast model with the same, refilled weights."""
+"""The helpers of models' tests as fixtures."""
 
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from latte_fast import Latte, LatteIMG, reference, testing
-
-SMALL = {"input_size": 8, "num_frames": 3, "depth": 2, "hidden_size": 64, "num_heads": 2, "num_classes": 5}
-
-
-def build_pair(joint: bool = False, dtype: torch.dtype = torch.float32, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
-    """(oracle, fast), the oracle refilled and in a wider dtype where that is asked for by the caller."""
-    keywords = SMALL | kwargs
-    oracle = (reference.latte.LatteIMG if joint else reference.latte.Latte)(**keywords)
-    testing.refill(oracle)
-    fast = (LatteIMG if joint else Latte)(**keywords)
-    fast.load_state_dict(oracle.state_dict())
-    return oracle.to(dtype), fast.to(dtype)
-
-
-def build_inputs(model: nn.Module, batch: int = 2, images: int = 0, seed: int = 0) -> tuple[tuple, dict[str, Any]]:
-    """(x, t) with different t, and the condition the model's extras ask for, with different y."""
-    config = model.config
-    generator = torch.Generator().manual_seed(seed)
-    dtype = model.x_embedder.proj.weight.dtype
-    frames = config.num_frames + images
-    shape = (batch, frames, config.in_channels, config.input_size, config.input_size)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    t = torch.randint(0, 1000, (batch,), generator=generator)
-    kwargs: dict[str, Any] = {}
-    if config.extras == 2:
-        kwargs["y"] = torch.arange(batch) % config.num_classes
-    if config.extras == 78:
-        text = torch.randn(batch, model.text_width, generator=generator, dtype=torch.float64)
-        kwargs["text_embedding"] = text.to(dtype)
-    if images:
-        kwargs["use_image_num"] = images
-        if config.extras == 2:
-            kwargs["y_image"] = list(torch.randint(0, config.num_classes, (batch, images), generator=generator))
-    return (x, t), kwargs
-
-
-def forward_backward(model: nn.Module, args: tuple, kwargs: dict, dout: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """(output, gradient of every parameter by name) under the upstream gradient dout; label dropout is seeded."""
-    model.zero_grad()
-    torch.manual_seed(7)
-    out = model(*args, **kwargs)
-    out.backward(dout.to(out.dtype))
-    return out.detach(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+from tests.helpers.pairs import build_inputs, build_pair, forward_backward
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from latte_fast.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from tests.models.tiny import equal, fresh, refilled
+from tests.helpers.tiny_latte import equal, fresh, refilled
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latte_fast import Latte, LatteT2V, testing
 from latte_fast.diffusion import create_diffusion, guided
-from tests.counting import Count, require_kernels
+from tests.helpers.counting import Count, require_kernels
 
 WIDTH, HEADS, CLIPS, FRAMES, PATCHES = 64, 2, 2, 3, 16
 ACTIVATION = CLIPS * FRAMES * PATCHES * WIDTH  # elements

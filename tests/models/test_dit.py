@@ -7,8 +7,8 @@ import torch
 
 from latte_fast import Latte
 from latte_fast.models.checkpoint import CheckpointError
-from latte_fast.models.dit import init_from_dit
-from tests.models.tiny import KEYWORDS, equal, fresh, refilled
+from latte_fast.models.latte.from_dit import init_from_dit
+from tests.helpers.tiny_latte import KEYWORDS, equal, fresh, refilled
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from latte_fast import Latte, LatteT2V
-from latte_fast.models.initialize import initialize_t2v, silence_time
-from tests.models.conftest import SMALL
-from tests.models.test_latte_t2v import SMALL as SMALL_T2V
+from latte_fast.models.latte_t2v.initialize import initialize, silence_time
+from tests.helpers.pairs import SMALL
+from tests.helpers.t2v import SMALL as SMALL_T2V
 
 # tables of the modulation, drawn where they are made
 TABLES = ("scale_shift_table",)
@@ -51,7 +51,7 @@ def test_compression_frames_start_as_copies() -> None:
 def test_text_to_video_starts_as_pixart() -> None:
     torch.manual_seed(0)
     model = LatteT2V(**SMALL_T2V)
-    initialize_t2v(model)
+    initialize(model)
     for name, kind in kinds(model).items():
         text_out = name.startswith("transformer_blocks") and name.endswith("attn2.to_out.0.weight")
         silent = name.endswith("bias") or name == "proj_out.weight" or text_out

@@ -8,24 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latte_fast import Latte, Latte_models, LatteIMG, LatteIMG_models, reference, testing
 from latte_fast.config import PRESETS, preset
+from tests.helpers.pairs import assert_gradients
 
 CELLS = [(extras, joint, images) for extras in (1, 2, 78) for joint, images in ((False, 0), (True, 0), (True, 2))]
 # every preset's heads and width, at a depth and a clip that a CPU can afford
 SHRUNK = {
     name: dict(kw) | {"depth": 2, "num_frames": 3, "input_size": 2 * kw["patch_size"]} for name, kw in PRESETS.items()
 }
-
-
-def assert_gradients(got: dict, oracle: dict, bound: float) -> None:
-    """Every gradient within `bound` of its largest value; one that is zero in exact arithmetic stays below noise."""
-    assert got.keys() == oracle.keys()
-    largest = max(g.abs().max().item() for g in oracle.values())
-    for name, exact in oracle.items():
-        floor = 8 * torch.finfo(got[name].dtype).eps * largest
-        if exact.abs().max().item() <= floor:
-            assert got[name].abs().max().item() <= floor, name
-        else:
-            assert testing.relative_error(got[name], exact) <= bound, (name, testing.relative_error(got[name], exact))
 
 
 @pytest.mark.parametrize(("extras", "joint", "images"), CELLS)
@@ -197,7 +186,7 @@ def test_compiles_whole_and_once(train: bool, pair: Any, inputs: Any, run: Any) 
 
 @pytest.mark.parametrize("mode", ["math", "flash", "xformers"])
 def test_every_attention_mode_computes_the_same(mode: str, inputs: Any) -> None:
-    from tests.models.conftest import SMALL
+    from tests.helpers.pairs import SMALL
 
     model = Latte(**SMALL, attention_mode=mode)
     args, kwargs = inputs(model)

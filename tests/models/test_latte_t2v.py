@@ -4,52 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latte_fast import LatteT2V, reference, testing
 from latte_fast.modules.embed import stretch_time, time_table
-from tests.counting import Count
-
-SMALL: dict[str, Any] = {"num_attention_heads": 3, "attention_head_dim": 24, "num_layers": 2, "sample_size": 8}
-SMALL |= {"cross_attention_dim": 72, "caption_channels": 40, "video_length": 3}
-
-
-def pair(dtype: torch.dtype = torch.float32, **kwargs: Any) -> tuple[nn.Module, LatteT2V]:
-    torch.manual_seed(0)
-    oracle = reference.latte_t2v.LatteT2V(**SMALL | kwargs)
-    fast = LatteT2V(**SMALL | kwargs)
-    fast.load_state_dict(oracle.state_dict())
-    return oracle.to(dtype), fast.to(dtype)
-
-
-def inputs(frames: int, height: int, width: int, images: int = 0, dtype: torch.dtype = torch.float32) -> tuple:
-    """x, t, text and a mask that drops some tokens of each caption."""
-    generator = torch.Generator().manual_seed(frames + height + images)
-    x = torch.randn(2, 4, frames + images, height, width, generator=generator)
-    captions = (1 + images,) if images else ()
-    text = torch.randn(2, *captions, 7, 40, generator=generator)
-    mask = torch.rand(2, *captions, 7, generator=generator) > 0.4
-    mask[..., 0] = True
-    return x.to(dtype), torch.tensor([3, 900]), text.to(dtype), mask
-
-
-def gradients(model: nn.Module, out: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(5)).to(out.dtype))
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_gradients(oracle: dict[str, Tensor], fast: dict[str, Tensor], limit: float) -> None:
-    """Relative to each gradient's own size, but for those that are zero in exact arithmetic (to_k.bias)."""
-    assert oracle.keys() == fast.keys()
-    largest = max(g.abs().max().item() for g in oracle.values())
-    for name, exact in oracle.items():
-        vanishing = 8 * torch.finfo(exact.dtype).eps * largest
-        error, size = (exact - fast[name]).abs().max().item(), exact.abs().max().item()
-        assert error <= vanishing if size < vanishing else error <= limit * size, f"{name}: {error} of {size}"
-
-
-CASES = [(3, 8, 8, True), (1, 8, 8, True), (3, 8, 12, True), (3, 6, 10, False)]
+from tests.helpers.counting import Count
+from tests.helpers.t2v import CASES, SMALL, assert_gradients, gradients, inputs, pair
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -86,7 +46,7 @@ def test_gradient_checkpointing_is_the_block_policy(monkeypatch: pytest.MonkeyPa
         seen.append(policy)
         return block(*args)
 
-    monkeypatch.setattr("latte_fast.models.latte_t2v.run_block", record)
+    monkeypatch.setattr("latte_fast.models.latte_t2v.model.run_block", record)
     for turn in (fast.enable_gradient_checkpointing, fast.disable_gradient_checkpointing):
         turn()
         fast(*inputs(3, 8, 8))

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from latte_fast import LatteT2V
 from latte_fast.models.checkpoint import CheckpointError
-from latte_fast.models.pretrained import STEM, read_weights, start_from_pixart
-from tests.models.test_latte_t2v import SMALL, inputs
+from latte_fast.models.latte_t2v.diffusers_folder import STEM, read_weights, start_from_pixart
+from tests.helpers.t2v import SMALL, inputs
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast import LatteT2V
-from tests.models.test_latte_t2v import SMALL, inputs
+from tests.helpers.lora import Lora
+from tests.helpers.t2v import SMALL, inputs
 
 
 class Products(TorchDispatchMode):
@@ -66,18 +67,6 @@ def test_text_runs_once_per_prompt(model: LatteT2V) -> None:
     # and no more than two: a text no longer in use would stay in memory
     third = text.clone()
     assert [products(model, x, torch.tensor([5, 5]), each) for each in (third, other, text)] == [ONCE, 0, ONCE]
-
-
-class Lora(nn.Module):
-    """What an adapter library puts in a layer's place."""
-
-    def __init__(self, base: nn.Linear):
-        super().__init__()
-        self.base = base
-        self.up = nn.Parameter(torch.full_like(base.weight, 0.1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.up.t()
 
 
 def write_text(model: LatteT2V, text: Tensor) -> None:
@@ -185,7 +174,7 @@ def test_forget_and_pickle(model: LatteT2V) -> None:
     text.data.mul_(2)
     model.forget_text()
     assert not torch.equal(model(x, t, text).sample, want)
-    assert all("_remembered" not in key for key in model.state_dict())
+    assert all("_prompt_cache" not in key for key in model.state_dict())
 
 
 def test_a_trace_reads_its_text(model: LatteT2V) -> None:

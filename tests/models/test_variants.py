@@ -8,8 +8,8 @@ import torch
 
 from latte_fast import Latte, LatteIMG, testing
 from latte_fast.config import LatteConfig
-from tests.cells import cell_id
-from tests.models.test_latte import assert_gradients
+from tests.helpers.cells import cell_id
+from tests.helpers.pairs import assert_gradients
 
 CELLS = [
     {"variant": v, "patch_frames": s, "conditioning": c, "time_pos": p}
@@ -55,7 +55,7 @@ def test_float32_and_bfloat16(cell: dict, pair: Any, inputs: Any) -> None:
 
 @cells
 def test_trains_and_round_trips(cell: dict, inputs: Any) -> None:
-    from tests.models.conftest import SMALL
+    from tests.helpers.pairs import SMALL
 
     torch.manual_seed(0)
     model = Latte(**SMALL | keywords(cell))

@@ -12,7 +12,7 @@ from torch import nn
 
 from latte_fast import Latte, LatteIMG, LatteT2V
 from latte_fast.modules.recompute import POLICIES
-from tests.waiting import GPU, no_waiting
+from tests.helpers.waiting import GPU, no_waiting
 
 CLIP: dict[str, Any] = {"input_size": 8, "hidden_size": 32, "depth": 4, "num_heads": 2, "num_frames": 4}
 TEXT: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "num_layers": 2,

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import testing
-from latte_fast.modules.block import Block, Pending, Step, resolve
-from latte_fast.modules.block_t2v import BlockT2V, StepT2V, Text
+from latte_fast.models.latte.block import Block, BlockContext
+from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.modules.linear import share_storage
-from tests.counting import Count, require_kernels
+from latte_fast.modules.residual import Pending, resolve
+from tests.helpers.counting import Count, require_kernels
 
 WIDTH, HEADS, CLIPS, FRAMES, PATCHES = 64, 2, 2, 3, 5
 
@@ -29,7 +30,7 @@ def test_forward_runs_nine_launches(axis: str) -> None:
     require_kernels(WIDTH, HEADS)
     block, x, pending, c = block_inputs(grad=False)
     with torch.no_grad(), Count() as count:
-        block(x, pending, c, Step(axis))
+        block(x, pending, c, BlockContext(axis))
     assert count.ran == {
         "gate_residual_norm_modulate": 2,
         "axis_attention_qkv": 1,
@@ -45,7 +46,7 @@ def test_forward_runs_nine_launches(axis: str) -> None:
 def test_backward_copies_no_activation(axis: str) -> None:
     require_kernels(WIDTH, HEADS)
     block, x, pending, c = block_inputs(grad=True)
-    x_out, last = block(x, pending, c, Step(axis))
+    x_out, last = block(x, pending, c, BlockContext(axis))
     grads = [torch.randn_like(x_out), torch.randn_like(last.y)]
     with Count() as count:
         torch.autograd.backward([x_out, last.y], grads)
@@ -61,7 +62,7 @@ def test_backward_copies_no_activation(axis: str) -> None:
 def test_no_parameter_leaves_the_block() -> None:
     """FSDP frees a block's parameters after its forward: what is pending must not alias them."""
     block, x, pending, c = block_inputs(grad=False)
-    x_out, last = block(x, pending, c, Step("space"))
+    x_out, last = block(x, pending, c, BlockContext("space"))
     storages = {p.untyped_storage().data_ptr() for p in block.parameters()}
     for tensor in (x_out, *last):
         assert tensor.untyped_storage().data_ptr() not in storages
@@ -71,9 +72,9 @@ def test_direct_inference_equals_the_dispatched_one() -> None:
     """Without a dispatch mode the wide results live in borrowed buffers; the numbers are the same."""
     block, x, pending, c = block_inputs(grad=False)
     with torch.no_grad():
-        direct = block(x, pending, c, Step("time"))
+        direct = block(x, pending, c, BlockContext("time"))
         with Count():
-            dispatched = block(x, pending, c, Step("time"))
+            dispatched = block(x, pending, c, BlockContext("time"))
     assert testing.relative_error(direct[0], dispatched[0]) <= 1e-6
     assert testing.relative_error(direct[1].y, dispatched[1].y) <= 3e-6
 
@@ -107,7 +108,7 @@ def test_a_layer_in_anothers_place_is_called(order: str, name: str, images: int)
     torch.manual_seed(0)
     block = testing.refill(Block(WIDTH, HEADS, 4.0, order)).double()
     x, c = torch.randn(CLIPS, FRAMES, PATCHES, WIDTH).double(), torch.randn(CLIPS, WIDTH).double()
-    step = Step("space" if order == "one" else "both", images=images)
+    step = BlockContext("space" if order == "one" else "both", images=images)
     plain, got, want = (resolve(*b(x, None, c, step)) for b in (block, *replaced(block, name)))
     assert testing.relative_error(got, want) <= 1e-12 and testing.relative_error(plain, want) > 1e-3
 
@@ -121,6 +122,6 @@ def test_a_layer_of_text_to_video_in_anothers_place_is_called(name: str) -> None
     share_storage((block.attn1.to_q, block.attn1.to_k, block.attn1.to_v))
     x, t = torch.randn(CLIPS, FRAMES, PATCHES, WIDTH).double(), torch.randn(CLIPS, 6, WIDTH).double()
     text = Text(torch.randn(CLIPS, 4, WIDTH).double(), None)
-    step = StepT2V("space", text)
+    step = BlockContextT2V("space", text)
     plain, got, want = (resolve(*b(x, None, t, step)) for b in (block, *replaced(block, name)))
     assert testing.relative_error(got, want) <= 1e-12 and testing.relative_error(plain, want) > 1e-3

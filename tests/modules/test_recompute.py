@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latte_fast.modules.block import Pending
+from latte_fast.models.latte.block import Pending
 from latte_fast.modules.recompute import POLICIES, run_block
-from tests.counting import Count
+from tests.helpers.counting import Count
 
 
 class _InFp8(torch.autograd.Function):

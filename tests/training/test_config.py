@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from latte_fast.data import DataConfig
+from latte_fast.models.adapter import DataSizes
+from latte_fast.models.latte.adapter import LatteAdapter
 from latte_fast.training import ModelConfig, OptimConfig, Ranks, TrainConfig, Trainer, read_config, write_config
-from latte_fast.training.build import check_same
-from latte_fast.training.rate import rate
-from tests.training.tiny import MODEL, tiny
+from latte_fast.training.lr_schedule import learning_rate
+from latte_fast.training.setup import check_same
+from tests.helpers.tiny_run import MODEL, tiny
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -25,7 +27,7 @@ def test_yaml_reads_numbers_as_people_write_them(tmp_path: Path) -> None:
     path.write_text("optim: {lr: 1e-4, clip: 1, betas: [0.9, 0.95]}\nmodel:\n  preset: Latte-S/2\n")
     config = read_config(path, TrainConfig)
     assert config.optim.lr == 1e-4 and config.optim.clip == 1.0 and config.optim.betas == (0.9, 0.95)
-    assert config.model.latte(channels=4, side=32, frames=16, classes=0).hidden_size == 384
+    assert LatteAdapter.fit(config.model, DataSizes(4, 32, 16), [], None, None).config.hidden_size == 384
     path.write_text("")
     assert read_config(path, TrainConfig) == TrainConfig()
 
@@ -110,7 +112,7 @@ def test_trainer_refuses_before_work(tmp_path: Path, change: dict[str, Any], ran
     config = tiny(tmp_path / "run", **change)
     with pytest.raises(ValueError) as error:
         if ranks > 1:
-            from latte_fast.training.build import check_run
+            from latte_fast.training.setup import check_run
 
             check_run(config, Ranks(0, ranks), resume=False)
         else:
@@ -169,7 +171,7 @@ def test_resume_keeps_the_vae_that_makes_the_latents(tmp_path: Path) -> None:
 
 def test_rate() -> None:
     cosine = OptimConfig(lr=1.0, rate="cosine", warmup=4, final_share=0.1)
-    assert [rate(cosine, i, 104) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rate(cosine, 54, 104) == pytest.approx(0.55)
-    assert rate(cosine, 104, 104) == pytest.approx(0.1)
-    assert {rate(OptimConfig(lr=2.0), i, 10) for i in range(10)} == {2.0}
+    assert [learning_rate(cosine, i, 104) for i in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate(cosine, 54, 104) == pytest.approx(0.55)
+    assert learning_rate(cosine, 104, 104) == pytest.approx(0.1)
+    assert {learning_rate(OptimConfig(lr=2.0), i, 10) for i in range(10)} == {2.0}

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from latte_fast.codecs.vae import open_vae
 from latte_fast.data import DataConfig, encode
-from latte_fast.data.vae import open_vae
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import trained_source
 from latte_fast.training import ModelConfig, SampleConfig, Trainer, load_trained
-from latte_fast.training.sampling import Request, TrainedSource, draw
-from tests.data.make import layout
-from tests.data.test_latents import vae_folder  # noqa: F401  a fixture
-from tests.training.tiny import tiny
+from tests.helpers.films import layout
+from tests.helpers.tiny_run import tiny
 
 MODEL = ModelConfig(patch_size=1, hidden_size=16, depth=2, num_heads=2, class_dropout_prob=0.2)
 
 
 @pytest.mark.parametrize("images", [0, 2])
 @pytest.mark.parametrize("kind", ["ffs", "ucf101", "sky", "taichi"])
-def test_encode_then_train(kind: str, images: int, tmp_path: Path, vae_folder: Path) -> None:  # noqa: F811
+def test_encode_then_train(kind: str, images: int, tmp_path: Path, vae_folder: Path) -> None:
     source = DataConfig(kind=kind, path=str(layout(kind, tmp_path / "set")), interval=2)  # type: ignore[arg-type]
     encode.encode(source, tmp_path / "latents", open_vae(vae_folder), 16, dtype="float32")
     data = DataConfig(kind="latents", path=str(tmp_path / "latents"), interval=2)
@@ -32,11 +32,11 @@ def test_encode_then_train(kind: str, images: int, tmp_path: Path, vae_folder: P
     assert len(trained.classes) == (3 if kind == "ucf101" else 0) and trained.model.in_channels == 4
     if not images:
         request = Request(count=1, batch=1, steps=2, scale=2.0 if trained.classes else 1.0)
-        video, _ = draw(TrainedSource(trained, open_vae(vae_folder)), request, [0])
+        video, _ = trained_source(trained, open_vae(vae_folder)).draw(request, [0])
         assert video.shape == (1, 2, 16, 16, 3) and video.dtype == torch.uint8
 
 
-def test_train_through_the_vae(tmp_path: Path, vae_folder: Path) -> None:  # noqa: F811
+def test_train_through_the_vae(tmp_path: Path, vae_folder: Path) -> None:
     """Videos in, their posterior drawn by sample number: the same losses in one go and resumed."""
     data = DataConfig(kind="ucf101", path=str(layout("ucf101", tmp_path / "set")), interval=2)
     settings = {"data": data, "model": MODEL, "size": 16, "vae": str(vae_folder), "save_every": 2}

@@ -13,19 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latte_fast.cli.sample import sample
+from latte_fast.codecs.vae import open_vae
 from latte_fast.data import DataConfig
 from latte_fast.data.encode_text import encode_text
 from latte_fast.data.text import Texts
-from latte_fast.data.vae import open_vae
-from latte_fast.models.initialize import initialize_t2v
-from latte_fast.models.latte_t2v import LatteT2V
-from latte_fast.models.pretrained import STEM
+from latte_fast.models.latte_t2v.diffusers_folder import STEM
+from latte_fast.models.latte_t2v.initialize import initialize
+from latte_fast.models.latte_t2v.model import LatteT2V
+from latte_fast.quantization.fp8_training import convert_to_fp8
 from latte_fast.reference.latte_t2v import LatteT2V as OracleT2V
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import trained_source
 from latte_fast.training import ModelConfig, TrainConfig, Trainer, load_trained
-from latte_fast.training.build import convert_to_fp8
-from latte_fast.training.sampling import Request, TrainedSource, draw
-from tests.data.texts import SHAPES, Letters, shapes_texts
-from tests.training.tiny import MODEL, losses, tiny
+from tests.helpers.texts import SHAPES, Letters, shapes_texts
+from tests.helpers.tiny_run import MODEL, losses, tiny
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_fp8_leaves_the_text_s_layers(texts: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(sys.modules, "torchao", ModuleType("torchao"))
     monkeypatch.setitem(sys.modules, "torchao.float8", SimpleNamespace(convert_to_float8_training=convert))
-    convert_to_fp8(Trainer(text_config(tmp_path / "run", texts)).model)
+    convert_to_fp8(Trainer(text_config(tmp_path / "run", texts)).objective.learner.model)
     parts = {name.split(".", 2)[2] for name in converted}
     own = {f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
     assert parts == own | {"attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"}
@@ -57,7 +58,7 @@ def test_loss_is_the_oracle_s(images: int, texts: Path, tmp_path: Path) -> None:
     """A batch's loss and gradients, half the captions dropped, against the plain model told the same by hand."""
     trainer = Trainer(text_config(tmp_path / "run", texts, images=images))
     torch.manual_seed(0)
-    for p in trainer.model.parameters():
+    for p in trainer.objective.learner.model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     batch = next(trainer.batches())
     assert batch["text"].shape == (4, 1 + images, 6, 12) and batch["text_mask"].shape == (4, 1 + images, 6)
@@ -68,22 +69,22 @@ def test_loss_is_the_oracle_s(images: int, texts: Path, tmp_path: Path) -> None:
             assert torch.equal(batch["text"][i, j], want)
             assert torch.equal(batch["text_mask"][i, j], read[int(label)][1])
     batch["text_mask"][1::2, ..., 3:] = False  # captions shorter than the others
-    loss = trainer.loss(batch)["loss"]
+    loss = trainer.losses("model", batch)["loss"]
     loss.backward()
-    oracle = OracleT2V(**trainer.task.family.config.__dict__)
-    oracle.load_state_dict(trainer.model.state_dict())
+    oracle = OracleT2V(**trainer.objective.adapter.config.__dict__)
+    oracle.load_state_dict(trainer.objective.learner.model.state_dict())
     text, mask = (batch[name] if images else batch[name][:, 0] for name in ("text", "text_mask"))
 
     def plain(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = oracle(x.transpose(1, 2), t, text, mask, use_image_num=images)
         return out.transpose(1, 2)
 
-    terms = trainer.diffusion.training_losses(plain, batch["video"], batch["t"], {}, batch["noise"])
+    terms = trainer.objective.diffusion.training_losses(plain, batch["video"], batch["t"], {}, batch["noise"])
     want_loss = terms["loss"].mean()
     want_loss.backward()
     torch.testing.assert_close(loss, want_loss, rtol=1e-5, atol=1e-6)
     grads = dict(oracle.named_parameters())
-    for name, p in trainer.model.named_parameters():
+    for name, p in trainer.objective.learner.model.named_parameters():
         assert p.grad is not None, name
         torch.testing.assert_close(p.grad, grads[name].grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -116,9 +117,9 @@ def test_precisions_and_recomputation(precision: str, texts: Path, tmp_path: Pat
 def test_fresh_model_says_nothing_and_ignores_text(texts: Path, tmp_path: Path) -> None:
     trainer = Trainer(text_config(tmp_path / "run", texts))
     batch = next(trainer.batches())
-    given = trainer.task.family.conditions(batch, 0)
-    assert not trainer.forward(batch["video"], batch["t"], **given).any()
-    assert trainer.task.family.config.video_length == 2 and trainer.task.family.config.sample_size == 8
+    given = trainer.objective.adapter.conditions(batch, 0)
+    assert not trainer.objective.forward(batch["video"], batch["t"], **given).any()
+    assert trainer.objective.adapter.config.video_length == 2 and trainer.objective.adapter.config.sample_size == 8
 
 
 def test_sampled_by_its_captions(texts: Path, tmp_path: Path) -> None:
@@ -126,13 +127,13 @@ def test_sampled_by_its_captions(texts: Path, tmp_path: Path) -> None:
     Trainer(text_config(tmp_path / "run", texts)).run()
     trained = load_trained(tmp_path / "run")
     assert isinstance(trained.model, LatteT2V) and trained.step == 12
-    source = TrainedSource(trained, open_vae("identity"), ("a circle that goes up", "3"))
+    source = trained_source(trained, open_vae("identity"), ("a circle that goes up", "3"))
     request = Request(steps=2, scale=3.0)
-    video, names = draw(source, request, [0, 1])
+    video, names = source.draw(request, [0, 1])
     assert names == ["a circle that goes up", list(SHAPES.values())[3]]
-    alone, _ = draw(source, replace(request, scale=1.0), [0])
+    alone, _ = source.draw(replace(request, scale=1.0), [0])
     assert video.shape == (2, 2, 8, 8, 3) and alone.shape[0] == 1
-    longer, _ = draw(source, replace(request, frames=3), [0])
+    longer, _ = source.draw(replace(request, frames=3), [0])
     assert longer.shape == (1, 3, 8, 8, 3)
     sample(str(tmp_path / "run"), out=str(tmp_path / "out"), prompt=("a square that goes left",), count=2, steps=2)
     names = json.loads((tmp_path / "out" / "samples.json").read_text())["names"]
@@ -164,17 +165,17 @@ def test_starts_from_a_folder(kind: str, texts: Path, tmp_path: Path) -> None:
     said: list[str] = []
     config = text_config(tmp_path / "run", texts, model=ModelConfig(), pretrained=str(tmp_path / "donor"))
     trainer = Trainer(config, say=said.append)
-    own = trainer.model.state_dict()
-    assert "taken" in said[0] and trainer.task.family.config.num_layers == 1
+    own = trainer.objective.learner.model.state_dict()
+    assert "taken" in said[0] and trainer.objective.adapter.config.num_layers == 1
     for key, value in model.state_dict().items():
         assert torch.equal(own[key], value) or (key.startswith("temporal") and kind != "LatteT2V"), key
     x, t, text = torch.randn(2, 3, 2, 8, 8), torch.tensor([5, 900]), torch.randn(2, 6, 12)
     with torch.no_grad():
-        got = trainer.model.eval()(x, t, text).sample
+        got = trainer.objective.learner.model.eval()(x, t, text).sample
         if kind == "LatteT2V":
             assert torch.equal(got, model.eval()(x, t, text).sample)
         else:
-            out = trainer.model(x[:, :, :1], t, text, enable_temporal_attentions=True).sample
+            out = trainer.objective.learner.model(x[:, :, :1], t, text, enable_temporal_attentions=True).sample
             pictures = model.eval()(x[:, :, :1], t, text, enable_temporal_attentions=False).sample
             assert torch.equal(out, pictures)
     assert not (tmp_path / "run").exists()
@@ -193,11 +194,11 @@ def test_starts_as_the_donor_at_any_size(kind: str, size: int, texts: Path, tmp_
     x, t, text = torch.randn(2, 3, 2, size, size), torch.tensor([5, 900]), torch.randn(2, 6, 12)
     over_time = kind == "LatteT2V"
     with torch.no_grad():
-        got = trainer.model.eval()(x, t, text, enable_temporal_attentions=over_time).sample
+        got = trainer.objective.learner.model.eval()(x, t, text, enable_temporal_attentions=over_time).sample
         assert torch.equal(got, model(x, t, text, enable_temporal_attentions=over_time).sample)
     trainer.run()
-    source = TrainedSource(load_trained(tmp_path / "run"), open_vae("identity"))
-    assert draw(source, Request(steps=2), [0])[0].shape == (1, 2, size, size, 3)
+    source = trained_source(load_trained(tmp_path / "run"), open_vae("identity"))
+    assert source.draw(Request(steps=2), [0])[0].shape == (1, 2, size, size, 3)
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
@@ -209,7 +210,9 @@ def test_starts_from_what_older_versions_saved(form: str, texts: Path, tmp_path:
     path = file if form == "file" else tmp_path / "donor"
     model = MODEL if form == "file" else ModelConfig()
     trainer = Trainer(text_config(tmp_path / "run", texts, model=model, pretrained=str(path)))
-    assert torch.equal(trainer.model.state_dict()["proj_out.weight"], load_file(file)["proj_out.weight"])
+    assert torch.equal(
+        trainer.objective.learner.model.state_dict()["proj_out.weight"], load_file(file)["proj_out.weight"]
+    )
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -234,7 +237,7 @@ def test_bad_runs_cost_nothing(name: str, texts: Path, tmp_path: Path) -> None:
 def test_the_pipeline_s_own_embeddings(tmp_path: Path) -> None:
     """encode-text on a pipeline's folder gives what the pipeline tells its transformer; the run goes back in."""
     from latte_fast.cli.encode_text import encode_text as command
-    from tests.models.pipelines import diffusers, pipeline
+    from tests.helpers.pipelines import diffusers, pipeline
 
     pipe = pipeline()
     pipe.save_pretrained(tmp_path / "latte-1")
@@ -253,7 +256,7 @@ def test_the_pipeline_s_own_embeddings(tmp_path: Path) -> None:
     model = ModelConfig(patch_size=2, hidden_size=16, depth=2, num_heads=2)
     Trainer(text_config(tmp_path / "run", tmp_path / "texts", model=model, steps=3, **size)).run()
     out = tmp_path / "out"
-    shape = {"height": 16, "width": 16, "steps": 2, "format": "npz"}
+    shape = {"height": 16, "width": 16, "steps": 2, "format": "npz", "seed_rule": "old"}
     sample(str(tmp_path / "run"), pretrained=str(tmp_path / "latte-1"), prompt=("rain",), out=str(out), **shape)
     pipe.register_modules(transformer=load_trained(tmp_path / "run").model)
     noise = torch.Generator().manual_seed(0)
@@ -272,7 +275,7 @@ def test_initialisation_is_pixart_s() -> None:
     torch.manual_seed(0)
     model = LatteT2V(num_attention_heads=2, attention_head_dim=32, num_layers=2, cross_attention_dim=64,
                      sample_size=8, caption_channels=48)  # fmt: skip
-    initialize_t2v(model)
+    initialize(model)
     for name, p in model.named_parameters():
         if name.endswith("bias") or "attn2.to_out" in name or name == "proj_out.weight":
             assert not p.any(), name
@@ -290,4 +293,4 @@ def test_embeddings_of_a_model_that_needs_no_texts(texts: Path, tmp_path: Path) 
         path.unlink()
     assert isinstance(load_trained(tmp_path / "run").model, LatteT2V)
     with pytest.raises(ValueError, match=r"has no index\.json"):
-        TrainedSource(load_trained(tmp_path / "run"), open_vae("identity"))
+        trained_source(load_trained(tmp_path / "run"), open_vae("identity"))

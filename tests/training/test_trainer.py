@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from latte_fast.data.seeding import SampleKey
 from latte_fast.diffusion import create_diffusion
 from latte_fast.diffusion.noise import Use, normal
-from latte_fast.models.latte import Latte
+from latte_fast.models.adapter import DataSizes
+from latte_fast.models.latte.adapter import LatteAdapter
+from latte_fast.models.latte.model import Latte
+from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import OptimConfig, Trainer, load_trained
-from latte_fast.training.draw import Drawn, Numbered
 from latte_fast.training.ema import Ema
-from latte_fast.training.log import LOG, read_log
-from latte_fast.training.of_classes import OfClasses
-from tests.training.tiny import MODEL, losses, tiny
+from latte_fast.training.objectives.denoising import DenoisingItems
+from tests.helpers.tiny_run import MODEL, losses, tiny
 
 
 def trained(out: Path, **changes: Any) -> list[float]:
@@ -25,29 +27,21 @@ def trained(out: Path, **changes: Any) -> list[float]:
     return losses(out)
 
 
-def test_numbers_are_shared_out_in_order() -> None:
-    """Ranks' parts laid end to end are the batch of one process, and the run's last sample is the last."""
-    pairs = [(0, i) for i in range(100)]
-    alone = list(Numbered(pairs, 8, 0, 1, 16, 40))
-    assert [number for number, _ in alone] == list(range(16, 40))
-    parts = [[number for number, _ in Numbered(pairs, 8, rank, 4, 16, 40)] for rank in range(4)]
-    joined = [n for step in range(3) for part in parts for n in part[2 * step : 2 * step + 2]]
-    assert joined == list(range(16, 40))
-
-
 def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
     trainer = Trainer(tiny(tmp_path / "run"))
-    drawn = Drawn(replace(trainer.task, encoded=True), trainer.config, 0.5)
-    items = [drawn[(number, (0, 3))] for number in (5, 6, 5)]
+    objective = trainer.objective
+    drawn = DenoisingItems(objective.dataset, objective.adapter, trainer.config, objective.latent, True, 0.5)
+    items = [drawn[SampleKey(0, 3, number)] for number in (5, 6, 5)]
     assert all(torch.equal(items[0][key], items[2][key]) for key in ("noise", "t", "drop", "eps", "video"))
     assert not torch.equal(items[0]["noise"], items[1]["noise"])
     assert not torch.equal(items[0]["noise"], items[0]["eps"])
-    share = torch.stack([drawn[(number, (0, 0))]["drop"] for number in range(400)]).float().mean()
+    share = torch.stack([drawn[SampleKey(0, 0, number)]["drop"] for number in range(400)]).float().mean()
     assert 0.4 < share < 0.6
     process = replace(trainer.config.diffusion, timesteps="lognormal", shift=-2.0, steps=100)
-    early = Drawn(trainer.task, replace(trainer.config, diffusion=process), 0.0)
-    assert "drop" not in early[(0, (0, 0))] and "eps" not in early[(0, (0, 0))]
-    steps = torch.stack([early[(number, (0, 0))]["t"] for number in range(400)]).float()
+    config = replace(trainer.config, diffusion=process)
+    early = DenoisingItems(objective.dataset, objective.adapter, config, objective.latent, False, 0.0)
+    assert not {"drop", "eps"} & early[SampleKey(0, 0, 0)].keys()
+    steps = torch.stack([early[SampleKey(0, 0, number)]["t"] for number in range(400)]).float()
     assert steps.max() < 100 and 12 < steps.mean() < 17  # 14.5, of sigmoid(N(-2, 1))
     many = torch.cat([normal(0, number, (64,), Use.START) for number in range(500)])
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
@@ -56,14 +50,14 @@ def test_draws_depend_on_the_number_alone(tmp_path: Path) -> None:
 def test_labels_are_dropped_once(tmp_path: Path) -> None:
     """By number, in the trainer; the model's own dropout is off though its null class is there."""
     trainer = Trainer(tiny(tmp_path / "run"))
-    assert trainer.dropout == 0.2 and trainer.model.y_embedder.dropout_prob == 0.0
-    assert trainer.model.y_embedder.embedding_table.num_embeddings == 13
+    assert trainer.objective.dropout == 0.2 and trainer.objective.learner.model.y_embedder.dropout_prob == 0.0
+    assert trainer.objective.learner.model.y_embedder.embedding_table.num_embeddings == 13
     batch = next(iter(trainer.batches()))
     batch["drop"] = torch.tensor([[True], [False], [True], [False]])
-    kept = trainer.task.family.conditions(batch, 0)["y"]
+    kept = trainer.objective.adapter.conditions(batch, 0)["y"]
     assert kept.tolist() == [12, batch["label"][1].item(), 12, batch["label"][3].item()]
     state = torch.get_rng_state()
-    trainer.loss(batch)
+    trainer.losses("model", batch)
     assert torch.equal(torch.get_rng_state(), state), "a step draws from torch's own generator"
 
 
@@ -71,19 +65,21 @@ def test_loss_is_the_mean_over_a_batch_of_drawn_latents(tmp_path: Path) -> None:
     """In micro-batches too; what is encoded as it trains is mean + std * eps."""
     trainer = Trainer(tiny(tmp_path / "run", micro_batch=2))
     with torch.no_grad():
-        for p in trainer.model.parameters():
+        for p in trainer.objective.learner.model.parameters():
             p.normal_(std=0.1)
     parts = list(islice(trainer.batches(), 2))
-    trainer.task = replace(trainer.task, encoded=True)
+    trainer.objective.encoded = True
     for part in parts:
         part["eps"] = torch.randn_like(part["video"])
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    trainer.vae = SimpleNamespace(encode=lambda x: (0.5 * x, 0.1 + x.abs()))  # type: ignore[assignment]
+    trainer.objective.vae = SimpleNamespace(encode=lambda x: (0.5 * x, 0.1 + x.abs()))  # type: ignore[assignment]
     x = 0.5 * whole["video"] + (0.1 + whole["video"].abs()) * whole["eps"]
     y = torch.where(whole["drop"][:, 0], 12, whole["label"])
     with torch.no_grad():
-        want = create_diffusion("").training_losses(trainer.model, x, whole["t"], {"y": y}, whole["noise"])
-        got = [trainer.loss(part) for part in parts]
+        want = create_diffusion("").training_losses(
+            trainer.objective.learner.model, x, whole["t"], {"y": y}, whole["noise"]
+        )
+        got = [trainer.losses("model", part) for part in parts]
     for name, value in want.items():
         torch.testing.assert_close(sum(part[name] for part in got), value.mean(), rtol=1e-5, atol=1e-6)
 
@@ -94,7 +90,7 @@ def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", micro_batch=2, optim=optim)
     trainer = Trainer(config)
     twin = Trainer(replace(config, out=str(tmp_path / "twin")))
-    own = dict(twin.model.named_parameters())
+    own = dict(twin.objective.learner.model.named_parameters())
     free = [p for p in own.values() if p.requires_grad]
     given = {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
     optimizer = torch.optim.AdamW(free, lr=config.optim.lr, **given, foreach=False, fused=False)  # type: ignore
@@ -103,7 +99,7 @@ def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
     for step in range(6):
         trainer.update(batches)
         for batch in islice(same, 2):
-            twin.loss(batch)["loss"].backward()
+            twin.losses("model", batch)["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(free, config.optim.clip)
         torch.testing.assert_close(trainer.norm, norm)
         optimizer.param_groups[0]["lr"] = config.optim.lr * min(1, (step + 1) / 5)
@@ -113,8 +109,10 @@ def test_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
         optimizer.zero_grad()
         for name, p in own.items():
             average[name] = average[name].lerp(p.detach(), 9 / (10 + step))
-            torch.testing.assert_close(trainer.weights.by_name[name].detach(), p.detach(), rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(trainer.ema.average[name], average[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                trainer.objective.learner.weights.by_name[name].detach(), p.detach(), rtol=1e-4, atol=1e-6
+            )
+            torch.testing.assert_close(trainer.objective.learner.ema.average[name], average[name], rtol=1e-4, atol=1e-6)
     assert norm > 0
 
 
@@ -175,15 +173,19 @@ def test_half_precision_follows_fp32(tmp_path: Path, precision: str) -> None:
 def test_master_keeps_what_bf16_rounds_away(tmp_path: Path) -> None:
     optim = OptimConfig(lr=1e-6)
     trainer = Trainer(tiny(tmp_path / "run", precision="bf16-weights", optim=optim, micro_batch=2))
+    weights = trainer.objective.learner.weights
     name = "x_embedder.proj.weight"
-    before, shown = trainer.weights.by_name[name].detach().clone(), trainer.weights.own[name].detach().clone()
+    before, shown = (
+        weights.by_name[name].detach().clone(),
+        weights.own[name].detach().clone(),
+    )
     batches = trainer.batches()
     # the first update moves the head alone, whose zeros let no gradient through
     for _ in range(4):
         trainer.update(batches)
-    moved = (trainer.weights.by_name[name] != before).float().mean()
+    moved = (weights.by_name[name] != before).float().mean()
     assert shown.dtype == torch.bfloat16 and moved > 0.5
-    assert (trainer.weights.own[name] != shown).float().mean() < 0.1
+    assert (weights.own[name] != shown).float().mean() < 0.1
 
 
 @pytest.mark.parametrize("policy", ["elementwise", "mlp", "block"])
@@ -214,8 +216,7 @@ def test_joint_images(tmp_path: Path) -> None:
 
 
 def test_no_classes_and_other_processes(tmp_path: Path) -> None:
-    latte = MODEL.latte(channels=3, side=8, frames=2, classes=0)
-    assert OfClasses(latte, []).conditions({}) == {}
+    assert LatteAdapter.fit(MODEL, DataSizes(3, 8, 2), [], None, None).conditions({}) == {}
     process = replace(
         tiny("").diffusion, prediction="v", schedule="squaredcos_cap_v2", timesteps="lognormal", min_snr=5.0
     )
@@ -225,11 +226,11 @@ def test_no_classes_and_other_processes(tmp_path: Path) -> None:
 
 def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    latte = Trainer(tiny(tmp_path / "unused")).task.family.config
+    latte = Trainer(tiny(tmp_path / "unused")).objective.adapter.config
     model = Latte(**asdict(latte))
     torch.save({"ema": model.state_dict()}, tmp_path / "ffs.pt")
     trainer = Trainer(tiny(tmp_path / "run", pretrained=str(tmp_path / "ffs.pt")))
-    for name, p in trainer.weights.by_name.items():
+    for name, p in trainer.objective.learner.weights.by_name.items():
         assert torch.equal(p, model.state_dict()[name]), name
     dit = {key: value for key, value in model.state_dict().items() if key != "temp_embed"}
     dit["y_embedder.embedding_table.weight"] = torch.randn(1001, latte.hidden_size)
@@ -237,7 +238,9 @@ def test_pretrained_starts_from_a_file(tmp_path: Path) -> None:
     said: list[str] = []
     trainer = Trainer(tiny(tmp_path / "run", pretrained=str(tmp_path / "DiT.pt")), say=said.append)
     assert "tensors taken" in said[0]
-    assert torch.equal(trainer.weights.by_name["blocks.1.attn.qkv.weight"], dit["blocks.1.attn.qkv.weight"])
+    assert torch.equal(
+        trainer.objective.learner.weights.by_name["blocks.1.attn.qkv.weight"], dit["blocks.1.attn.qkv.weight"]
+    )
 
 
 def test_throughput_counts_until_the_device_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

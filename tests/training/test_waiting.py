@@ -11,11 +11,11 @@ from torch import Tensor
 
 from latte_fast.data import DataConfig
 from latte_fast.diffusion import METHODS, create_diffusion, guided
-from latte_fast.diffusion.windows import windowed
+from latte_fast.sampling.windows import windowed
 from latte_fast.training import Ranks, Trainer
-from tests.data.texts import shapes_texts
-from tests.training.tiny import tiny
-from tests.waiting import GPU, no_waiting
+from tests.helpers.texts import shapes_texts
+from tests.helpers.tiny_run import tiny
+from tests.helpers.waiting import GPU, no_waiting
 
 
 @pytest.mark.parametrize(

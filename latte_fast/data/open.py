@@ -1,0 +1,50 @@
+"""A dataset from its description."""
+
+from typing import TYPE_CHECKING
+
+from latte_fast.data.config import DataConfig
+from latte_fast.data.shapes import Shapes
+
+if TYPE_CHECKING:
+    from latte_fast.data.clips import Clips
+    from latte_fast.data.latents import Latents
+    from latte_fast.data.text import Texts
+
+
+def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> "Shapes | Clips | Latents":
+    """The dataset of a description: `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
+
+    An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
+    has classes, and "image_labels" (images,) too in joint training. With config.text, labels are captions' numbers.
+
+    Args:
+        config: of the set.
+        frames: in a clip.
+        size: height and width in pixels.
+        images: single pictures behind each clip, for joint training.
+    """
+    for name, value, least in (("frames", frames, 1), ("size", size, 1), ("images", images, 0)):
+        if value < least:
+            raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
+    texts = _open_texts(config)
+    if config.kind == "shapes":
+        return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts)
+    if config.kind == "latents":
+        from latte_fast.data.latents import Latents
+
+        return Latents(config, frames, size, images, texts)
+    if config.image_path and not images:
+        raise ValueError(f"open_dataset: images must be at least 1 to take any of {config.image_path}, got 0")
+    # these load PyAV, which moving shapes and latents do without
+    from latte_fast.data.clips import Clips
+    from latte_fast.data.sources import open_sources
+
+    return Clips(open_sources(config), config, frames, size, images, texts)
+
+
+def _open_texts(config: DataConfig) -> "Texts | None":
+    if not config.text:
+        return None
+    from latte_fast.data.text import Texts
+
+    return Texts(config.text)

@@ -1,0 +1,1 @@
+"""Several processes as one: ranks, and models replicated or sharded over them."""

@@ -1,0 +1,66 @@
+"""A model over several ranks: replicated by DDP or sharded by FSDP2, its gradients reduced once an update."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from latte_fast.distributed.ranks import Ranks
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor; a DTensor is known by its method, whose import costs a second."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    """A tensor gathered from all ranks, which call this together."""
+    x = x.detach()
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") -> nn.Module:
+    """What to call in training: the model itself, its DDP, or the model sharded in place, a unit a block."""
+    if how == "ddp":
+        devices = [ranks.device] if ranks.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    if how == "fsdp":
+        # a second of imports that one process does without
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+        inner = outer = MixedPrecisionPolicy()
+        if precision == "bf16-weights":
+            # the shards are the fp32 master; only what is gathered is bf16
+            half = torch.bfloat16
+            # what a block is given is bf16 already but for rotary tables, and the next block reads its result
+            inner = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            outer = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
+        mesh = dist.init_device_mesh(ranks.device.type, (ranks.count,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=inner)
+        fully_shard(model, mesh=mesh, mp_policy=outer)
+        if hasattr(model, "forward_with_cfg"):
+            register_fsdp_forward_method(model, "forward_with_cfg")
+    return model
+
+
+def gather_anew(model: nn.Module) -> None:
+    """Drops what a sharded model's forward left gathered: without a backward it stays, whatever is written since."""
+    reshard = getattr(model, "reshard", None)  # fully_shard gives a model this method
+    if reshard is not None:
+        reshard()
+
+
+@contextmanager
+def reducing(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients cross ranks only in the last micro-batch's backward."""
+    if hasattr(model, "set_requires_gradient_sync"):  # sharded by FSDP2
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+        return
+    alone = isinstance(model, DistributedDataParallel) and not last
+    with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+        yield

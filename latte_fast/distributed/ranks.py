@@ -1,0 +1,80 @@
+"""One process or many: who this rank is, and what all ranks agree on."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`; alone it needs no process group."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, the same on each."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; over the CPU, so that no GPU waits."""
+        if self.count == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes)
+        return bool(votes.item())
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, on every rank; an error of rank 0's is raised on all."""
+        if self.count == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box = [make(), None]
+            except Exception as error:
+                box = [None, error]
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+@contextmanager
+def start() -> Iterator[Ranks]:
+    """The ranks torchrun set up, or one; the process group lives as long as the context."""
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = CPU
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if count == 1 or dist.is_initialized():
+        yield Ranks(rank, count, device)
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(rank, count, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,124 @@
+"""Which clips and frames of a set are measured: a function of the seed and of what is in the set alone."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from latte_fast.data.seeding import draw_places, generator
+from latte_fast.evaluation.config import LEAST, Evaluation
+from latte_fast.evaluation.film_sets import Film, FilmSet
+
+# frames decoded as one piece, of a film of which many are taken
+PIECE = 64
+# bytes of a file that tell it from another of the same size: so many at its start, in its middle and at its end
+SPOT = 4096
+# what is drawn, in the generator's key; the third is of a film's number
+WHICH_REAL, WHICH_SAMPLES, START = range(3)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames of one film, read together: a clip, or some of the frames that fid takes."""
+
+    film: int
+    places: list[int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pieces of a set, each a clip or frames to be taken one by one; and how many films were too short for a clip."""
+
+    films: FilmSet
+    pieces: list[Piece]
+    clips: bool = True
+    short: int = 0
+
+    @property
+    def count(self) -> int:
+        """Of clips, or of frames."""
+        return len(self.pieces) if self.clips else sum(len(piece.places) for piece in self.pieces)
+
+
+def choose_real(films: FilmSet, how: Evaluation) -> Choice:
+    """Videos drawn without replacement, each with a start drawn among all that fit; or single frames of all videos."""
+    lengths = [len(film) for film in films.films]
+    rng = generator(how.seed, WHICH_REAL)
+    if how.metric == "fid":
+        return Choice(films, choose_frames(rng, lengths, how.of("images")), clips=False)
+    frames, interval = how.of("frames"), how.of("interval")
+    span = (frames - 1) * interval + 1
+    kept = [i for i, length in enumerate(lengths) if length >= span]
+    if len(kept) < LEAST[how.metric]:
+        raise ValueError(
+            f"evaluate: real must have at least {LEAST[how.metric]} videos of {span} frames or more "
+            f"({frames} frames at interval {interval}), got {len(kept)} of {len(lengths)} in {films.root}"
+        )
+    drawn = draw(rng, kept, how.of("clips"))
+    starts = [draw_places(generator(how.seed, START, i), lengths[i], frames, interval) for i in drawn]
+    return Choice(films, [Piece(*pair) for pair in zip(drawn, starts, strict=True)], short=len(lengths) - len(kept))
+
+
+def choose_samples(films: FilmSet, how: Evaluation) -> Choice:
+    """The first frames of samples, as they are; drawn without replacement where there are more than asked for."""
+    lengths = [len(film) for film in films.films]
+    rng = generator(how.seed, WHICH_SAMPLES)
+    if how.metric == "fid":
+        return Choice(films, choose_frames(rng, lengths, how.of("images")), clips=False)
+    if len(lengths) < LEAST[how.metric]:
+        rule = f"be at least {LEAST[how.metric]} for {how.metric}"
+        raise ValueError(f"evaluate: samples must {rule}, got {len(lengths)} in {films.root}")
+    frames = how.of("frames")
+    if min(lengths) < frames:
+        at = lengths.index(min(lengths))
+        got = f"got {lengths[at]} in {films.name(at)}"
+        raise ValueError(f"evaluate: samples must have at least the {frames} frames of a clip, {got}")
+    return Choice(films, [Piece(i, list(range(frames))) for i in draw(rng, [*range(len(lengths))], how.of("clips"))])
+
+
+def draw(rng: np.random.Generator, numbers: list[int], count: int) -> list[int]:
+    """That many of them, in their own order; more hold those that fewer would."""
+    return sorted(numbers[i] for i in rng.permutation(len(numbers))[:count])
+
+
+def choose_frames(rng: np.random.Generator, lengths: list[int], count: int) -> list[Piece]:
+    """That many of all frames, drawn without replacement, those of one film together."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    if total < LEAST["fid"]:
+        raise ValueError(f"evaluate: a set must have at least {LEAST['fid']} frames for fid, got {total}")
+    drawn = np.sort(rng.choice(total, min(count, total), replace=False, shuffle=False))
+    film = np.searchsorted(ends, drawn, side="right")
+    places = drawn - (ends - lengths)[film]
+    pieces = []
+    for number in np.unique(film).tolist():
+        own = places[film == number].tolist()
+        pieces += [Piece(number, own[i : i + PIECE]) for i in range(0, len(own), PIECE)]
+    return pieces
+
+
+def digest(choice: Choice) -> str:
+    """Of what is read: names, frames, and sizes and some bytes of the files they come from."""
+    films = choice.films
+    rows = [[films.name(p.film), p.places, stored(films.films[p.film], p.places)] for p in choice.pieces]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def stored(film: Film, places: list[int]) -> str:
+    """A digest of the files that hold these frames: all of short ones, of long ones the size and three spots."""
+    place = film.place
+    held = hashlib.sha256()
+    for path in [place.path / place.pictures[i] for i in places] if place.pictures else [place.path]:
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                held.update(size.to_bytes(8, "big"))
+                for start in (0, size // 2, max(0, size - SPOT)):
+                    file.seek(start)
+                    held.update(file.read(SPOT))
+        except OSError as error:
+            # whoever decodes it names it and leaves it out
+            held.update(f"{error.errno}".encode())
+    return held.hexdigest()

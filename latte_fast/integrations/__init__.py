@@ -1,0 +1,1 @@
+"""What meets other libraries' objects: upstream's and diffusers' modules made fast in place, diffusers' pipelines."""

@@ -1,0 +1,74 @@
+"""One module swapped in place: its class becomes ours before its own, its state stays."""
+
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from latte_fast.modules.hooks import REGISTRY, is_replaced
+
+# the attribute that keeps a swapped instance's own class
+MARK = "_latte_fast_class_before"
+
+
+class Kind(NamedTuple):
+    """One family of models that patch knows."""
+
+    looks_like: Callable[[nn.Module], bool]
+    fast: type[nn.Module]
+    why_not: Callable[[Any], str | None]
+    prepare: Callable[[Any], None]
+    swaps: Callable[[nn.Module], Iterator[tuple[str, nn.Module, type[nn.Module]]]]
+    finish: Callable[[Any], dict[str, str]]
+
+
+def swap(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__dict__[MARK] = type(module)
+    module.__class__ = _both(cls, type(module))
+    rebind(module)
+
+
+def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
+    """The class of a swapped instance, ours before its own."""
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple:
+        return _remade, (cls, before), self.__dict__.copy()
+
+    # the old name too: it is what save_pretrained writes for the next reader
+    names = {"__module__": before.__module__, "__qualname__": before.__qualname__, "__reduce_ex__": reduce}
+    return type(before.__name__, (cls, before), names)
+
+
+def _remade(cls: type[nn.Module], before: type[nn.Module]) -> nn.Module:
+    """An instance as pickle and copy want it, before its state is set."""
+    module = before.__new__(before)
+    module.__class__ = _both(cls, before)
+    return module
+
+
+def forget_own_forward(module: nn.Module) -> None:
+    """Drops a bound forward of the module's own class, which hooks leave behind when they go."""
+    if not is_replaced(module):
+        module.__dict__.pop("forward", None)
+
+
+def rebind(module: nn.Module) -> None:
+    """The forwards that hooks keep become those of the class the module now has."""
+    forget_own_forward(module)
+    own = MethodType(type(module).forward, module)
+    if "_old_forward" in module.__dict__:  # accelerate's
+        module.__dict__["_old_forward"] = own
+    for innermost in getattr(module.__dict__.get(REGISTRY), "_fn_refs", [])[:1]:  # diffusers'
+        kept = "forward" if innermost.original_forward is None else "original_forward"
+        setattr(innermost, kept, own)
+
+
+def restore(module: nn.Module) -> None:
+    """Gives a swapped instance its own class back."""
+    before = module.__dict__.pop(MARK, None)
+    if before is not None:
+        forget_own_forward(module)
+        module.__class__ = before
+        module.__dict__.pop("_prompt_cache", None)
+        rebind(module)

@@ -1,0 +1,116 @@
+"""Latte in training and sampling: clips of classes, or of nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.config import LatteConfig
+from latte_fast.models.adapter import Captions, Condition, DataSizes
+from latte_fast.models.checkpoint import cast, load_state, read_checkpoint, save_state
+from latte_fast.models.config import ModelConfig
+from latte_fast.models.latte.from_dit import init_from_dit
+from latte_fast.models.latte.model import Latte, LatteIMG
+
+FILES = (".safetensors", ".pt")
+
+
+class LatteAdapter:
+    """See Adapter; a dropped label is the class after the last."""
+
+    name, labels, config_type = "latte", "classes", LatteConfig
+    starts_from, in_pipelines = "a file", False
+
+    def __init__(self, config: LatteConfig, classes: Sequence[str] = (), captions: Captions | None = None):
+        self.config, self.classes = config, list(classes)
+        self.choices = config.num_classes if config.extras == 2 else 0
+
+    @classmethod
+    def fit(
+        cls, model: ModelConfig, sizes: DataSizes, classes: list[str], captions: Captions | None, start: str | None
+    ) -> "LatteAdapter":
+        """A Latte for this data; without classes it has no condition."""
+        own = model.sizes({})
+        common = {f.name for f in fields(model)} & {f.name for f in fields(LatteConfig)} - set(own)
+        config = LatteConfig(
+            **own,
+            **{name: getattr(model, name) for name in common},
+            in_channels=sizes.channels,
+            input_size=sizes.side,
+            num_frames=sizes.frames,
+            num_classes=max(len(classes), 1),
+            extras=2 if classes else 1,
+        )
+        return cls(config, classes)
+
+    @classmethod
+    def can_start(cls, path: Path) -> bool:
+        return path.is_file()
+
+    @classmethod
+    def check_export(cls, out: Path) -> None:
+        if out.suffix not in FILES:
+            raise ValueError(f"convert: out must end in {' or '.join(FILES)} for a model of classes, got {out.name}")
+
+    @classmethod
+    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
+        save_state(cast(model.state_dict(), dtype), out)
+
+    def build(self, images: int = 0, recompute: str = "none") -> Latte:
+        """Labels are dropped by sample number before they reach the model, so its own dropout is off."""
+        model = (LatteIMG if images else Latte)(**asdict(self.config), recompute=recompute)
+        if self.choices:
+            model.y_embedder.dropout_prob = 0.0
+        return model
+
+    def start(self, model: nn.Module, path: str) -> str:
+        """Loads a Latte's file strictly, or initialises from a DiT's, which has no positions in time."""
+        state = read_checkpoint(path)
+        if "temp_embed" in state or state.keys() == model.state_dict().keys():
+            load_state(model, state, path)
+            return f"{path}: {len(state)} tensors taken"
+        return f"{path}: {init_from_dit(model, path)}"
+
+    def read(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {}
+
+    def conditions(self, batch: Mapping[str, Any], images: int = 0) -> dict[str, Any]:
+        kwargs: dict[str, Any] = {"use_image_num": images} if images else {}
+        if not self.choices:
+            return kwargs
+        labels = batch["label"][:, None]
+        if images:
+            labels = torch.cat([labels, batch["image_labels"]], dim=1)
+        if "drop" in batch:
+            labels = torch.where(batch["drop"], self.choices, labels)
+        if images:
+            kwargs["y_image"] = labels[:, 1:]
+        return kwargs | {"y": labels[:, 0]}
+
+    def condition_for(self, labels: Sequence[int], guidable: bool) -> Condition:
+        if not self.choices:
+            return Condition({}, {}, [str(label) for label in labels])
+        y = torch.tensor(list(labels))
+        names = [self.classes[i] if i < len(self.classes) else str(i) for i in labels]
+        return Condition({"y": y}, {"y": torch.full_like(y, self.choices)} if guidable else {}, names)
+
+    def label_names(self) -> Sequence[str]:
+        return self.classes
+
+    def sample_shape(self, size: int, factor: int) -> tuple[int, int, int, int]:
+        config = self.config
+        return config.num_frames, config.in_channels, config.input_size, config.input_size
+
+    def guidable(self, dropout: float) -> bool:
+        # a table without a row for the null class was trained without dropout
+        return self.config.class_dropout_prob > 0
+
+    def learns_sigma(self) -> bool:
+        return self.config.learn_sigma
+
+    def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        out: Tensor = model(x, t, **conditions)
+        return out

@@ -1,0 +1,274 @@
+"""Latte and LatteIMG, fast: upstream's constructor, call, keys and numbers, and the rest of the paper's design space.
+
+Tokens stay (B, F, N, D) from patches to output, whatever the variant.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
+from latte_fast.models.checks import EXTEND, check_keyword
+from latte_fast.models.latte.block import Block, BlockContext, FinalLayer
+from latte_fast.models.latte.checks import check_inputs, check_labels
+from latte_fast.models.latte.initialize import initialize
+from latte_fast.modules.conv_transpose3d import ConvTranspose3d
+from latte_fast.modules.embed import (
+    LabelEmbedder,
+    PatchEmbed,
+    TimestepEmbedder,
+    rope_tables,
+    space_table,
+    stretch_space,
+    stretch_time,
+    time_table,
+)
+from latte_fast.modules.recompute import POLICIES, run_block
+from latte_fast.modules.residual import Pending, resolve
+
+ORDERS = {1: "one", 2: "one", 3: "sequential", 4: "parallel"}
+
+
+class Latte(nn.Module):
+    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
+
+    Args:
+        recompute: what is made again in the backward instead of kept: "none"; "elementwise", norms and GELU (x, qkv,
+            attention, both sublayer results and the pre-activation are kept); "mlp", fc1 too; "block", all but x.
+        extend_time: what to do where F is not num_frames: "error" as upstream, "sincos" (the table continued) or
+            "interpolate" (the stored table stretched). Rotary positions take any F.
+        extend_space: the same where H, W are not input_size; any multiple of the patch, square or not.
+        **kwargs: the fields of LatteConfig: upstream's constructor keywords and the paper's design space.
+    """
+
+    text_width = TEXT_WIDTH
+    # on the class, so that a patched upstream instance has them too
+    recompute = "none"
+    extend_time = "error"
+    extend_space = "error"
+    config: LatteConfig
+
+    def __init__(
+        self, *, recompute: str = "none", extend_time: str = "error", extend_space: str = "error", **kwargs: Any
+    ):
+        super().__init__()
+        check_keyword("recompute", recompute, POLICIES)
+        check_keyword("extend_time", extend_time, EXTEND)
+        check_keyword("extend_space", extend_space, EXTEND)
+        self.recompute, self.extend_time, self.extend_space = recompute, extend_time, extend_space
+        self.config = config = LatteConfig(**kwargs)
+        self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
+        self.learn_sigma, self.patch_size, self.num_heads = config.learn_sigma, config.patch_size, config.num_heads
+        width, plain = config.hidden_size, config.conditioning == "tokens"
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, width, config.patch_frames)
+        self.t_embedder = TimestepEmbedder(width)
+        if config.extras == 2:
+            self.y_embedder = LabelEmbedder(config.num_classes, width, config.class_dropout_prob)
+        if config.extras == 78:
+            self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(self.text_width, width))
+        self.pos_embed = nn.Parameter(space_table(width, config.grid, config.grid), requires_grad=False)
+        if config.time_pos == "absolute":
+            self.temp_embed = nn.Parameter(time_table(width, config.token_frames), requires_grad=False)
+        block = partial(Block, width, config.num_heads, config.mlp_ratio, ORDERS[config.variant], plain)
+        self.blocks = nn.ModuleList(block(config.heads_each) for _ in range(config.depth))
+        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, plain)
+        if config.patch_frames > 1:
+            window = (config.patch_frames, 1, 1)
+            self.upsample = ConvTranspose3d(config.out_channels, config.out_channels, window, stride=window)
+        initialize(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.x_embedder.parameters()).dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        text_embedding: Tensor | None = None,
+        use_fp16: bool = False,
+    ) -> Tensor:
+        if use_fp16:
+            x = x.to(torch.float16)
+        check_inputs(self, x, t, y, text_embedding)
+        return self.run(x, self.t_embedder(t), self.embed_condition(y, text_embedding))
+
+    def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
+        """(B, D) of the class or the text, None where there is neither."""
+        if self.extras == 2:
+            return self.y_embedder(y, self.training)
+        if self.extras == 78:
+            assert text is not None
+            return self.text_embedding_projection(text.flatten(1))
+        return None
+
+    def run(
+        self, x: Tensor, time: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0
+    ) -> Tensor:
+        """Patches, blocks, head; embedded time and label (B, D), stills (B, n, D) the labels of n images."""
+        config = self.config
+        rows, columns = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
+        x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
+        frames = x.shape[1] - images
+        extra = config.extra_tokens
+        if extra:
+            x = torch.cat([self.tokens(time, label, stills, frames, images).to(x.dtype), x], dim=2)
+            silu_space = silu_time = silu_final = None
+        else:
+            silu_space, silu_time, silu_final = self.conditions(time, label, stills, frames)
+        pos, rope = self.time_positions(frames, x.device)
+        if pos is not None and images and config.variant > 2:
+            pos = pad(pos, (0, 0, 0, 0, 0, images))  # nothing for the images
+        pending: Pending | None = None
+        for i, block in enumerate(self.blocks):
+            axis = config.axis(i)
+            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
+            if axis == "time" and images:
+                x, pending = self.beside_images(block, x, pending, silu_time, context), None
+            else:
+                silu_c = silu_time if axis == "time" else silu_space
+                x, pending = run_block(self.recompute, block, x, pending, silu_c, context)
+        if extra and pending is not None:
+            x, pending = x[:, :, extra:], pending._replace(y=pending.y[:, :, extra:])
+        elif extra:
+            x = x[:, :, extra:]
+        return self.unpatchify(self.final_layer(x, pending, silu_final), rows, columns)
+
+    def conditions(
+        self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """SiLU of what conditions space, time and the head: (B, D), or one row a frame where images have labels."""
+        clip = silu(time if label is None else time + label)
+        if stills is not None:
+            assert label is not None
+            labels = torch.cat([label[:, None].expand(-1, frames, -1), stills], dim=1)  # (B, F+n, D)
+            per_frame = silu(time[:, None] + labels).flatten(0, 1)
+            return per_frame, clip, per_frame
+        # upstream's head sees the class, but of a text only the time step
+        return clip, clip, silu(time) if self.extras == 78 else clip
+
+    def tokens(self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int, images: int) -> Tensor:
+        """The condition as (B, F+n, tokens, D): the time step's token, then the class's or text's."""
+        out = [time[:, None].expand(-1, frames + images, -1)]
+        if label is not None:
+            labels = label[:, None].expand(-1, frames if stills is not None else frames + images, -1)
+            out.append(labels if stills is None else torch.cat([labels, stills], dim=1))
+        return torch.stack(out, dim=2)
+
+    def beside_images(
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+    ) -> Tensor:
+        """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
+        batch, frames = x.shape[0], x.shape[1] - context.images
+        video, still = pending, pending
+        if pending is not None:
+            y, gate, bias = pending
+            if gate.shape[0] > 1:
+                per_frame = gate.unflatten(0, (batch, -1)).expand(batch, x.shape[1], -1)  # (B, F+n, D)
+                gates = (per_frame[:, :frames].flatten(0, 1), per_frame[:, frames:].flatten(0, 1))
+            else:
+                gates = (gate, gate)
+            video, still = Pending(y[:, :frames], gates[0], bias), Pending(y[:, frames:], gates[1], bias)
+        moved = resolve(*run_block(self.recompute, block, x[:, :frames], video, silu_c, context._replace(images=0)))
+        return torch.cat([moved, resolve(x[:, frames:], still)], dim=1)
+
+    def space_positions(self, rows: int, columns: int) -> Tensor:
+        """(1, N, D): the stored table, or extended by the model's rule."""
+        table: Tensor = self.pos_embed
+        side = int(table.shape[1] ** 0.5)
+        if (rows, columns) == (side, side):
+            return table
+        if self.extend_space == "sincos":
+            return space_table(table.shape[2], rows, columns, table.device).to(table.dtype)
+        return stretch_space(table, rows, columns)
+
+    def time_positions(self, frames: int, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """(F, 1, D) added once, or rotary tables: the stored table, or extended by the model's rule."""
+        if self.config.time_pos == "rope":
+            return None, rope_tables(frames, self.config.head_width, device)
+        table: Tensor = self.temp_embed
+        if frames != table.shape[1]:
+            if self.extend_time == "sincos":
+                table = time_table(table.shape[2], frames, table.device).to(table.dtype)
+            else:
+                table = stretch_time(table, frames)
+        return table.transpose(0, 1), None
+
+    def unpatchify(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        p = self.patch_size
+        if self.config.patch_frames == 1:
+            return rearrange(x, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        latent = rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        return self.upsample(latent).transpose(1, 2)  # (B, F, C, H, W)
+
+    def forward_with_cfg(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        cfg_scale: float = 7.0,
+        use_fp16: bool = False,
+        text_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Guidance over a batch [cond ; uncond] that shares x's first half; the variance channels stay unguided."""
+        if x.shape[0] % 2:
+            raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
+        half = x[: len(x) // 2]
+        out = self(torch.cat([half, half]), t, y=y, use_fp16=use_fp16, text_embedding=text_embedding)
+        eps, rest = out.split([self.in_channels, out.shape[2] - self.in_channels], dim=2)
+        cond, uncond = eps.chunk(2)
+        guided = uncond + cfg_scale * (cond - uncond)
+        return torch.cat([torch.cat([guided, guided]), rest], dim=2)
+
+
+class LatteIMG(Latte):
+    """The joint image-video Latte: n images follow the video frames, share t, and skip all attention over time."""
+
+    text_width = TEXT_WIDTH_JOINT
+
+    def __init__(self, *, extras: int = 2, **kwargs: Any):
+        if kwargs.get("patch_frames", 1) > 1:
+            raise ValueError(
+                f"LatteIMG: patch_frames must be 1, got {kwargs['patch_frames']}: an image fills no patch of frames"
+            )
+        super().__init__(extras=extras, **kwargs)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        use_fp16: bool = False,
+        y_image: list[Tensor] | Tensor | None = None,
+        use_image_num: int = 0,
+        text_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, F+n, C, H, W), the last n frames images; y_image their labels, B rows of n. Train and eval alike."""
+        if use_fp16:
+            x = x.to(torch.float16)
+        check_inputs(self, x, t, y, text_embedding, images=use_image_num)
+        stills = None
+        label = self.embed_condition(y, text_embedding)
+        if self.extras == 2 and use_image_num:
+            check_labels(self, "y_image", y_image, (x.shape[0], use_image_num))
+            assert y_image is not None
+            stills = torch.stack([self.y_embedder(row, self.training) for row in y_image])  # (B, n, D)
+        return self.run(x, self.t_embedder(t), label, stills, use_image_num)
+
+
+class _Registry(dict):
+    """Constructors by preset; an unknown name is answered with the known ones."""
+
+    def __missing__(self, name: object) -> Any:
+        raise KeyError(f"preset must be one of {', '.join(self)}, got {name!r}")
+
+
+Latte_models = _Registry({name: partial(Latte, **kw) for name, kw in (PRESETS | TABLE_3_PRESETS).items()})
+LatteIMG_models = _Registry(
+    {name.replace("Latte", "LatteIMG"): partial(LatteIMG, **kw) for name, kw in PRESETS.items()}
+)

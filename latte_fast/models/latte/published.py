@@ -1,0 +1,38 @@
+"""The configuration of a published Latte, from the shapes of its tensors."""
+
+import re
+from math import isqrt
+
+from torch import Tensor
+
+from latte_fast.config import SIZES, LatteConfig
+
+# in every file of a model of classes
+MARK = "x_embedder.proj.weight"
+
+
+def config_of(state: dict[str, Tensor], source: str) -> LatteConfig:
+    """The configuration of a published Latte from its tensors' shapes; heads are the preset's of that width."""
+    try:
+        width, channels, patch = state["x_embedder.proj.weight"].shape[:3]
+        side = isqrt(state["pos_embed"].shape[1]) * patch
+        frames = state["temp_embed"].shape[1]
+        out = state["final_layer.linear.weight"].shape[0]
+    except KeyError as error:
+        raise ValueError(f"{source}: must hold {error.args[0]}, as a Latte of one frame a patch does") from None
+    heads = {size[1]: size[2] for size in SIZES.values()}
+    if width not in heads:
+        raise ValueError(f"{source}: width must be one of {', '.join(map(str, sorted(heads)))}, got {width}")
+    table = state.get("y_embedder.embedding_table.weight")
+    return LatteConfig(
+        input_size=side,
+        patch_size=patch,
+        in_channels=channels,
+        hidden_size=width,
+        depth=len({match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))}),
+        num_heads=heads[width],
+        num_frames=frames,
+        num_classes=1000 if table is None else table.shape[0] - 1,
+        learn_sigma=out == 2 * channels * patch * patch,
+        extras=1 if table is None else 2,
+    )

@@ -1,0 +1,162 @@
+"""LatteT2V in training and sampling: clips of captions, whose embeddings were written beforehand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.config import LatteT2VConfig
+from latte_fast.models.adapter import Captions, Condition, DataSizes
+from latte_fast.models.checkpoint import load_state, read_checkpoint
+from latte_fast.models.config import ModelConfig, require
+from latte_fast.models.latte_t2v.diffusers_folder import (
+    CLASSES,
+    PIXART_CLASSES,
+    folder_of,
+    read_config,
+    read_weights,
+    start_from_pixart,
+    without_strays,
+)
+from latte_fast.models.latte_t2v.initialize import initialize, silence_time
+from latte_fast.models.latte_t2v.model import LatteT2V
+
+FILES = (".safetensors", ".pt")
+
+
+class LatteT2VAdapter:
+    """See Adapter; a dropped caption is the empty one under its own mask, as in the pipeline's negative prompt."""
+
+    name, labels, config_type = "latte_t2v", "captions", LatteT2VConfig
+    starts_from, in_pipelines = "a file, or a model's folder", True
+
+    def __init__(self, config: LatteT2VConfig, classes: Sequence[str] = (), captions: Captions | None = None):
+        self.config, self.captions = config, captions
+        self.classes: list[str] = []  # captions stay in their folder
+        self.choices = len(captions.captions) if captions else 0
+
+    @classmethod
+    def fit(
+        cls, model: ModelConfig, sizes: DataSizes, classes: list[str], captions: Captions | None, start: str | None
+    ) -> "LatteT2VAdapter":
+        """A LatteT2V for this data.
+
+        What is started from keeps its layers' form and the side its position table is made for, which is stretched to
+        the data's: so it starts as what it was.
+        """
+        assert captions is not None
+        for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
+            only = getattr(ModelConfig, name)
+            require(getattr(model, name) == only, f"model.{name}", f"{only} for text to video", getattr(model, name))
+        known: dict[str, int] = {}
+        kept: dict[str, Any] = {"sample_size": sizes.side}
+        begin = start_config(start)
+        if begin:
+            begin = asdict(LatteT2VConfig()) | begin
+            kept = {name: begin[name] for name in ("sample_size", "norm_eps", "attention_bias")}
+            heads = int(begin["num_attention_heads"])
+            known = {"patch_size": int(begin["patch_size"]), "hidden_size": heads * int(begin["attention_head_dim"]),
+                     "depth": 2 * int(begin["num_layers"]), "num_heads": heads}  # fmt: skip
+        own = model.sizes(known)
+        width, heads, depth, patch = (own[name] for name in ("hidden_size", "num_heads", "depth", "patch_size"))
+        require(width % heads == 0, "model.hidden_size", f"a multiple of the {heads} heads", width)
+        require(depth % 2 == 0, "model.depth", "even, a space and a time block a pair", depth)
+        require(sizes.side % patch == 0, "model.patch_size", f"a divisor of the data's side of {sizes.side}", patch)
+        config = LatteT2VConfig(
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            cross_attention_dim=width,
+            num_layers=depth // 2,
+            patch_size=patch,
+            in_channels=sizes.channels,
+            out_channels=sizes.channels * (1 + model.learn_sigma),
+            caption_channels=captions.channels,
+            video_length=sizes.frames,
+            **kept,
+        )
+        return cls(config, classes, captions)
+
+    @classmethod
+    def can_start(cls, path: Path) -> bool:
+        return path.is_file() or path.is_dir()
+
+    @classmethod
+    def check_export(cls, out: Path) -> None:
+        if out.suffix in FILES:
+            raise ValueError(f"convert: out must be a folder for a text-to-video model, got {out.name}")
+
+    @classmethod
+    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
+        assert isinstance(model, LatteT2V)
+        model.to(dtype).save_pretrained(out)
+
+    def build(self, images: int = 0, recompute: str = "none") -> LatteT2V:
+        model = LatteT2V(**asdict(self.config), recompute=recompute)
+        initialize(model)
+        return model
+
+    def start(self, model: nn.Module, path: str) -> str:
+        """Loads a text-to-video model's folder or file strictly, or the space blocks of a PixArt-alpha folder."""
+        assert isinstance(model, LatteT2V)
+        if Path(path).is_file():
+            state = read_checkpoint(path)
+        else:
+            folder = folder_of(path)
+            if read_config(folder, CLASSES + PIXART_CLASSES)["_class_name"] in PIXART_CLASSES:
+                report = start_from_pixart(model, folder)
+                silence_time(model)
+                return f"{path}: {report}"
+            state = read_weights(folder)
+        state = without_strays(state)
+        load_state(model, state, path)
+        return f"{path}: {len(state)} tensors taken"
+
+    def read(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        """text (1 + n, T, C) and text_mask (1 + n, T), the clip's first."""
+        assert self.captions is not None
+        labels = [int(item["label"]), *item.get("image_labels", torch.tensor([], dtype=torch.long)).tolist()]
+        text, mask = self.captions.told(labels, item["drop"].tolist() if "drop" in item else ())
+        return {"text": text, "text_mask": mask}
+
+    def conditions(self, batch: Mapping[str, Any], images: int = 0) -> dict[str, Any]:
+        text, mask = batch["text"], batch["text_mask"]
+        if images:
+            return {"encoder_hidden_states": text, "encoder_attention_mask": mask, "use_image_num": images}
+        return {"encoder_hidden_states": text[:, 0], "encoder_attention_mask": mask[:, 0]}
+
+    def condition_for(self, labels: Sequence[int], guidable: bool) -> Condition:
+        assert self.captions is not None
+        text, mask = self.captions.told(labels)
+        null = self.captions.null.expand_as(text) if guidable else text
+        given, nothing = ({"encoder_hidden_states": states, "encoder_attention_mask": mask} for states in (text, null))
+        return Condition(given, nothing if guidable else {}, [self.captions.captions[label] for label in labels])
+
+    def label_names(self) -> Sequence[str]:
+        return self.captions.captions if self.captions else []
+
+    def sample_shape(self, size: int, factor: int) -> tuple[int, int, int, int]:
+        # the side of the data: the position table may be that of another model, which it was started from
+        side = size // factor
+        return self.config.video_length, self.config.in_channels, side, side
+
+    def guidable(self, dropout: float) -> bool:
+        return dropout > 0
+
+    def learns_sigma(self) -> bool:
+        return self.config.channels_out > self.config.in_channels
+
+    def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        # the embeddings as they are where they can be: the model knows their keys by the tensor itself
+        conditions["encoder_hidden_states"] = conditions["encoder_hidden_states"].to(x.dtype)
+        out: Tensor = model(x.transpose(1, 2), t, **conditions).sample.transpose(1, 2)
+        return out
+
+
+def start_config(path: str | None) -> dict[str, Any]:
+    """The config of the text-to-video or PixArt-alpha folder that is started from, empty for anything else."""
+    if path is None or not Path(path).is_dir():
+        return {}
+    return read_config(folder_of(path), CLASSES + PIXART_CLASSES)

@@ -1,0 +1,137 @@
+"""The text-to-video model's blocks on (B, F, N, D), with diffusers' parameter names.
+
+A space block is self-attention, cross-attention to the text, MLP; a time block has no text. The modulation is a table
+of the block's own plus what the time step gives all blocks alike (adaLN-single).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast import ops
+from latte_fast.modules.linear import joined, mlp, split_bias
+from latte_fast.modules.prompt_cache import PromptCache
+from latte_fast.modules.residual import Pending, add_and_norm, resolve
+
+
+class Text(NamedTuple):
+    """The projected text of a call: one caption a clip, or with n images one for the video and one an image."""
+
+    hidden: Tensor  # (B, T, D), or (B, 1 + n, T, D)
+    mask: Tensor | None  # the same without D, bool, True where a token counts
+    kept: bool = True  # whether its keys and values may be kept for the next call
+
+
+class BlockContextT2V(NamedTuple):
+    """What a block is told beside its tokens."""
+
+    axis: str  # "space" or "time"
+    text: Text | None = None
+    pos: Tensor | None = None  # (F, 1, D)
+    images: int = 0
+
+
+class AttentionT2V(nn.Module):
+    """The parameters of an attention; the block reads them."""
+
+    def __init__(self, width: int, heads: int, bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(width, width, bias=bias)
+        self.to_v = nn.Linear(width, width, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(0.0)])
+
+
+class GeluT2V(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+
+class FeedForwardT2V(nn.Module):
+    """The parameters of an MLP; the block reads them."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.net = nn.ModuleList([GeluT2V(width, hidden), nn.Dropout(0.0), nn.Linear(hidden, width)])
+
+
+def self_attention(attn: nn.Module, h: Tensor, axis: str) -> Tensor:
+    """h (B, F, N, D) -> (B, F, N, D) before the output projection: one GEMM where the three weights lie together."""
+    one = joined((attn.to_q, attn.to_k, attn.to_v))
+    if one is not None:
+        return ops.attention_layer(h, *one, attn.heads, axis)
+    q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    return ops.axis_attention(q, k, v, axis)
+
+
+class BlockT2V(nn.Module):
+    """x += gate * attention(norm(x)); over space x += cross-attention(x, text); x += gate * MLP(norm(x))."""
+
+    def __init__(self, width: int, heads: int, bias: bool, eps: float, space: bool):
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.attn1 = AttentionT2V(width, heads, bias)
+        self.attn2 = AttentionT2V(width, heads, bias) if space else None
+        self.ff = FeedForwardT2V(width, 4 * width)
+
+    @property
+    def hidden(self) -> int:
+        return int(self.ff.net[0].proj.out_features)
+
+    @property
+    def prompt_cache(self) -> PromptCache:
+        """The text's keys and values; made on first use, so that a patched instance has it too."""
+        return self.__dict__.setdefault("_prompt_cache", PromptCache())
+
+    def forward(
+        self, x: Tensor, pending: Pending | None, t_modulation: Tensor, context: BlockContextT2V
+    ) -> tuple[Tensor, Pending]:
+        """x (B, F, N, D), t_modulation (B, 6, D) -> x' and this block's own last residual."""
+        modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        eps = self.norm1.eps
+        # what is done with goes at once: sampling then holds 9 activations instead of 12
+        x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)
+        out = self_attention(self.attn1, h, context.axis)
+        del h, pending
+        if context.text is None:
+            y, bias = split_bias(self.attn1.to_out[0], out)
+        else:
+            # the text's queries come from the sum itself, with no norm in between that could add it
+            x = resolve(x, Pending(self.attn1.to_out[0](out), gate_a, None))
+            y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
+            gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
+        del out
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps)
+        del y
+        y, bias = mlp(self.ff.net[0].proj, self.ff.net[2], h)
+        # a copy, so that no parameter of this block is read by the next
+        return x, Pending(y, gate_m, None if bias is None else bias.clone())
+
+    def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
+        """The F*N queries of a clip as one sequence against its caption, each image's N against its own."""
+        q = self.attn2.to_q(x).unflatten(-1, (self.attn2.heads, -1))  # (B, F+n, N, H, K)
+        layers = (self.attn2.to_k, self.attn2.to_v)
+        k, v = self.prompt_cache(text.hidden, layers, self.keys) if text.kept else self.keys(text.hidden)
+        if not images:
+            return self.over_clip(q, k, v, text.mask)
+        masks = (None, None) if text.mask is None else (text.mask[:, 0], text.mask[:, 1:].flatten(0, 1))
+        video = self.over_clip(q[:, :-images], k[:, 0], v[:, 0], masks[0])
+        still, k_still, v_still = (z.flatten(0, 1)[:, None] for z in (q[:, -images:], k[:, 1:], v[:, 1:]))
+        out = ops.axis_attention(still, k_still, v_still, "space", key_mask=masks[1])  # (B*n, 1, N, D)
+        return torch.cat([video, out.view(x.shape[0], images, *x.shape[2:])], dim=1)
+
+    def keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., T, D) -> keys and values (..., T, H, K)."""
+        k, v = self.attn2.to_k(hidden), self.attn2.to_v(hidden)
+        return k.unflatten(-1, (self.attn2.heads, -1)), v.unflatten(-1, (self.attn2.heads, -1))
+
+    @staticmethod
+    def over_clip(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, F, N, H, K), k and v (B, T, H, K) -> (B, F, N, D)."""
+        out = ops.axis_attention(q.flatten(1, 2)[:, None], k[:, None], v[:, None], "space", key_mask=mask)
+        return out.view(*q.shape[:3], -1)

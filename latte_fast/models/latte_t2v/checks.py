@@ -1,0 +1,93 @@
+"""What the text-to-video model refuses before it does any work; each message names argument, rule and value."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from latte_fast import backends
+from latte_fast.models.checks import EXTEND, check_keyword
+
+
+def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> None:
+    config, weight = model.config, model.pos_embed.proj.weight
+    if not isinstance(x, Tensor) or x.dim() != 5:
+        raise ValueError(f"LatteT2V: hidden_states must be (B, C, F, H, W), got {tuple(getattr(x, 'shape', ()))}")
+    batch, channels, frames, height, width = x.shape
+    if channels != config.in_channels:
+        raise ValueError(f"LatteT2V: hidden_states must have C = {config.in_channels} channels, got {channels}")
+    if images < 0 or frames - images < 1:
+        raise ValueError(f"LatteT2V: use_image_num must leave at least one of the {frames} frames, got {images}")
+    check_keyword("extend_time", model.extend_time, EXTEND, "LatteT2V")
+    if frames - images not in (1, config.video_length) and model.extend_time == "error":
+        raise ValueError(
+            f"LatteT2V: hidden_states must have F = {config.video_length} video frames as the model's table, or 1 "
+            f'(extend_time="sincos" or "interpolate" takes any), got {frames - images}'
+        )
+    for name, size in (("H", height), ("W", width)):
+        if size <= 0 or size % config.patch_size:
+            rule = f"a positive multiple of the patch {config.patch_size}"
+            raise ValueError(f"LatteT2V: hidden_states must have {name} {rule}, got {size}")
+    if text is None:
+        raise ValueError("LatteT2V: encoder_hidden_states must be given, got None")
+    want = f"(B, {'1 + n, ' if images else ''}T, {config.caption_channels}) with B = {batch}"
+    good = text.dim() == (4 if images else 3) and text.shape[0] == batch and text.shape[-1] == config.caption_channels
+    if not good or (images and text.shape[1] != 1 + images) or text.shape[-2] == 0:
+        raise ValueError(f"LatteT2V: encoder_hidden_states must be {want}, got {tuple(text.shape)}")
+    for name, tensor in (("hidden_states", x), ("encoder_hidden_states", text)):
+        # an offloaded weight is on the meta device until its layer is called
+        if tensor.device != weight.device and not weight.is_meta:
+            raise ValueError(f"LatteT2V: {name} must be on the weights' device {weight.device}, got {tensor.device}")
+        if tensor.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
+            raise TypeError(f"LatteT2V: {name} must have the weights' dtype {weight.dtype}, got {tensor.dtype}")
+
+
+def checked_time(timestep: Any, x: Tensor) -> Tensor:
+    """(B,) of a number, (1,) or (B,)."""
+    rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
+    if not isinstance(timestep, Tensor | int | float):
+        raise TypeError(f"{rule}, got {type(timestep).__name__}")
+    # a number is filled in on the device: a copy would wait for it, and no CUDA graph could hold it
+    t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=x.device)
+    t = t.reshape(-1)
+    if t.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"{rule}, got {tuple(t.shape)}")
+    return t.expand(x.shape[0])
+
+
+def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
+    """The mask as bool of the text's shape without its width, True where a token counts.
+
+    A 2-D mask, and a joint one, is 1 where a token counts; diffusers' 3-D bias, of floating numbers, is 0 there and
+    -10000 elsewhere.
+    """
+    if mask is None:
+        return None
+    want = text.shape[:-1]
+    if mask.shape == want:
+        if mask.is_floating_point() and not torch.compiler.is_compiling():
+            rule = f"{tuple(want)} must be 1 where a token counts"
+            message = f"LatteT2V: encoder_attention_mask {rule}, got negative values; a bias is (B, 1, T)"
+            _require_no_negative(mask, message)
+        return mask.to(torch.bool)
+    if not images and mask.shape == (want[0], 1, want[1]):
+        return mask[:, 0] > -1 if mask.is_floating_point() else mask[:, 0].to(torch.bool)
+    rule = f"{tuple(want)}, 1 where a token counts" + ("" if images else f", or the bias {(want[0], 1, want[1])}")
+    raise ValueError(f"LatteT2V: encoder_attention_mask must be {rule}, got {tuple(mask.shape)}")
+
+
+# masks of floats that were read, and the version they had
+_read = WeakIdKeyDictionary()
+
+
+def _require_no_negative(mask: Tensor, message: str) -> None:
+    """Reads a mask once, not at each of a prompt's steps: every reading waits for a GPU, and none can be captured."""
+    if mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    version = None if mask.is_inference() else mask._version
+    if version is not None and _read.get(mask) == version:
+        return
+    if (mask < 0).any():
+        raise ValueError(message)
+    _read[mask] = version

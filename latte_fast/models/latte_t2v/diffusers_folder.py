@@ -1,0 +1,180 @@
+"""Folders of the text-to-video model in and out, as diffusers and upstream lay them out; PixArt-alpha as a start."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.config import LatteT2VConfig
+from latte_fast.files import atomic
+from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint, save_checkpoint
+
+T = TypeVar("T", bound=nn.Module)
+CLASSES = ("LatteTransformer3DModel", "LatteT2V")
+PIXART_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
+STEM = "diffusion_pytorch_model"
+# saved by diffusers 0.24 with the caption's projection; no model reads it
+STRAY = ("caption_projection.y_embedding",)
+
+
+def load_t2v(
+    cls: type[T],
+    folder: str | os.PathLike,
+    *,
+    subfolder: str | None = None,
+    dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    **overrides: Any,
+) -> T:
+    """The model of folder[/subfolder]; everything is checked before a parameter is made.
+
+    Args:
+        cls: LatteT2V.
+        folder: holds config.json and the weights, or a pipeline whose subfolder `transformer` does.
+        subfolder: of the folder; found by itself where it is `transformer`.
+        dtype: of the parameters; by default that of the file.
+        torch_dtype: the same by diffusers' older name.
+        variant: as in diffusion_pytorch_model.<variant>.safetensors.
+        **overrides: constructor keywords put in the place of the config's: video_length, recompute, ...
+    """
+    path = folder_of(folder, subfolder)
+    config = read_config(path, CLASSES)
+    known = {f.name for f in fields(LatteT2VConfig)}
+    kwargs = {k: v for k, v in config.items() if k in known} | overrides
+    state = without_strays(read_weights(path, variant))
+    with torch.device("meta"):
+        model = cls(**kwargs)
+    kind = dtype or torch_dtype
+    if kind is not None:
+        state = {key: value.to(kind) if value.is_floating_point() else value for key, value in state.items()}
+    load_state(model, state, str(path), assign=True)
+    return model.eval()
+
+
+def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]) -> None:
+    """config.json and one safetensors file; each appears whole or not at all, the config last."""
+    path = Path(folder)
+    if path.is_file():
+        raise ValueError(f"save_pretrained: folder must not be a file, got {path}")
+    path.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(model, path / f"{STEM}.safetensors")
+    content = json.dumps({"_class_name": CLASSES[0]} | config, indent=2, sort_keys=True) + "\n"
+    with atomic(path / "config.json") as partial:
+        partial.write_text(content)
+
+
+def folder_of(folder: str | os.PathLike, subfolder: str | None = None) -> Path:
+    """The folder of a model: itself, a subfolder, or a pipeline's `transformer`."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; models are read from local folders only")
+    if subfolder is not None:
+        path = path / subfolder
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder")
+    elif not (path / "config.json").is_file() and (path / "transformer" / "config.json").is_file():
+        path = path / "transformer"
+    return path
+
+
+def read_config(path: Path, classes: Iterable[str]) -> dict[str, Any]:
+    """config.json of a folder whose class must be one of `classes`."""
+    file = path / "config.json"
+    if not file.is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+        raise CheckpointError(f"{path}: must hold config.json, found {found}")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON: {error}") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name not in classes:
+        raise CheckpointError(f"{file}: _class_name must be {' or '.join(classes)}, got {name!r}")
+    return config
+
+
+def read_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a folder: one file or shards, safetensors before .bin."""
+    middle = f".{variant}" if variant else ""
+    for suffix in ("safetensors", "bin"):
+        single = path / f"{STEM}{middle}.{suffix}"
+        if single.is_file():
+            return read_checkpoint(single)
+        index = path / f"{STEM}.{suffix}.index{middle}.json"
+        if index.is_file():
+            return _read_shards(index)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:6])
+    raise CheckpointError(f"{path}: must hold {STEM}{middle}.safetensors or .bin, or an index of shards, found {found}")
+
+
+def without_strays(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict less what older versions saved and no model reads."""
+    return {key: value for key, value in state.items() if key not in STRAY}
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index}: must be JSON with a weight_map: {error}") from error
+    names = sorted(set(places.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing, the first {missing[0]}")
+    state: dict[str, Tensor] = {}
+    for name in names:
+        state |= read_checkpoint(index.parent / name)
+    absent = [key for key in places if key not in state]
+    if absent:
+        raise CheckpointError(f"{index}: {len(absent)} tensors are in no shard, the first {absent[0]}")
+    return state
+
+
+@dataclass
+class StartReport:
+    """What a start from another model's weights gave, and what it did not."""
+
+    loaded: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        def some(names: list[str]) -> str:
+            kinds = sorted({".".join(n.split(".")[:1]) for n in names})
+            return f"{len(names)} tensors" + (f" ({', '.join(kinds)})" if kinds else "")
+
+        return f"taken {some(self.loaded)}\nleft as they were {some(self.fresh)}\nnot this model's {some(self.unused)}"
+
+
+def start_from_pixart(
+    model: nn.Module, folder: str | os.PathLike, subfolder: str | None = None, variant: str | None = None
+) -> StartReport:
+    """Space blocks, embedders and head from a PixArt-alpha folder; time blocks stay as they are.
+
+    A tensor of the same name and another shape is an error before anything is written.
+
+    Args:
+        model: that takes them, in place.
+        folder: holds config.json and the weights, or a pipeline whose subfolder `transformer` does.
+        subfolder: of the folder; found by itself where it is `transformer`.
+        variant: as in diffusion_pytorch_model.<variant>.safetensors.
+    """
+    path = folder_of(folder, subfolder)
+    read_config(path, PIXART_CLASSES)
+    state = read_weights(path, variant)
+    own = model.state_dict()
+    wrong = [k for k in state if k in own and own[k].shape != state[k].shape]
+    if wrong:
+        want, found = tuple(own[wrong[0]].shape), tuple(state[wrong[0]].shape)
+        raise CheckpointError(f"{path}: {wrong[0]} must have shape {want}, found {found} ({len(wrong)} such keys)")
+    loaded = [k for k in own if k in state]
+    if not any(k.startswith("transformer_blocks.") for k in loaded):
+        raise CheckpointError(f"{path}: holds no transformer_blocks; is it a PixArt-alpha transformer?")
+    model.load_state_dict(own | {k: state[k].to(own[k]) for k in loaded})
+    return StartReport(loaded, [k for k in own if k not in state], [k for k in state if k not in own])

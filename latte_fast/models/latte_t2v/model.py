@@ -1,0 +1,251 @@
+"""LatteT2V, fast: text to video with the constructor, call, keys and numbers of diffusers and of upstream."""
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
+
+from latte_fast.config import LatteT2VConfig
+from latte_fast.models.checks import EXTEND, check_keyword
+from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
+from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
+from latte_fast.modules.embed import embed_patches, space_table, stretch_time, time_table, timestep_wave
+from latte_fast.modules.linear import is_plain, share_storage
+from latte_fast.modules.prompt_cache import PromptCache, is_gathered
+from latte_fast.modules.recompute import POLICIES, run_block
+from latte_fast.modules.residual import Pending, add_and_norm, resolve
+
+TIME_CHANNELS = 256
+
+
+class Output(NamedTuple):
+    """What a call returns unless return_dict is False."""
+
+    sample: Tensor  # (B, C, F, H, W)
+
+
+class FastT2V(nn.Module):
+    """The forward, on whatever module has the parameters: LatteT2V's own tree or a patched one's."""
+
+    # on the class, so that a patched instance has them too
+    recompute = "none"
+    extend_time = "error"
+    gradient_checkpointing = False
+    config: Any
+
+    @property
+    def prompt_cache(self) -> PromptCache:
+        """The projected text; made on first use, so that a patched instance has it too."""
+        return self.__dict__.setdefault("_prompt_cache", PromptCache())
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        enable_temporal_attentions: bool = True,
+        return_dict: bool = True,
+        *,
+        use_image_num: int = 0,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Noise and variance of hidden_states (B, C, F, H, W); the last four keywords are upstream's and do nothing.
+
+        Args:
+            hidden_states: (B, C, F, H, W) latents; with images (B, C, F + n, H, W), the images last.
+            timestep: (B,), (1,) or a number.
+            encoder_hidden_states: (B, T, caption_channels); with images (B, 1 + n, T, caption_channels).
+            encoder_attention_mask: (B, T), 1 where a token counts, or the bias (B, 1, T) that is 0 there and
+                -10000 elsewhere; with images (B, 1 + n, T).
+            enable_temporal_attentions: False skips the time blocks and the temporal table.
+            return_dict: an object with `.sample` instead of a tuple.
+            use_image_num: n, images that have captions of their own and skip all attention over time.
+        """
+        x, images = hidden_states, use_image_num
+        check_inputs(self, x, encoder_hidden_states, images)
+        assert encoder_hidden_states is not None
+        t = checked_time(timestep, x)
+        mask = text_mask(encoder_attention_mask, encoder_hidden_states, images)
+        sample = self.run(x, t, encoder_hidden_states, mask, enable_temporal_attentions, images)
+        return self.output(sample) if return_dict else (sample,)
+
+    def output(self, sample: Tensor) -> Any:
+        return Output(sample)
+
+    def run(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None, temporal: bool, images: int) -> Tensor:
+        config, p = self.config, self.config.patch_size
+        frames, rows, columns = x.shape[2] - images, x.shape[3] // p, x.shape[4] // p
+        proj = self.pos_embed.proj
+        width = proj.weight.shape[0]
+        table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
+        if is_plain(proj, nn.Conv2d):
+            x = embed_patches(x.transpose(1, 2), proj)  # (B, F, N, D)
+        else:
+            frames_in = x.transpose(1, 2).flatten(0, 1)
+            x = proj(frames_in).flatten(2).transpose(1, 2).contiguous().unflatten(0, (x.shape[0], -1))
+        x = x + table.to(proj.weight.dtype)
+        embedded = self.embed_time(t)  # (B, D)
+        modulation = self.adaln_single.linear(silu(embedded)).unflatten(1, (6, -1))  # (B, 6, D)
+        space = BlockContextT2V("space", self.project(text, mask), images=images)
+        pending: Pending | None = None
+        policy = "block" if self.gradient_checkpointing else self.recompute
+        blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        for i, (space_block, time_block) in enumerate(blocks):
+            x, pending = run_block(policy, space_block, x, pending, modulation, space)
+            if not temporal:
+                continue
+            pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
+            time = BlockContextT2V("time", pos=pos)
+            if images:
+                x, pending = self.beside_images(policy, time_block, x, pending, modulation, time, images), None
+            else:
+                x, pending = run_block(policy, time_block, x, pending, modulation, time)
+        shift, scale = (self.scale_shift_table + embedded[:, None]).to(embedded.dtype).unbind(1)
+        x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])
+        return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
+
+    def project(self, text: Tensor, mask: Tensor | None) -> Text:
+        one, two = self.caption_projection.linear_1, self.caption_projection.linear_2
+
+        def compute(text: Tensor) -> Tensor:
+            return two(gelu(one(text), approximate="tanh"))
+
+        kept = not is_gathered(self)
+        return Text(self.prompt_cache(text, (one, two), compute) if kept else compute(text), mask, kept)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        layers = self.adaln_single.emb.timestep_embedder
+        wave = timestep_wave(t, TIME_CHANNELS).to(self.pos_embed.proj.weight.dtype)
+        return layers.linear_2(silu(layers.linear_1(wave)))
+
+    def time_positions(self, width: int, frames: int, x: Tensor) -> Tensor:
+        """(F, 1, D) in x's dtype: the table, or extended by the model's rule."""
+        stored = self.config.video_length
+        stretched = frames != stored and self.extend_time == "interpolate"
+        table = time_table(width, stored if stretched else frames, x.device)
+        return (stretch_time(table, frames) if stretched else table).transpose(0, 1).to(x.dtype)
+
+    @staticmethod
+    def beside_images(
+        policy: str,
+        block: nn.Module,
+        x: Tensor,
+        pending: Pending | None,
+        modulation: Tensor,
+        context: BlockContextT2V,
+        images: int,
+    ) -> Tensor:
+        """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
+        frames = x.shape[1] - images
+        video = None if pending is None else pending._replace(y=pending.y[:, :frames])
+        still = None if pending is None else pending._replace(y=pending.y[:, frames:])
+        moved = resolve(*run_block(policy, block, x[:, :frames], video, modulation, context))
+        return torch.cat([moved, resolve(x[:, frames:], still)], dim=1)
+
+    def forget_text(self) -> None:
+        """Drops the kept text, its keys and values; needed only after writing weights or text through `.data`."""
+        for module in self.modules():
+            kept = module.__dict__.get("_prompt_cache")
+            if kept is not None:
+                kept.forget()
+
+    def share_projections(self) -> list[str]:
+        """Lays to_q, to_k and to_v of each self-attention into one storage; the names of those that can't be."""
+        blocks = [*self.transformer_blocks.named_children(), *self.temporal_transformer_blocks.named_children()]
+        kinds = ["transformer_blocks"] * len(self.transformer_blocks)
+        kinds += ["temporal_transformer_blocks"] * len(self.temporal_transformer_blocks)
+        attentions = {f"{kind}.{name}.attn1": block.attn1 for kind, (name, block) in zip(kinds, blocks, strict=True)}
+        return [n for n, a in attentions.items() if not share_storage((a.to_q, a.to_k, a.to_v))]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.forget_text()
+        result = super()._apply(fn, recurse)
+        self.share_projections()
+        return result
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget_text()
+        result = super().load_state_dict(*args, **kwargs)
+        self.share_projections()
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.share_projections()
+
+
+class _TimestepT2V(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        layers = nn.ModuleDict({"linear_1": nn.Linear(TIME_CHANNELS, width), "linear_2": nn.Linear(width, width)})
+        self.emb = nn.ModuleDict({"timestep_embedder": layers})
+        self.linear = nn.Linear(width, 6 * width)
+
+
+class LatteT2V(FastT2V):
+    """x (B, C, F, H, W), t (B,), text (B, T, caption_channels) -> (B, 2C, F, H, W).
+
+    Args:
+        recompute: what is made again in the backward instead of kept, as in Latte.
+        extend_time: what to do where F is neither 1 nor video_length: "error" as upstream, "sincos" (the table
+            continued) or "interpolate" (the table stretched).
+        **kwargs: the fields of LatteT2VConfig: diffusers' constructor keywords.
+    """
+
+    def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
+        super().__init__()
+        check_keyword("recompute", recompute, POLICIES, "LatteT2V")
+        check_keyword("extend_time", extend_time, EXTEND, "LatteT2V")
+        self.recompute, self.extend_time = recompute, extend_time
+        self.config = config = LatteT2VConfig(**kwargs)
+        width, p = config.width, config.patch_size
+        self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, width, p, stride=p)})
+        for name, space in (("transformer_blocks", True), ("temporal_transformer_blocks", False)):
+            args = (width, config.num_attention_heads, config.attention_bias, config.norm_eps, space)
+            setattr(self, name, nn.ModuleList(BlockT2V(*args) for _ in range(config.num_layers)))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, p * p * config.channels_out)
+        self.adaln_single = _TimestepT2V(width)
+        layers = {"linear_1": nn.Linear(config.caption_channels, width), "linear_2": nn.Linear(width, width)}
+        self.caption_projection = nn.ModuleDict(layers)
+        self.share_projections()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Every block, in the order of the forward."""
+        pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        return [block for pair in pairs for block in pair]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_out.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.proj_out.weight.device
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, **kwargs: Any) -> "LatteT2V":
+        """The model of a local folder; see latte_fast.models.latte_t2v.diffusers_folder.load_t2v."""
+        from latte_fast.models.latte_t2v.diffusers_folder import load_t2v
+
+        return load_t2v(cls, folder, **kwargs)
+
+    def save_pretrained(self, folder: Any) -> None:
+        """config.json and the weights as safetensors, as diffusers' LatteTransformer3DModel reads them."""
+        from latte_fast.models.latte_t2v.diffusers_folder import save_t2v
+
+        save_t2v(self, folder, asdict(self.config))

@@ -1,0 +1,43 @@
+"""Residuals left pending: whoever normalises x next adds them in the same pass."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from latte_fast import ops
+
+
+class Pending(NamedTuple):
+    """A residual x + gate * (y + y_bias) not yet added; whoever normalises x next adds it in the same pass."""
+
+    y: Tensor  # (B, F, N, D)
+    gate: Tensor  # (G, D)
+    y_bias: Tensor | None  # (D,)
+
+
+def resolve(x: Tensor, pending: Pending | None) -> Tensor:
+    """Adds a pending residual where no norm follows."""
+    if pending is None:
+        return x
+    y = pending.y if pending.y_bias is None else pending.y + pending.y_bias
+    return ops.gate_residual(x, y, pending.gate)
+
+
+def add_and_norm(
+    x: Tensor,
+    pending: Pending | None,
+    shift: Tensor,
+    scale: Tensor,
+    pos: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """(x', h): x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
+    if pending is None:
+        x = x if pos is None else x + pos.to(x.dtype)
+        return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
+    gate = pending.gate
+    if gate.shape[0] != shift.shape[0]:
+        # conditions a frame beside conditions a clip, or beside none, as joint models and plain norms have them
+        groups = max(gate.shape[0], shift.shape[0])
+        gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
+    return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)

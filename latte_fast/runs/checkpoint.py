@@ -1,0 +1,200 @@
+"""Checkpoints of a run: written whole or not at all, each with the checksums of its files.
+
+checkpoints/step-0001000/
+    model.safetensors  ema.safetensors   the weights under upstream's keys, fp32
+    state/                               all of it for resuming, sharded by torch.distributed.checkpoint
+    meta.json                            step, samples, seed
+    manifest.json                        bytes and sha256 of the others
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latte_fast.distributed.data_parallel import whole_tensor
+from latte_fast.distributed.ranks import Ranks
+from latte_fast.models.checkpoint import CheckpointError
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)$")
+
+
+def step_of(folder: Path) -> int:
+    match = _NAME.search(folder.name)
+    assert match is not None, folder
+    return int(match.group(1))
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, oldest first, whole or not."""
+    home = run / FOLDER
+    return sorted((p for p in home.glob("step-*") if _NAME.search(p.name)), key=step_of) if home.is_dir() else []
+
+
+def latest(run: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint whose files are as they were written; each newer damaged one is named."""
+    for folder in reversed(all_checkpoints(run)):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            say(f"{error}; an older checkpoint is tried")
+        else:
+            return folder
+    return None
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError naming the first file that is missing, of another length, or changed."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        files = content["files"]
+        intact = content["sha256"] == _digest_of(files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: missing or damaged: {error}") from None
+    if not intact:
+        raise CheckpointError(f"{path}: damaged: its own checksum differs")
+    for name, want in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if file.stat().st_size != want["bytes"]:
+            raise CheckpointError(f"{file}: must have {want['bytes']} bytes, found {file.stat().st_size}")
+        if _digest(file) != want["sha256"]:
+            raise CheckpointError(f"{file}: damaged: its checksum differs")
+
+
+def save(
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    meta: dict[str, Any],
+    ranks: Ranks,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint beside the others, renames it into place, then removes all but the `keep` up to this step.
+
+    Args:
+        run: the run's folder.
+        step: updates done.
+        state: nested dicts of tensors, sharded ones too.
+        weights: file stem to tensors under upstream's keys.
+        meta: plain values.
+        ranks: every one calls this.
+        keep: checkpoints that stay.
+    """
+    # half of a command's start, so only where it is used
+    import torch.distributed.checkpoint as dcp
+
+    home = run / FOLDER
+    final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
+    if ranks.first:
+        home.mkdir(exist_ok=True)
+        for left in home.glob(".step-*.partial"):  # of a process that was killed
+            shutil.rmtree(left)
+        partial.mkdir()
+    ranks.barrier()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
+    for stem, tensors in weights.items():
+        whole = {}
+        for name, tensor in tensors.items():
+            # every rank takes part in gathering, one tensor at a time; rank 0 keeps it
+            full = whole_tensor(tensor)
+            if ranks.first:
+                whole[name] = full.cpu().contiguous()
+        if ranks.first:
+            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt"})
+    if ranks.first:
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        _seal(partial)
+        if final.exists():
+            # a damaged one of the same step, which resuming passed over
+            _remove(final)
+        os.rename(partial, final)
+        _sync(home)
+        # later ones are damaged, as resuming passed over them: none is a reason to remove a whole one
+        for old in [p for p in all_checkpoints(run) if step_of(p) <= step][:-keep]:
+            _remove(old)
+    ranks.barrier()
+    return final
+
+
+def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
+    """Fills the tensors of `state` in place from a verified checkpoint, however many ranks wrote it."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(state, storage_reader=dcp.FileSystemReader(folder / "state"), no_dist=ranks.count == 1)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    meta = json.loads((folder / "meta.json").read_text())
+    if isinstance(meta.get("sums"), list):
+        # as version 0.1 wrote them
+        meta["sums"] = dict(zip(("loss", "mse", "vb"), meta["sums"], strict=True))
+    return meta
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """AdamW's moments and step by parameter name, made as zeros where no update has been."""
+    for p in params.values():
+        if not optimizer.state[p]:
+            step = torch.zeros((), device=p.device)
+            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return {name: optimizer.state[p] for name, p in params.items()}
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first, so that a kill leaves no half of it under its name."""
+    hidden = folder.with_name(f".{folder.name}.old.partial")
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden)
+
+
+def _seal(folder: Path) -> None:
+    """Writes the manifest, and the files and folders to the disk."""
+    names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names}
+    (folder / MANIFEST).write_text(json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1))
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            yield part
+
+
+def _digest_of(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""What a training run is: frozen dataclasses, read from YAML, overridden on the command line."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from latte_fast.data import DataConfig
+from latte_fast.diffusion.noise import SEEDS
+from latte_fast.models.config import ModelConfig, require
+
+# a run's own file of it
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The process that is trained.
+
+    Args:
+        schedule: of the noise.
+        steps: of the process.
+        prediction: what the model's output is.
+        timesteps: which steps a batch sees: all alike, or sigmoid(N(shift, 1)), dense in the middle.
+        shift: of lognormal steps; below 0 towards less noise.
+        min_snr: gamma of min-SNR weighting, 5 is usual; none by default.
+    """
+
+    schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    steps: int = 1000
+    prediction: Literal["epsilon", "start_x", "v"] = "epsilon"
+    timesteps: Literal["uniform", "lognormal"] = "uniform"
+    shift: float = 0.0
+    min_snr: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its rate, and the average of the weights.
+
+    Args:
+        lr: the highest learning rate.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of AdamW.
+        rate: constant after the warm-up, or a cosine that would reach final_share * lr one step behind the last.
+        warmup: steps in which the rate rises linearly.
+        final_share: of lr at the end of a cosine.
+        clip: the gradient norm above which gradients are scaled down to it; none by default.
+        ema: the decay of the average of the weights that is sampled from.
+        ema_warmup: the decay starts at 0.1 and rises as (1 + step) / (10 + step), for short runs.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    rate: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    final_share: float = 0.0
+    clip: float | None = None
+    ema: float = 0.9999
+    ema_warmup: bool = False
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Samples drawn during training, from the averaged weights.
+
+    Args:
+        every: steps between them; 0 draws none.
+        count: of samples.
+        method: of sampling.
+        steps: of sampling.
+        scale: of guidance; 1 is none.
+    """
+
+    every: int = 0
+    count: int = 8
+    method: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    steps: int = 50
+    scale: float = 4.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a Latte: a folder of clips in, a run folder with weights, logs and checkpoints out.
+
+    Args:
+        out: the run's folder; an existing one is refused unless the run is resumed.
+        frames: of a clip.
+        size: pixels of a side.
+        images: single images beside each clip (joint image-video training).
+        vae: a diffusers AutoencoderKL folder, or "identity" for pixels; unused where latents are read.
+        steps: updates in all.
+        batch: clips of an update, over all ranks and micro-batches.
+        micro_batch: clips a rank takes at once; the rest of its share is accumulated. By default its whole share.
+        seed: of everything that is drawn, by sample number.
+        precision: fp32; bf16, autocast on fp32 weights; bf16-weights, with an fp32 master.
+        parallel: over ranks; auto is ddp where there are several.
+        compile: whether each block is compiled.
+        fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
+        pretrained: to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for text
+            to video also the folder of a Latte, whose sizes the model then has, or of a PixArt-alpha.
+        workers: processes a rank that read data, 0 reads in the training process; by default 4 beside a GPU and 0 on a
+            CPU, whose cores train.
+        log_every: steps between lines of the log.
+        save_every: steps between checkpoints; the last step always has one.
+        keep: checkpoints kept.
+        tensorboard: whether to write TensorBoard's files too (needs tensorboard).
+    """
+
+    out: str = "run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    frames: int = 16
+    size: int = 256
+    images: int = 0
+    vae: str = "identity"
+    steps: int = 100_000
+    batch: int = 8
+    micro_batch: int | None = None
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "bf16-weights"] = "fp32"
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    compile: bool = False
+    fp8: bool = False
+    pretrained: str | None = None
+    workers: int | None = None
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 3
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "steps", "batch", "log_every", "save_every", "keep"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("images", "workers", "seed"):
+            require((getattr(self, name) or 0) >= 0, name, "at least 0", getattr(self, name))
+        micro = self.micro_batch
+        require(micro is None or micro >= 1, "micro_batch", "at least 1", micro)
+        optim, diffusion, sample = self.optim, self.diffusion, self.sample
+        require(self.seed < SEEDS, "seed", "below 2^64", self.seed)
+        require(0 < optim.lr < math.inf, "optim.lr", "positive, and finite", optim.lr)
+        require(all(0 <= b < 1 for b in optim.betas), "optim.betas", "in [0, 1)", optim.betas)
+        require(0 <= optim.eps < math.inf, "optim.eps", "at least 0, and finite", optim.eps)
+        require(optim.warmup >= 0, "optim.warmup", "at least 0", optim.warmup)
+        require(0 <= optim.ema < 1, "optim.ema", "in [0, 1)", optim.ema)
+        require(optim.clip is None or optim.clip > 0, "optim.clip", "positive", optim.clip)
+        require(optim.weight_decay >= 0, "optim.weight_decay", "at least 0", optim.weight_decay)
+        require(0 <= optim.final_share <= 1, "optim.final_share", "in [0, 1]", optim.final_share)
+        require(diffusion.steps >= 1, "diffusion.steps", "at least 1", diffusion.steps)
+        min_snr = diffusion.min_snr
+        require(min_snr is None or min_snr > 0, "diffusion.min_snr", "positive", min_snr)
+        require(math.isfinite(diffusion.shift), "diffusion.shift", "finite", diffusion.shift)
+        require(0 <= sample.scale < math.inf, "sample.scale", "at least 0, and finite", sample.scale)
+        require(sample.every >= 0, "sample.every", "at least 0", sample.every)
+        require(sample.count >= 1, "sample.count", "at least 1", sample.count)
+        rule = f"in [2, diffusion.steps = {diffusion.steps}]"
+        require(sample.every == 0 or 2 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)

@@ -1,0 +1,54 @@
+"""Weights as others read them: one file under upstream's keys, or a folder for diffusers."""
+
+from pathlib import Path
+
+import torch
+
+from latte_fast.models.checkpoint import cast, read_checkpoint, save_state
+from latte_fast.models.families import MODEL_FOLDER, family_for, is_model_folder, open_model_folder
+from latte_fast.models.latte.adapter import FILES, LatteAdapter
+from latte_fast.models.latte.published import MARK
+from latte_fast.runs.checkpoint import FOLDER
+from latte_fast.runs.config import CONFIG, TrainConfig
+from latte_fast.runs.load import load
+from latte_fast.runs.yaml import read_config
+
+
+def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype | None = None) -> Path:
+    """Writes the weights of `source` to `out` and returns it.
+
+    A model of classes becomes a file: .safetensors, or the .pt that upstream's scripts load. A text-to-video model
+    becomes a folder that diffusers and `LatteT2V.from_pretrained` read.
+
+    Args:
+        source: a run's folder or one of its checkpoints, a file of upstream's, a text-to-video model's folder.
+        out: must not exist, so that nothing is overwritten.
+        weights: "ema", the average, or "model", where a run or a file has both.
+        dtype: of the weights written; by default as they are.
+    """
+    source, out = Path(source), Path(out)
+    if weights not in ("ema", "model"):
+        raise ValueError(f"convert: weights must be ema or model, got {weights!r}")
+    if out.exists():
+        raise ValueError(f"convert: out must not exist, got {out}")
+    if source.is_file():
+        LatteAdapter.check_export(out)
+        state = read_checkpoint(source, weights)
+        if MARK not in state:
+            rule = f"a model of classes, with {MARK}; one for text is given by its folder"
+            raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
+        save_state(cast(state, dtype), out)
+    elif is_model_folder(source):
+        family_for(captioned=True).check_export(out)
+        model, adapter = open_model_folder(source, dtype)
+        adapter.export(model, out, dtype)
+    elif not (source / CONFIG).is_file() and source.parent.name != FOLDER:
+        rule = f"a run's folder with {CONFIG}, one of its checkpoints, a {' or '.join(FILES)} file, "
+        rule += f"or a text-to-video model's folder with {MODEL_FOLDER[0]}"
+        raise ValueError(f"convert: source must be {rule}, got {source}")
+    else:
+        run = source.parents[1] if source.parent.name == FOLDER else source
+        family_for(bool(read_config(run / CONFIG, TrainConfig).data.text)).check_export(out)
+        trained = load(source, weights)
+        trained.adapter.export(trained.model, out, dtype)
+    return out

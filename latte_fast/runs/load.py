@@ -1,0 +1,77 @@
+"""A trained model from a run's folder, one of its checkpoints, a file of upstream's, or a text-to-video folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latte_fast.models.adapter import Adapter
+from latte_fast.models.checkpoint import load_checkpoint, load_state, read_checkpoint
+from latte_fast.models.families import FAMILIES, family_for, is_model_folder, open_model_folder
+from latte_fast.models.latte.adapter import LatteAdapter
+from latte_fast.models.latte.published import config_of
+from latte_fast.runs import checkpoint
+from latte_fast.runs.config import CONFIG, TrainConfig
+from latte_fast.runs.yaml import from_mapping, read_config
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation, and what is known of it."""
+
+    model: Any
+    adapter: Adapter
+    config: TrainConfig
+    step: int
+
+    @property
+    def classes(self) -> list[str]:
+        return self.adapter.classes
+
+
+def load(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Trained:
+    """Loads a trained model: the newest whole checkpoint of a run's folder, or what else `path` holds.
+
+    Args:
+        path: a run's folder, runs/x/checkpoints/step-n, a .pt or .safetensors file under upstream's keys, or the folder
+            of a text-to-video model.
+        weights: "ema", the average, or "model", the weights themselves.
+        device: where the model goes.
+    """
+    path = Path(path)
+    if weights not in ("ema", "model"):
+        raise ValueError(f"load: weights must be ema or model, got {weights!r}")
+    if path.is_file():
+        return _load_file(path, weights, device)
+    if path.parent.name == checkpoint.FOLDER:
+        folder, run = path, path.parents[1]
+        checkpoint.verify(folder)
+    elif (path / CONFIG).is_file():
+        run = path
+        found = checkpoint.latest(run)
+        if found is None:
+            raise ValueError(f"load: path must have a whole checkpoint in {checkpoint.FOLDER}/, got {path}")
+        folder = found
+    elif is_model_folder(path):
+        model, adapter = open_model_folder(path)
+        return Trained(model.to(device), adapter, TrainConfig(), 0)
+    else:
+        rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
+        raise ValueError(f"load: path must be {rule}, got {path}")
+    config = read_config(run / CONFIG, TrainConfig)
+    meta = checkpoint.read_meta(folder)
+    family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(config.data.text))
+    shape = from_mapping(family.config_type, meta["model"], str(folder / "meta.json"))
+    adapter = family(shape, meta["classes"])
+    model = adapter.build(config.images)
+    load_checkpoint(model, folder / f"{weights}.safetensors")
+    return Trained(model.to(device).eval(), adapter, config, meta["step"])
+
+
+def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:
+    state = read_checkpoint(path, weights)
+    adapter = LatteAdapter(config_of(state, str(path)))
+    model = adapter.build()
+    load_state(model, state, str(path))
+    return Trained(model.to(device).eval(), adapter, TrainConfig(), 0)

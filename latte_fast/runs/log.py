@@ -1,0 +1,113 @@
+"""A run's log: JSONL always, a progress line, TensorBoard by choice."""
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from latte_fast.files import atomic
+
+LOG = "log.jsonl"
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's log; one cut short by a kill is left out."""
+    return list(_whole(Path(path)))
+
+
+def _whole(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):
+            return
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class RunLog:
+    """Where rank 0 writes; on other ranks nothing is written.
+
+    Args:
+        folder: of the run.
+        step: updates already done: lines of later ones, which a killed run wrote after its last checkpoint, go.
+        steps: in all.
+        active: whether this is rank 0.
+        tensorboard: whether to write its files too.
+        shown: the loss that the progress line shows.
+    """
+
+    def __init__(
+        self, folder: Path, step: int, steps: int, active: bool = True, tensorboard: bool = False, shown: str = "loss"
+    ):
+        self.active, self.shown = active, shown
+        if not active:
+            return
+        path = folder / LOG
+        kept = [line for line in _whole(path) if line["step"] <= step]
+        with atomic(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = path.open("a")
+        # a terminal gets a line that moves, a file one line a minute
+        pace = 0.1 if sys.stderr.isatty() else 60.0
+        self.bar = tqdm(total=steps, initial=step, unit="step", mininterval=pace, dynamic_ncols=True)
+        self.board = summary_writer()(folder / "tensorboard", purge_step=step + 1) if tensorboard else None
+
+    def step(self) -> None:
+        if self.active:
+            self.bar.update()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """A line of numbers, its "step" the updates done."""
+        if not self.active:
+            return
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        shown = {
+            self.shown: f"{line[self.shown]:.4f}",
+            "clips/s": f"{line['clips_per_s']:.3g}",
+            "wait": f"{line['data_wait']:.0%}",
+            "peak": f"{line['peak_bytes'] / 1e9:.2f} GB",
+        }
+        self.bar.set_postfix(shown, refresh=False)
+        if self.board is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, line["step"])
+
+    def say(self, text: str) -> None:
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        self.bar.close()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer, or an error that says how to get it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        message = "train: tensorboard must be installed for its files; pip install 'latte_fast[tensorboard]'"
+        raise RuntimeError(message) from error
+    return SummaryWriter

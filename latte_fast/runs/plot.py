@@ -1,0 +1,55 @@
+"""A run's curves as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from latte_fast.runs.log import LOG, read_log
+
+CURVES = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "grad_norm": "gradient norm"}
+
+
+def pyplot() -> Any:
+    """matplotlib drawing to files, or an error that says how to get it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise RuntimeError("plot: matplotlib must be installed; pip install 'latte_fast[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
+    """Draws loss, rate, throughput and gradient norm of a run's log to `out`, by default run/curves.png."""
+    plt = pyplot()
+    lines = read_log(Path(run) / LOG)
+    if not lines:
+        raise ValueError(f"plot: run must be a folder with lines in {LOG}, got {run}")
+    out = Path(run) / "curves.png" if out is None else Path(out)
+    steps = [line["step"] for line in lines]
+    known = plt.FigureCanvasBase.get_supported_filetypes()
+    if out.suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"plot: out must end in one of {', '.join(known)}, got {out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
+        values = [line[name] for line in lines]
+        if name == "loss":
+            axis.plot(steps, values, color="0.8", linewidth=1)
+            values = smooth(values)
+            if min(values) > 0:
+                axis.set_yscale("log")
+        axis.plot(steps, values, linewidth=1.5)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+    return out
+
+
+def smooth(values: list[float], share: float = 0.02) -> list[float]:
+    """The mean of the last `share` of all values at each."""
+    window = max(1, int(len(values) * share))
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]

@@ -1,0 +1,239 @@
+"""A model's forward as a CUDA graph: captured once a set of shapes, then one launch whatever the model's depth."""
+
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast import backends
+from latte_fast.modules.hooks import is_untouched
+from latte_fast.ops.registration import call_directly
+
+# forwards before a capture: kernels are compiled, tables and workspaces made
+WARM_UPS = 3
+_FIXED = (str, bool, int, float, type(None))
+_ALL_HAVE = frozenset(vars(nn.Module()))
+_PLAIN = (Tensor, nn.Parameter)
+
+
+class Replay(nn.Module):
+    """`Replay(model)` is called as the model is and gives its numbers; without gradients on a GPU it replays a graph.
+
+    For where a forward waits for the host: a few clips at a time, small models. The first call at new shapes captures,
+    which takes some forwards and keeps the memory of one; later calls copy their inputs and replay. Use it on one
+    stream at a time.
+
+    Weights may change in place, as an optimiser's step or load_state_dict changes them. After anything else (a weight
+    moved, a layer exchanged, a LoRA switched off, another backend or precision of products) the next call captures
+    again. What a graph can't hold runs as the model does: gradients, training mode, autocast, hooks, sharded weights,
+    tracing, inputs that are not on a GPU. A copy begins without graphs.
+
+    Args:
+        forward: a Latte or LatteIMG, or a method of one such as model.forward_with_cfg. Arguments that are no tensors
+            are fixed in a graph: another guidance scale is another graph.
+        most: graphs that are kept, their memory in a pool that they share; the one not used for longest goes first.
+    """
+
+    def __init__(self, forward: Callable[..., Tensor], most: int = 8):
+        super().__init__()
+        owner = getattr(forward, "__self__", forward)
+        if not isinstance(owner, nn.Module):
+            raise TypeError(f"Replay: forward must be a module or a method of one, got {type(forward).__name__}")
+        if most < 1:
+            raise ValueError(f"Replay: most must be at least 1, got {most}")
+        self.model, self.most = owner, most
+        self._run = (forward,)  # a module as an attribute would be registered twice
+        self._begin()
+
+    def _begin(self) -> None:
+        self._graphs: OrderedDict[tuple, Graph] = OrderedDict()
+        self._pool: Any = None
+        self._lock = threading.Lock()  # threads on one stream take turns, from the copy of the inputs to the output's
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a graph is of this process and these weights
+        return {name: x for name, x in vars(self).items() if name not in ("_graphs", "_pool", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        (run,) = self._run
+        inputs = (*args, *kwargs.values())
+        held = holds(self.model, inputs)
+        if isinstance(held, str):
+            if not torch.compiler.is_compiling():
+                backends.say_once(f"Replay: the model runs as it is: {held}")
+            return run(*args, **kwargs)
+        # a tensor by what a kernel is compiled and launched for, the rest by its value
+        key = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
+        with self._lock:
+            graph = self._graphs.get(key)
+            if graph is None or graph.held != held:
+                self._graphs.pop(key, None)
+                graph = None  # its memory serves the next
+                while len(self._graphs) >= self.most:
+                    self._graphs.popitem(last=False)
+                graph = self._graphs[key] = self._captured(run, args, kwargs)
+            self._graphs.move_to_end(key)
+            tensors = (x for x in inputs if isinstance(x, Tensor))
+            for own, x in zip(graph.inputs, tensors, strict=True):
+                own.copy_(x, non_blocking=True)
+            graph.replay()
+            return graph.output.clone()
+
+    def forget(self) -> None:
+        """Frees all graphs and their memory."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _captured(self, run: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> "Graph":
+        # its tensors are written in every mode; leaving inference mode turns gradients on
+        with torch.inference_mode(False), torch.no_grad():
+            args = tuple(own(x) for x in args)
+            kwargs = {name: own(x) for name, x in kwargs.items()}
+            inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if not self._graphs:
+                self._pool = new_pool()  # torch does not open one again that all graphs have left
+
+            def call() -> Tensor:
+                output = run(*args, **kwargs)
+                if not isinstance(output, Tensor):
+                    raise TypeError(f"Replay: forward must return a tensor, got {type(output).__name__}")
+                return output
+
+            replayed, output = capture(call, inputs[0].device, self._pool)
+            # what the model made on its first calls included
+            return Graph(replayed, output, inputs, holds(self.model, tuple(inputs)))
+
+
+class Graph(NamedTuple):
+    replay: Callable[[], None]
+    output: Tensor  # which a replay writes
+    inputs: list[Tensor]  # which it reads
+    held: list | str
+
+
+def own(x: Any) -> Any:
+    return x.clone(memory_format=torch.contiguous_format) if isinstance(x, Tensor) else x
+
+
+def holds(model: nn.Module, inputs: tuple) -> list | str:
+    """What a graph of this call holds beside inputs and the values of weights: equal lists, one graph. Or why none can.
+
+    The walk takes 0.7 ms for 28 blocks (one core of an AMD EPYC, 2026-11-22), while the GPU is at the call before.
+    """
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if not tensors or not all(on_gpu(x) for x in tensors):
+        return "an input is not on a GPU"
+    if not call_directly(*tensors):
+        return "gradients, autocast, a transform or a trace"
+    if not all(isinstance(x, (Tensor, *_FIXED)) for x in inputs):
+        return "an input that is neither a tensor nor a number"
+    if is_capturing():
+        return "another capture"
+    if nn.modules.module._has_any_global_hook():
+        return "hooks"
+    held: list[Any] = [backends.state(), precision()]
+    grad, waiting = torch.is_grad_enabled(), [model]
+    while waiting:
+        module = waiting.pop()
+        if module.training:
+            return "training mode"
+        if is_hooked(module):
+            return "hooks"
+        held.append(module)
+        if not type(module).__module__.startswith("torch.nn."):
+            # extend_time, whether a LoRA is on, and the like
+            held += [(n, settled(x)) for n, x in vars(module).items() if n not in _ALL_HAVE]
+        for group in (module._parameters, module._buffers):
+            for x in group.values():
+                if x is None:
+                    continue
+                if type(x) not in _PLAIN:
+                    return f"a weight that is a {type(x).__name__}"
+                if grad and x.requires_grad:
+                    return "gradients of its weights"
+                held.append((x.data_ptr(), x.dtype, x.shape, x.stride()))
+        waiting += [child for child in module._modules.values() if child is not None]
+    return held
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody else's code runs with a module's; of a compiled model's wrapper the own forward is no such."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked or not ("_orig_mod" in module._modules or is_untouched(module)))
+
+
+def settled(x: Any) -> Any:
+    """An attribute as what equals itself until it is changed, in place too."""
+    if isinstance(x, Tensor):
+        return x.data_ptr(), x.dtype, x.shape, x.stride()
+    if isinstance(x, dict):
+        return [(name, settled(value)) for name, value in x.items()]
+    if isinstance(x, (list, tuple, set)):
+        return [settled(value) for value in x]
+    if isinstance(x, _FIXED):
+        return x
+    if dataclasses.is_dataclass(x):
+        return type(x), settled(vars(x))
+    # others by identity: what == of an array or the like means is not known
+    return x if type(x).__eq__ is object.__eq__ else type(x)
+
+
+def precision() -> tuple:
+    """What torch is told about the numbers of products and attention, for the whole process."""
+    of_torch = torch.backends.cuda
+    # torch 2.8 has no setting by backend, and the one for all raises where a later torch was given such
+    by_backend = getattr(torch._C, "_get_fp32_precision_getter", None)
+    return (
+        by_backend("cuda", "matmul") if by_backend else torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        of_torch.flash_sdp_enabled(),
+        of_torch.mem_efficient_sdp_enabled(),
+        of_torch.math_sdp_enabled(),
+        of_torch.cudnn_sdp_enabled(),
+    )
+
+
+def on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def is_capturing() -> bool:
+    return torch.cuda.is_current_stream_capturing()
+
+
+def new_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
+
+
+@functools.cache
+def stream_of(device: torch.device) -> Any:
+    """Where graphs of a device are captured: torch's own stream for it stays on the first device that captured.
+
+    One for all, for each holds workspaces of cuBLAS for good, and warm-ups on it make them outside of a graph's pool.
+    """
+    return torch.cuda.Stream(device)
+
+
+def capture(call: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
+    """What replays a call, and the tensor that it then writes."""
+    with torch.cuda.device(device):
+        side = stream_of(device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # other threads, which read data or decode, may allocate and copy meanwhile
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+            output = call()
+    return graph.replay, output

@@ -1,0 +1,94 @@
+"""What samples to draw and how: checked before anything is opened."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from latte_fast.diffusion import METHODS
+from latte_fast.diffusion.noise import SEEDS
+from latte_fast.media.formats import FPS
+
+FORMATS = ("mp4", "gif", "png", "npz")
+# the ones upstream offers, by diffusers' class names without their ending
+SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
+              "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
+# of a frame VAE and of the temporal decoder, as upstream decodes
+DECODED_AT_ONCE = 14
+
+
+@dataclass(frozen=True)
+class Request:
+    """How many samples of what kind; see `latte-fast sample`."""
+
+    count: int = 8
+    batch: int = 4
+    seed: int = 0
+    steps: int = 50
+    method: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    scale: float = 4.0
+    eta: float = 0.0
+    frames: int | None = None
+    format: Literal["mp4", "gif", "png", "npz"] = "mp4"
+    fps: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sample: {name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("method", METHODS), ("format", FORMATS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"sample: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        rules = (
+            ("seed", 0 <= self.seed < SEEDS, "in [0, 2^64)"),
+            ("scale", 0 <= self.scale < math.inf, "at least 0, and finite"),
+            ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
+            ("eta", self.method == "ddim" or not self.eta, f"left out for {self.method}, as it is ddim's"),
+            ("frames", self.frames is None or self.frames >= 1, "at least 1"),
+            ("fps", FPS[0] <= self.fps <= FPS[1], f"from {FPS[0]} to {FPS[1]}"),
+        )
+        for name, ok, rule in rules:
+            if not ok:
+                raise ValueError(f"sample: {name} must be {rule}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """What to make of which prompts; see `latte-fast sample`."""
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    scheduler: str | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    over_time: bool = True
+    temporal_decoder: bool = False
+    decoded_at_once: int = DECODED_AT_ONCE
+    seed_rule: Literal["philox", "old"] = "philox"
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("sample: prompt must not be empty")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise ValueError(f"sample: scheduler must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}")
+        for name in ("height", "width", "frames", "decoded_at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"sample: {name} must be at least 1, got {value}")
+
+
+def read_prompts(path: str | Path) -> tuple[str, ...]:
+    """A prompt a line of UTF-8; empty lines are skipped."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"sample: prompts must be a file with a prompt a line, got {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"sample: prompts must be a file in UTF-8, got {path}: {error}") from error
+    # at newlines alone: a prompt may hold other separators
+    prompts = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not prompts:
+        raise ValueError(f"sample: prompts must hold a prompt, got {path} without any")
+    return prompts

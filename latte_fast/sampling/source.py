@@ -1,0 +1,166 @@
+"""What clips are drawn from: a model, of a run or in training, and its codec. Pipelines have a source of their own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from latte_fast.codecs.vae import VAE
+from latte_fast.data.text import Texts
+from latte_fast.media.pixels import to_pixels
+from latte_fast.models.adapter import Adapter, Condition, Conditions
+from latte_fast.runs.config import DiffusionConfig
+from latte_fast.runs.load import Trained
+from latte_fast.sampling.chunks import labels_of
+from latte_fast.sampling.engine import generate, sampling_process
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.windows import windowed
+
+
+class Source(Protocol):
+    """Samples by their numbers: whoever draws sample i, with whatever neighbours, draws the same."""
+
+    def batch(self, request: Request) -> int:
+        """Samples that are drawn at once."""
+        ...
+
+    def names(self, request: Request) -> list[str]:
+        """What each sample of a request shows."""
+        ...
+
+    def notes(self, request: Request) -> dict[str, Any]:
+        """The request as it is kept beside the samples."""
+        ...
+
+    def draw(
+        self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
+    ) -> tuple[Tensor, list[str]]:
+        """Samples `numbers` as uint8 (B, F, H, W, 3), and their names; `tick` is called at each step."""
+        ...
+
+
+class ModelSource:
+    """A model called through its family's adapter, with the process that it is trained by.
+
+    Args:
+        model: called with (x, t, **condition) on (B, F, C, h, w).
+        adapter: of its family.
+        process: that it is trained by.
+        vae: which decodes what it makes.
+        shape: of a sample, (F, C, h, w).
+        guidable: whether it was trained without condition now and then.
+        device: where it runs.
+        dtype: of its input.
+        wanted: labels in turn over the samples; none draws them by the seed.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        adapter: Adapter,
+        process: DiffusionConfig,
+        vae: VAE,
+        shape: Sequence[int],
+        guidable: bool,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        wanted: Sequence[int] = (),
+    ):
+        self.model, self.adapter, self.process, self.vae = model, adapter, process, vae
+        self.shape, self.guidable, self.device, self.dtype = tuple(shape), guidable, device, dtype
+        self.wanted = list(wanted)
+
+    def batch(self, request: Request) -> int:
+        return request.batch
+
+    def names(self, request: Request) -> list[str]:
+        return self.condition_for(range(request.count), request.seed).names
+
+    def notes(self, request: Request) -> dict[str, Any]:
+        return dict(request.__dict__)
+
+    def condition_for(self, numbers: Sequence[int], seed: int) -> Condition:
+        choices = self.adapter.choices
+        labels = labels_of(numbers, self.wanted, choices, seed).tolist() if choices else list(numbers)
+        given, null, names = self.adapter.condition_for(labels, self.guidable)
+        return Condition(self._in_dtype(given), self._in_dtype(null), names)
+
+    def _in_dtype(self, given: Conditions) -> Conditions:
+        return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in given.items()}
+
+    @torch.no_grad()
+    def draw(
+        self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
+    ) -> tuple[Tensor, list[str]]:
+        frames = request.frames or self.shape[0]
+        model = windowed(self.model, self.shape[0], frames)
+        condition = self.condition_for(numbers, request.seed)
+        if request.scale != 1.0 and condition.given and not condition.null:
+            raise ValueError(f"sample: scale must be 1 for a model trained without dropped labels, got {request.scale}")
+
+        def ticking(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+            out = model(x, t, **kwargs)
+            tick()
+            return out
+
+        latents = generate(
+            sampling_process(self.process, request.steps, self.adapter.learns_sigma()),
+            ticking,
+            numbers,
+            (frames, *self.shape[1:]),
+            seed=request.seed,
+            method=request.method,
+            scale=request.scale,
+            condition=condition.given,
+            null=condition.null,
+            eta=request.eta,
+            clip_denoised=self.vae.factor == 1,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        return to_pixels(self.vae.decode(latents)), condition.names
+
+
+def trained_source(
+    trained: Trained, vae: VAE, wanted: Sequence[str] = (), dtype: torch.dtype = torch.float32
+) -> ModelSource:
+    """A trained model as a source of clips.
+
+    Args:
+        trained: the model and its configuration.
+        vae: which decodes what it makes.
+        wanted: classes or captions by number or name, in turn over the samples; none draws them by the seed.
+        dtype: of weights and activations.
+    """
+    adapter, text = trained.adapter, trained.config.data.text
+    if text:
+        adapter = type(adapter)(adapter.config, adapter.classes, Texts(text))
+    frames, channels, height, width = adapter.sample_shape(trained.config.size, vae.factor)
+    if vae.channels != channels:
+        rule = f"the model's {channels} channels, got {vae.channels}; give --vae the folder that encoded the data"
+        raise ValueError(f"sample: vae must have {rule}")
+    numbers = [label_number(adapter, name) for name in wanted]
+    device = next(trained.model.parameters()).device
+    net = trained.model.to(dtype)
+
+    def model(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        return adapter.call(net, x, t, **conditions)
+
+    guidable = adapter.guidable(trained.config.model.class_dropout_prob)
+    shape = (frames, channels, height, width)
+    return ModelSource(model, adapter, trained.config.diffusion, vae, shape, guidable, device, dtype, numbers)
+
+
+def label_number(adapter: Adapter, name: str) -> int:
+    """A class or caption by its name or number."""
+    what, known = adapter.labels, adapter.label_names()
+    if not adapter.choices:
+        raise ValueError(f"sample: {what} must be left out for a model without, got {name!r}")
+    if name in known:
+        return list(known).index(name)
+    if name.isdecimal() and int(name) < adapter.choices:
+        return int(name)
+    names = f" or one of {', '.join(known[:20])}{', ...' * (len(known) > 20)}" if known else ""
+    other = "; --pretrained takes any prompt" if what == "captions" else ""
+    raise ValueError(f"sample: {what} must be below {adapter.choices}{names}, got {name!r}{other}")

@@ -1,0 +1,86 @@
+"""One network in training: its weights, their average, its optimizer, and how it is spread over ranks."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.distributed.data_parallel import gather_anew, reducing, spread
+from latte_fast.distributed.ranks import Ranks
+from latte_fast.runs.checkpoint import optimizer_state
+from latte_fast.runs.config import OptimConfig
+from latte_fast.training.ema import Ema
+from latte_fast.training.weights import Weights, clip, gradients, norm_of
+
+
+class Learner:
+    """A network that one optimizer updates.
+
+    Args:
+        model: on its device, in the form in which it trains.
+        optim: AdamW and the average of the weights.
+        parallel: none, ddp or fsdp.
+        ranks: that it is spread over.
+        precision: fp32; bf16, autocast on fp32 weights; bf16-weights, with an fp32 master.
+    """
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, parallel: str, ranks: Ranks, precision: str):
+        self.model = model.train()
+        self.optim, self.parallel, self.ranks, self.precision = optim, parallel, ranks, precision
+        self.sharded = parallel == "fsdp"
+        if self.sharded:
+            self.call = spread(model, parallel, ranks, precision)
+        self.weights = Weights(model, master=precision == "bf16-weights" and not self.sharded)
+        if not self.sharded:
+            self.call = spread(model, parallel, ranks)
+        self.optimizer = torch.optim.AdamW(
+            list(self.weights.trained.values()),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.ema = Ema(self.weights.by_name, optim.ema, optim.ema_warmup)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def reducing(self, last: bool) -> AbstractContextManager:
+        """Around a backward: gradients cross ranks only in the last micro-batch's."""
+        return reducing(self.call, last)
+
+    def update(self, step: int, lr: float, wants_norm: bool) -> Tensor | None:
+        """One update by the gradients at hand; their norm where it is asked for or clipped."""
+        grads = gradients(self.weights.trained.values())
+        norm = None
+        if self.optim.clip is not None or wants_norm:
+            norm = norm_of(grads, self.ranks, self.sharded)
+        if self.optim.clip is not None and norm is not None:
+            clip(grads, norm, self.optim.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.give()
+        self.ema.update(step)
+        return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model, in evaluation, for a while."""
+        self.model.eval()
+        with self.ema.in_place_of(self.weights.own):
+            yield
+        gather_anew(self.model)
+        self.model.train()
+
+    def state(self) -> dict[str, Any]:
+        """Every tensor that training goes on from; loaded in place, then `loaded` is called."""
+        moments = optimizer_state(self.optimizer, self.weights.trained)
+        return {"model": self.weights.by_name, "ema": self.ema.average, "optimizer": moments}
+
+    def loaded(self) -> None:
+        self.weights.give()

@@ -1,0 +1,227 @@
+"""Diffusion: a model of a family learns to denoise clips or their latents."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from latte_fast.codecs.vae import VAE, open_vae
+from latte_fast.data import open_dataset
+from latte_fast.data.item import Item
+from latte_fast.data.seeding import SampleKey
+from latte_fast.diffusion import create_diffusion, sample_timesteps
+from latte_fast.diffusion.noise import Use, generator, normal
+from latte_fast.distributed.ranks import Ranks
+from latte_fast.media import write
+from latte_fast.models.adapter import Adapter, DataSizes
+from latte_fast.models.config import require
+from latte_fast.models.families import family_for
+from latte_fast.quantization.fp8_training import convert_to_fp8
+from latte_fast.runs.config import TrainConfig
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import ModelSource
+from latte_fast.training.learner import Learner
+from latte_fast.training.loader import Batch
+from latte_fast.training.setup import compile_blocks
+
+
+class DenoisingItem(Item, total=False):
+    """An item of the data with everything that is drawn for its sample; a family adds what its model is told."""
+
+    noise: Tensor  # (F + n, C, h, w)
+    t: Tensor  # () int64, the time step
+    drop: Tensor  # (1 + n,) bool, which labels are dropped
+    eps: Tensor  # like noise, of the codec's posterior
+    text: Tensor  # (1 + n, T, C)
+    text_mask: Tensor  # (1 + n, T) bool
+
+
+class DenoisingItems(Dataset):
+    """Clips with noise, time step and dropped labels, drawn by (seed, sample number) in the process that reads them.
+
+    Args:
+        dataset: whose items come by key.
+        adapter: of the model's family.
+        config: of the run.
+        latent: (F + n, C, h, w), the shape that is noised.
+        encoded: whether a codec's posterior is drawn from.
+        dropout: how often a label is dropped.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        adapter: Adapter,
+        config: TrainConfig,
+        latent: tuple[int, ...],
+        encoded: bool,
+        dropout: float,
+    ):
+        self.dataset, self.adapter, self.config = dataset, adapter, config
+        self.latent, self.encoded, self.dropout = latent, encoded, dropout
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        seed, process = self.config.seed, self.config.diffusion
+        item = DenoisingItem(**self.dataset[key])
+        item["noise"] = normal(seed, key.number, self.latent, Use.NOISE)
+        source = generator(seed, key.number, Use.TIME)
+        torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
+        item["t"] = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift)[0]
+        if self.dropout:
+            item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
+        if self.encoded:
+            item["eps"] = normal(seed, key.number, self.latent, Use.LATENT)
+        return {**item, **self.adapter.read(item)}
+
+
+class Denoising:
+    """See Objective.
+
+    Args:
+        config: of the run.
+        ranks: of this process.
+        parallel: none, ddp or fsdp.
+        say: where notes go.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, parallel: str, say: Any):
+        self.config, self.ranks = config, ranks
+        self.vae = open_run_vae(config, ranks.device)
+        self.dataset = open_dataset(config.data, config.frames, config.size, config.images)
+        self.adapter, self.latent, self.encoded = fit_model(config, self.dataset, self.vae)
+        self.dropout = config.model.class_dropout_prob if self.adapter.choices else 0.0
+        self.length = len(self.dataset)
+        self.columns: tuple[str, ...] = ("loss", "mse", "vb") if config.model.learn_sigma else ("loss",)
+        self.diffusion = create_diffusion(
+            "",
+            config.diffusion.schedule,
+            learn_sigma=config.model.learn_sigma,
+            diffusion_steps=config.diffusion.steps,
+            prediction=config.diffusion.prediction,
+            min_snr=config.diffusion.min_snr,
+        )
+        model = new_model(config, self.adapter, say).to(ranks.device)
+        if config.fp8:
+            convert_to_fp8(model)
+        if config.compile:
+            compile_blocks(model)
+        self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
+        self.learners: Mapping[str, Learner] = {"model": self.learner}
+
+    def items(self) -> Dataset:
+        return DenoisingItems(self.dataset, self.adapter, self.config, self.latent, self.encoded, self.dropout)
+
+    def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        x = batch["latent"] if "latent" in batch else batch["video"]
+        if self.encoded:
+            assert self.vae is not None
+            mean, std = self.vae.encode(x)
+            x = mean + std * batch["eps"]
+        conditions = self.adapter.conditions(batch, self.config.images)
+        return self.diffusion.training_losses(self.forward, x, batch["t"], conditions, batch["noise"])
+
+    def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        return self._run(self.learner.call, x, t, **kwargs)
+
+    def sample(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The model outside DDP, whose ranks would wait for each other."""
+        return self._run(self.learner.model, x, t, **kwargs)
+
+    def _run(self, model: nn.Module, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        with self.learner.autocast(x.device):
+            x = x.to(torch.bfloat16) if self.learner.weights.master else x
+            return self.adapter.call(model, x, t, **kwargs).float()
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def loaded(self) -> None:
+        self.learner.loaded()
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return {"model": self.learner.weights.by_name, "ema": self.learner.ema.average}
+
+    def meta(self) -> dict[str, Any]:
+        adapter = self.adapter
+        return {"family": adapter.name, "model": asdict(adapter.config), "classes": adapter.classes}
+
+    @torch.no_grad()
+    def preview(self, step: int, folder: Path) -> None:
+        """Writes folder/step-<n>.png from the averaged weights; ranks of a sharded model draw the same samples."""
+        config, wanted = self.config, self.config.sample
+        if self.ranks.first or self.learner.sharded:
+            assert self.vae is not None
+            shape = (config.frames, *self.latent[1:])
+            guidable = self.dropout > 0
+            source = ModelSource(
+                self.sample,
+                self.adapter,
+                config.diffusion,
+                self.vae,
+                shape,
+                guidable,
+                self.ranks.device,
+                wanted=range(self.adapter.choices),
+            )
+            request = Request(
+                count=wanted.count,
+                seed=config.seed,
+                steps=wanted.steps,
+                method=wanted.method,
+                scale=wanted.scale if guidable else 1.0,
+            )
+            with self.learner.averaged():
+                clips, names = source.draw(request, range(wanted.count))
+            if self.ranks.first:
+                folder.mkdir(exist_ok=True)
+                labelled = names if self.adapter.choices else ()
+                write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
+        self.ranks.barrier()
+
+
+def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
+    """What encodes clips and shows samples; None where neither is asked for."""
+    if config.data.kind == "latents" and not config.sample.every:
+        return None
+    return open_vae(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
+
+
+def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapter, tuple[int, ...], bool]:
+    """The model for the data's first item, the shape that is noised, and whether a codec's posterior is drawn from.
+
+    Latents need no codec but for samples.
+    """
+    item = dataset[(0, 0)]
+    clip = item["latent" if "latent" in item else "video"]
+    frames, channels, height, width = clip.shape
+    want = config.frames + config.images
+    require(frames == want, "frames", f"with images the {frames} of an item of the data", want)
+    require(height == width, "data", "of square clips", (height, width))
+    encoded = False
+    if "video" in item:
+        assert vae is not None
+        require(height % vae.factor == 0, "size", f"a multiple of the VAE's {vae.factor}", height)
+        channels, height = vae.channels, height // vae.factor
+        encoded = vae.random
+    elif vae is not None:
+        require(vae.channels == channels, "vae", f"of the latents' {channels} channels to show samples", config.vae)
+    captions = dataset.texts
+    classes = list(dataset.classes) if "label" in item and captions is None else []
+    sizes = DataSizes(channels, height, config.frames)
+    family = family_for(captions is not None)
+    adapter = family.fit(config.model, sizes, classes, captions, config.pretrained)
+    return adapter, (want, channels, height, height), encoded
+
+
+def new_model(config: TrainConfig, adapter: Adapter, say: Any) -> nn.Module:
+    """A model by the run's seed, or what it starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = adapter.build(config.images, config.model.recompute)
+    if config.pretrained is not None:
+        say(adapter.start(model, config.pretrained))
+    return model

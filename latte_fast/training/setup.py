@@ -1,0 +1,85 @@
+"""What is settled before a run begins: what it may not be, its readers, its compiled blocks."""
+
+import importlib.util
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from latte_fast.distributed.ranks import Ranks
+from latte_fast.models.config import require
+from latte_fast.models.families import family_for
+from latte_fast.runs.config import CONFIG, TrainConfig
+from latte_fast.runs.log import summary_writer
+from latte_fast.runs.yaml import read_config
+
+# what a resumed run may change: none of these changes the numbers of a step, but that a cosine ends with `steps`
+FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
+        "tensorboard", "pretrained")  # fmt: skip
+
+
+def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
+    """Everything that can be refused without opening the data."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"train: out must be a folder, got the file {out}")
+    if out.is_dir() and any(out.iterdir()):
+        require(resume, "out", "a new folder, or the run resumed (--resume)", str(out))
+        require((out / CONFIG).is_file(), "out", f"a run with {CONFIG} to be resumed", str(out))
+        check_same(config, read_config(out / CONFIG, TrainConfig), out)
+    require(config.batch % ranks.count == 0, "batch", f"a multiple of the {ranks.count} processes", config.batch)
+    share = config.batch // ranks.count
+    micro = config.micro_batch or share
+    require(share % micro == 0, "micro_batch", f"a divisor of the {share} clips of a process", micro)
+    several = ranks.count > 1
+    require(config.parallel != "none" or not several, "parallel", f"ddp or fsdp for {ranks.count} processes", "none")
+    sharded = config.parallel == "fsdp"
+    rule = "fp32, bf16, or used with parallel = fsdp over several processes"
+    require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
+    if config.pretrained is not None:
+        family = family_for(bool(config.data.text))
+        require(family.can_start(Path(config.pretrained)), "pretrained", family.starts_from, config.pretrained)
+    if config.tensorboard:
+        summary_writer()
+    if config.fp8:
+        if importlib.util.find_spec("torchao") is None:
+            raise RuntimeError("train: fp8 must have torchao; pip install 'latte_fast[fp8]'")
+        require(ranks.device.type == "cuda", "fp8", "used on a CUDA device", config.fp8)
+
+
+def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
+    """A resumed run has the numbers it was started with; the VAE makes them but where latents are read."""
+    free = (*FREE, "vae") if config.data.kind == "latents" else FREE
+    new, old = asdict(config), asdict(before)
+    new["model"].pop("recompute"), old["model"].pop("recompute")
+    for name in old:
+        if name in free or new[name] == old[name]:
+            continue
+        if isinstance(old[name], dict):
+            inner = next(key for key in old[name] if old[name][key] != new[name][key])
+            require(False, f"{name}.{inner}", f"{old[name][inner]!r} as in {out / CONFIG}", new[name][inner])
+        require(False, name, f"{old[name]!r} as in {out / CONFIG}", new[name])
+
+
+def readers(workers: int | None, device: torch.device) -> int:
+    """How many processes read the data: one alone would starve a GPU; on a CPU they would take the model's cores."""
+    if workers is not None:
+        return workers
+    # of the cores that this process may use, those of its share
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(4, share) if device.type == "cuda" else 0
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Each block by itself; all share their code, and with it dynamo's limit on the graphs of one function.
+
+    It is 8, past which calls run uncompiled: two axes, with and without gradients, in training and for samples. Images
+    and other sizes are more.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 64)
+    for block in model.blocks:
+        block.compile()

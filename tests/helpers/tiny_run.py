@@ -1,0 +1,30 @@
+"""The smallest run there is: two blocks of width 16 on 8-pixel shapes."""
+
+from pathlib import Path
+from typing import Any
+
+from latte_fast.data import DataConfig
+from latte_fast.runs.log import LOG, read_log
+from latte_fast.training import ModelConfig, OptimConfig, TrainConfig
+
+MODEL = ModelConfig(patch_size=4, hidden_size=16, depth=2, num_heads=2, class_dropout_prob=0.2)
+
+
+def tiny(out: str | Path, **changes: Any) -> TrainConfig:
+    """Eleven clips and batches of four, so that epochs end within a batch."""
+    given: dict[str, Any] = {
+        "model": MODEL,
+        "data": DataConfig(kind="shapes", clips=11),
+        "optim": OptimConfig(lr=3e-3, clip=0.5, warmup=5, rate="cosine", ema=0.9),
+        "frames": 2,
+        "size": 8,
+        "steps": 12,
+        "batch": 4,
+        "log_every": 1,
+        "save_every": 4,
+    }
+    return TrainConfig(out=str(out), **{**given, **changes})
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_log(out / LOG)]
