@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-cuda | bench | cuda | lint | sanitize-cpu | sanitize-cuda | emulate-amx | clean
+# make demo | test | test-all | test-cuda | bench | cuda | lint | docs | sanitize-cpu | sanitize-cuda | emulate-amx | clean
 # Each but cuda and clean makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside test test-all test-cuda bench cuda lint sanitize-cpu sanitize-cuda emulate-amx clean
+.PHONY: install demo triton-beside test test-all test-cuda bench cuda lint docs sanitize-cpu sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -66,5 +66,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# site/, from docs/; it needs neither torch nor the package. Not with -q, which hides the warnings that --strict counts
+docs:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt "mkdocs>=1.6,<2" pygments
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf build *.egg-info latte_fast/*.so latte_fast/_build_info.json
+	rm -rf build site *.egg-info latte_fast/*.so latte_fast/_build_info.json

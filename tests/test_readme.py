@@ -82,7 +82,9 @@ def test_installing_page_lists_every_extra_and_variable() -> None:
     )
     assert extras is not None
     read = (ROOT / "setup.py").read_text() + (ROOT / "csrc/isa.h").read_text()
-    wanted = re.findall(r"^(\w+) = \[", extras[1], re.MULTILINE) + re.findall(r"LATTE_FAST_[A-Z_]*[A-Z]|MAX_JOBS", read)
+    wanted = re.findall(r"^([\w-]+) = \[", extras[1], re.MULTILINE) + re.findall(
+        r"LATTE_FAST_[A-Z_]*[A-Z]|MAX_JOBS", read
+    )
     for name in wanted:
         assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), name
 
