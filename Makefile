@@ -12,7 +12,7 @@ EXTRAS := test,lint,t2v,plot
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch numpy
 	$(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
@@ -39,12 +39,12 @@ test-cuda: install
 
 # the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at each level
 sanitize-cpu: install
-	$(PIP) install -c constraints.txt setuptools pybind11
+	$(PIP) install -c constraints.txt setuptools pybind11 ninja
 	PYTHON=$(BIN)/python tests/ext/sanitize.sh
 
 # the AMX level's code on a machine with AVX512-BF16 and no AMX, its tiles emulated
 emulate-amx: install
-	$(PIP) install -c constraints.txt setuptools pybind11
+	$(PIP) install -c constraints.txt setuptools pybind11 ninja
 	PYTHON=$(BIN)/python tests/ext/emulate_amx.sh
 
 # the Triton kernels under memcheck and racecheck, on a CUDA machine; torch's caching allocator would hide an access

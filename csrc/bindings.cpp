@@ -3,10 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "device_info.h"
-#include "bindings_cpu.h"
+#include "cuda/device_info.h"
+#include "cpu/bindings.h"
 #ifdef LATTE_HAS_CUDA
-#include "bindings_cuda.h"
+#include "cuda/bindings.h"
 #endif
 
 namespace py = pybind11;

@@ -35,6 +35,57 @@ def build_wheel(source: Path, **env: str) -> Path:
     return next((source / "dist").glob("*.whl"))
 
 
+def test_a_changed_header_rebuilds_what_reads_it(tmp_path: Path) -> None:
+    """Nothing is built twice; a header's readers and nothing else when it changes; all when a flag does."""
+    for name in ("setuptools", "pybind11", "ninja"):
+        pytest.importorskip(name)
+    if shutil.which("g++") is None:
+        pytest.skip("no g++, whose preprocessor says what reads which header")
+    source, log = checkout(tmp_path / "source"), tmp_path / "log"
+    fake = tmp_path / "c++"
+    fake.write_text(
+        f"""#!{sys.executable}
+import subprocess, sys
+from pathlib import Path
+args = sys.argv[1:]
+out = args[args.index("-o") + 1]
+with open({str(log)!r}, "a") as file:
+    file.write(out + chr(10))
+if "-c" in args:
+    depfile = args[args.index("-MF") + 1]
+    includes = [a for a in args if a.startswith(("-I", "-D", "-std"))]
+    given = args[args.index("-c") + 1]
+    subprocess.run(["g++", "-MM", "-MT", out, "-MF", depfile, *includes, given], check=True)
+Path(out).write_bytes(b"")
+"""
+    )
+    fake.chmod(0o755)
+
+    def built(**env: str) -> list[str]:
+        log.write_text("")
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        given = os.environ | {"CXX": str(fake), "LATTE_FAST_CUDA": "0"} | env
+        done = subprocess.run(command, capture_output=True, text=True, cwd=source, env=given)
+        assert done.returncode == 0 and "built without" not in done.stdout, done.stdout + done.stderr
+        return sorted(log.read_text().split())
+
+    levels = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+    sources = {path.stem for path in (source / "csrc/cpu").glob("*.cpp")}
+    objects = {f"{stem}.{level}.o" for stem in sources for level in levels}
+    assert set(built()) == objects | {"bindings.o", "_C.so"}
+    assert built() == []
+    (source / "csrc/cpu/rows_bwd.h").touch()
+    rows = {f"{stem}.{level}.o" for stem in sources if stem in ROWS for level in levels}
+    assert set(built()) == rows | {"_C.so"}
+    (source / "csrc/cuda/bindings.h").touch()
+    assert built() == []  # it is read where CUDA is built
+    assert set(built(LATTE_FAST_CXX_FLAGS="-g")) == objects | {"bindings.o", "_C.so"}
+
+
+# the sources that read csrc/cpu/rows_bwd.h
+ROWS = ("gate_residual", "gate_residual_norm_modulate", "norm_modulate")
+
+
 def test_no_level_is_missing_for_want_of_code_that_compiles() -> None:
     """A compiler may refuse a flag; an error in the sources, or of the compiler over them, is ours."""
     for level, why in _ext.build_info().get("refused", {}).items():
@@ -107,6 +158,6 @@ def test_nvcc_absent(want: str, tmp_path: Path) -> None:
 
 
 def test_extension_includes_no_torch_header() -> None:
-    for path in (ROOT / "csrc").iterdir():
+    for path in (p for p in (ROOT / "csrc").rglob("*") if p.is_file()):
         text = path.read_text()
         assert "torch/" not in text and "ATen" not in text and "c10/" not in text, path.name

@@ -174,10 +174,6 @@ def test_file_size() -> None:
         assert len(path.read_text().splitlines()) <= 500, f"{path.name} is above 500 lines"
 
 
-def test_setup_size() -> None:
-    assert len((ROOT / "setup.py").read_text().splitlines()) < 100
-
-
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

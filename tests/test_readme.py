@@ -81,7 +81,7 @@ def test_installing_page_lists_every_extra_and_variable() -> None:
         r"\[project.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
     )
     assert extras is not None
-    read = (ROOT / "setup.py").read_text() + (ROOT / "csrc/isa.h").read_text()
+    read = (ROOT / "setup.py").read_text() + (ROOT / "csrc/cpu/isa.h").read_text()
     wanted = re.findall(r"^([\w-]+) = \[", extras[1], re.MULTILINE) + re.findall(
         r"LATTE_FAST_[A-Z_]*[A-Z]|MAX_JOBS", read
     )

@@ -1,4 +1,4 @@
-"""Tensors as the integers that csrc/bindings_cpu.h takes: pointer, dtype code, strides in elements."""
+"""Tensors as the integers that csrc/cpu/bindings.h takes: pointer, dtype code, strides in elements."""
 
 import torch
 from torch import Tensor

@@ -4,7 +4,7 @@
 set -eu
 . "$(dirname "$0")/copy.sh"
 # under the name of the level that this processor has
-sed -i 's|"avx512bf16": BF16}|"avx512bf16": [*BF16, "-DLATTE_ISA_AMX=1", "-include", "tests/ext/emulation/amx.h"]}|' setup.py
+sed -i "s|\"avx512bf16\": AVX512_BF16,|\"avx512bf16\": [*AVX512_BF16, \"-DLATTE_ISA_AMX=1\", \"-include\", \"$copy/tests/ext/emulation/amx.h\"],|" setup.py
 grep -q emulation setup.py
 LATTE_FAST_CUDA=0 "$python" setup.py -q build_ext --inplace
 PYTHONPATH="$copy" LATTE_FAST_ISA=avx512bf16 "$python" -m pytest -q -x -p no:cacheprovider -m "not slow" \

@@ -22,7 +22,7 @@ from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
 
 tune = importlib.import_module("latte_fast.cli.tune")
 op = importlib.import_module("latte_fast.ops.conv_transpose3d")  # the package's attribute is the function
-SOURCE = Path(__file__).parents[2] / "csrc/conv_transpose3d_cuda.cu"
+SOURCE = Path(__file__).parents[2] / "csrc/cuda/conv_transpose3d.cu"
 TENSOR_CORES = ("correlate_kernel", "weight_gradient_kernel")
 
 

@@ -1,12 +1,12 @@
-// csrc/conv_transpose3d_cuda.cu on the emulated machine, behind the bindings that the extension has; and a plain walk
+// csrc/cuda/conv_transpose3d.cu on the emulated machine, behind the bindings that the extension has; and a plain walk
 // over the same index functions in double.
-#define LATTE_MACHINE "../tests/ext/emulation/machine.h"
-#include "../../../csrc/conv_transpose3d_cuda.cu"
+#define LATTE_MACHINE "../../tests/ext/emulation/machine.h"
+#include "../../../csrc/cuda/conv_transpose3d.cu"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../../../csrc/bindings_cuda.h"
+#include "../../../csrc/cuda/bindings.h"
 
 namespace py = pybind11;
 namespace latte {

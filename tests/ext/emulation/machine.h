@@ -1,4 +1,4 @@
-// A GPU of fibers for csrc/conv_cuda_*.cuh, under the names of conv_cuda_machine.cuh: one fiber a thread, blocks one
+// A GPU of fibers for csrc/cuda/conv_*.cuh, under the names of conv_machine.cuh: one fiber a thread, blocks one
 // after the other. Every access to global memory is checked against the tensors it may touch, every store is counted,
 // asynchronous copies arrive as late (or as early) as they may, and shared memory starts as NaN.
 #pragma once

@@ -1,8 +1,8 @@
-// The CUDA launchers of conv_transpose3d as bindings_cuda.h sees them; each returns an error's text, empty without one.
+// The CUDA launchers of conv_transpose3d as bindings.h sees them; each returns an error's text, empty without one.
 #pragma once
 #include <string>
 
-#include "conv_cuda_index.h"
+#include "conv_index.h"
 
 namespace latte {
 namespace conv {

@@ -3,7 +3,7 @@
 #ifdef LATTE_MACHINE
 #include LATTE_MACHINE
 #else
-#include "conv_cuda_machine.cuh"
+#include "conv_machine.cuh"
 #endif
 
 namespace latte {

@@ -4,7 +4,7 @@
 
 #include <cstdlib>
 
-#include "ops_cpu.h"
+#include "ops.h"
 #include "simd.h"
 
 namespace latte {

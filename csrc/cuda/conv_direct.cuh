@@ -1,6 +1,6 @@
 // kernel == stride with few channels: every output has one tap, and moving the pixels is all the work.
 #pragma once
-#include "conv_cuda_tiles.cuh"
+#include "conv_tiles.cuh"
 
 namespace latte {
 namespace conv {

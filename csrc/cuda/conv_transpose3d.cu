@@ -1,15 +1,15 @@
 // Launches the CUDA kernels of conv_transpose3d: nothing is allocated, nothing waits, so a graph can capture them.
-#include "conv_cuda.h"
-#include "conv_cuda_correlate.cuh"
-#include "conv_cuda_direct.cuh"
-#include "conv_cuda_gradient.cuh"
-#include "conv_cuda_pack.cuh"
+#include "conv.h"
+#include "conv_correlate.cuh"
+#include "conv_direct.cuh"
+#include "conv_gradient.cuh"
+#include "conv_pack.cuh"
 
 namespace latte {
 namespace conv {
 namespace {
 
-// the codes of ops_cpu.h
+// the codes of cpu/ops.h
 template <class Body> std::string with_type(int dtype, Body body) {
   if (dtype == 0) return body(float{});
   if (dtype == 1) return body(bf16{});

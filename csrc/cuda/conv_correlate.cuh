@@ -1,7 +1,7 @@
 // The implicit GEMM of conv_transpose3d: rows are one phase's output pixels, columns output channels, and the sum runs
 // over the taps that reach the phase and the input's channels.
 #pragma once
-#include "conv_cuda_tiles.cuh"
+#include "conv_tiles.cuh"
 
 namespace latte {
 namespace conv {

@@ -1,7 +1,7 @@
 // The gradient of the weights: for each tap x^T dy over the pixels, which are cut into splits; then the splits' sum, in
 // one order.
 #pragma once
-#include "conv_cuda_tiles.cuh"
+#include "conv_tiles.cuh"
 
 namespace latte {
 namespace conv {

@@ -1,6 +1,6 @@
 // Copies channels to where the kernels of conv_transpose3d read them: the last axis, padded to 16 bytes with zeros.
 #pragma once
-#include "conv_cuda_tiles.cuh"
+#include "conv_tiles.cuh"
 
 namespace latte {
 namespace conv {

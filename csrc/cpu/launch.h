@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "isa.h"
-#include "ops_cpu.h"
+#include "ops.h"
 
 namespace latte {
 

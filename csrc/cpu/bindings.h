@@ -1,6 +1,6 @@
 // The CPU kernels as Python sees them: tensors as arrays of integers, absent ones as zeros.
 #pragma once
-#include "launch_cpu.h"
+#include "launch.h"
 
 namespace latte {
 

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "conv_cuda.h"
+#include "conv.h"
 
 namespace latte {
 
