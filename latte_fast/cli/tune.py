@@ -12,7 +12,7 @@ from latte_fast import backends, ops, use_backend
 from latte_fast.config import SIZES
 
 FRAMES, PATCHES = 16, 256
-# depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder and Latte's frames
+# depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder, Latte's compression frames
 CONVOLUTIONS = [
     (depth, cols, size, (4, 4, 4), stride, 1)
     for depth, cols, size in ((256, 256, (4, 16, 16)), (256, 128, (8, 32, 32)), (128, 64, (16, 64, 64)))
@@ -25,12 +25,12 @@ def tune(
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     clips: int = 8,
 ) -> None:
-    """Measure the Triton kernels' tiles, and where cuDNN convolves faster, and keep it in kernels/configs/<gpu>.json.
+    """Measure the Triton kernels' tiles, and where cuDNN convolves faster; write both to kernels/configs/<gpu>.json.
 
     Args:
-        sizes: of the model, whose widths and heads are measured.
-        dtype: of the activations.
-        clips: in a batch, 16 frames of 256 patches each.
+        sizes: model sizes whose widths and heads are measured.
+        dtype: data type of the activations.
+        clips: number of clips in a batch, each of 16 frames of 256 patches.
     """
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -49,7 +49,7 @@ def tune(
         best: dict[str, dict[str, int]] = {}
         for launch in launches(size, getattr(torch, dtype), clips):
             found = tuner.tune([launch])
-            tuner.save(found, device)  # minutes of compiling lie between two launches
+            tuner.save(found, device)  # saved at once, as the next kernel takes minutes to compile
             best |= found
         print(f"{size}: {len(best)} tiles changed")
         for key, fields in sorted(best.items()):
@@ -59,7 +59,7 @@ def tune(
 def cudnn_choices(
     cases: Iterable[tuple], dtype: torch.dtype, device: torch.device, timer: Callable[[Callable[[], Any]], float]
 ) -> dict[str, dict[str, int]]:
-    """`conv_transpose3d/<shape>` -> whether cuDNN is faster, forward and backward together, where both can serve."""
+    """Maps `conv_transpose3d/<shape>` to whether cuDNN's forward and backward are faster, where both backends run."""
     shape_key = importlib.import_module("latte_fast.ops.conv_transpose3d").shape_key
     choices = {}
     for depth, cols, size, kernel, stride, padding in cases:
@@ -82,7 +82,7 @@ def cudnn_choices(
 
 
 def launches(size: str, dtype: torch.dtype, clips: int, device: str = "cuda") -> Iterator[Callable[[], Any]]:
-    """Each op's forward and backward at a model's shapes, on Triton."""
+    """Yields each op's forward and backward on Triton, at a model's shapes."""
     _, d, heads = SIZES[size]
 
     def rows(*shape: int) -> Tensor:
