@@ -71,8 +71,8 @@ def sample(
         prompts: file with one prompt a line, which follow those of --prompt.
         negative: negative prompt, which says what not to show.
         scheduler: diffusers' scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
-        height: of the film in pixels, by default the model's.
-        width: of the film in pixels, by default the model's.
+        height: height of the film in pixels, by default the model's.
+        width: width of the film in pixels, by default the model's.
         over_time: whether frames attend to each other; --no-over-time is what upstream's image sampling does.
         temporal_decoder: decode with the folder's vae_temporal_decoder.
         seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as

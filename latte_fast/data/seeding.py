@@ -33,7 +33,7 @@ def generator(*numbers: int) -> np.random.Generator:
 
 
 def long_enough(lengths: list[int], span: int, short: str, kind: str) -> list[int]:
-    """Returns the indices of videos with at least `span` frames, or all if short ones loop; logs how many are not."""
+    """Returns indices of videos with at least `span` frames, or of all if short ones loop; logs how many it omits."""
     kept = [i for i, length in enumerate(lengths) if length >= span or short == "loop"]
     if not kept:
         raise ValueError(
