@@ -50,7 +50,7 @@ def encode(
         device: device on which the VAE runs.
         workers: number of processes that decode videos.
         shard_mb: size of one file in MB; a stopped run loses at most this much.
-        on_error: what to do about a video that does not decode: leave it out and name it (skip), or end (raise).
+        on_error: what to do about a video that does not decode: leave it out and name it (skip), or stop (raise).
         index: file that keeps the videos' frame times for the next run.
         resume: go on where an earlier run into the same folder stopped.
     """

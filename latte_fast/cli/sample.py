@@ -133,7 +133,7 @@ def sample(
 
 
 def refuse(where: str, **flags: object) -> None:
-    """Raises ValueError for a given flag, as it would have no effect; one not given is None, False or empty."""
+    """Raises ValueError for a flag that is set, as it would have no effect; a flag not set is None, False or empty."""
     for name, value in flags.items():
         if not (value is None or value is False or value in ("", ())):
             got = "" if value is True else f", got {value!r}"

@@ -22,7 +22,7 @@ class DataConfig:
         flip: whether to mirror half of the clips, each as a whole; not for shapes, where left and right are classes.
         seed: seed of clips' starts, flips, posterior noise and shapes.
         short: what to do about a video shorter than a clip: leave it out and count it (skip), or start it over (loop).
-        on_error: what to do about a video that does not decode: report, count and replace it (skip), or end (raise).
+        on_error: what to do about a video that does not decode: report, count and replace it (skip), or stop (raise).
         index: file that keeps the videos' frame times, made on first use; empty to read them from the videos each time.
         image_path: folder of pictures for joint training; empty to take frames of the clips themselves.
         image_list: text file that lists pictures below image_path, one a line; empty to take all.

@@ -119,7 +119,7 @@ def check(out: Path, dtype: str, batch: int, shard_mb: int, resume: bool) -> dic
 
 
 def _check_encoder(null: Tensor, path: Path) -> None:
-    """Checks by its empty caption that the encoder is that of before, as folders of one name may hold others."""
+    """Checks by the empty caption's embedding that the encoder is unchanged: folders of one name may differ."""
     try:
         before = load_file(path)["null"].float()
     except (SafetensorError, OSError, KeyError) as error:

@@ -12,7 +12,7 @@ from latte_fast.distributed.ranks import Ranks
 
 
 def local(x: Tensor) -> Tensor:
-    """Returns this rank's part of a tensor; a DTensor is told by its method, as importing its class takes a second."""
+    """Returns this rank's part of a tensor; a DTensor is known by its method, as its import takes a second."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 

@@ -14,7 +14,7 @@ from latte_fast.runs.config import DiffusionConfig
 
 
 def sampling_process(config: DiffusionConfig, steps: int, learn_sigma: bool) -> Diffusion:
-    """Respaces the trained process to `steps`, at least 2: one alone would be t = 0, where noise passes for a clip."""
+    """Respaces the trained process to `steps`, at least 2: a single step would call the model on noise at t = 0."""
     if not 2 <= steps <= config.steps:
         raise ValueError(f"sample: steps must be in [2, {config.steps}], got {steps}")
     return create_diffusion(

@@ -21,7 +21,7 @@ FITS = (("vae", "latent_channels", "in_channels", 4), ("vae_temporal_decoder", "
 SIZES = ("in_channels", "out_channels", "patch_size", "sample_size", "video_length", "caption_channels")
 # schedulers that take a prediction of x_0
 OF_START = ("DDIM", "DDPM", "EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep")
-# pixels whose multiples height and width must be for the pipeline, whatever the VAE
+# height and width must be multiples of this for the pipeline, whatever the VAE
 PIXELS = 8
 
 

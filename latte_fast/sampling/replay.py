@@ -166,7 +166,7 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks or a replaced forward run with a module's code; torch.compile's wrapper does not count as one."""
+    """Whether a module has hooks or a replaced forward; that of torch.compile's wrapper does not count."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     return bool(hooked or not ("_orig_mod" in module._modules or is_untouched(module)))
 

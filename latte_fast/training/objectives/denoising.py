@@ -47,7 +47,7 @@ class DenoisingItems(Dataset):
         dataset: data set whose items are read by key.
         adapter: adapter of the model's family.
         config: configuration of the run.
-        latent: shape of what is noised, (F + n, C, h, w).
+        latent: shape of the noised tensor, (F + n, C, h, w).
         encoded: whether latents are drawn from the VAE's posterior.
         dropout: probability that a label is dropped.
     """
@@ -191,7 +191,7 @@ def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
 
 
 def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapter, tuple[int, ...], bool]:
-    """Returns the adapter for the data, the shape of what is noised, and whether a VAE's posterior is drawn from.
+    """Returns the adapter for the data, the noised tensor's shape, and whether latents are drawn from a posterior.
 
     Latents need a VAE only for previews.
     """
