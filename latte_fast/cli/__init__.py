@@ -1,4 +1,4 @@
-"""The `latte-fast` command: one file a subcommand, found by main.py."""
+"""The `latte-fast` command: one file for each subcommand, which main.py imports when it is called."""
 
 from latte_fast.cli.main import main
 

@@ -22,12 +22,12 @@ def bench(
     --everything runs, without the report.
 
     Args:
-        suites: of benchmarks/test_*.py by name: ops, block, model, training, t2v, memory, scaling, ...; none is all.
-        everything: the default selection of those suites instead of the quick one.
-        full: the whole grid; hours on a CPU.
-        out: a folder, by default benchmarks/results/<device>/<date>-<commit>; what is there is replaced.
-        merge: results files of one machine and commit to report as one, without running anything.
-        compare: two results files, before and after; exits 1 where ours got slower by more than the noise.
+        suites: names of suites (benchmarks/test_*.py): ops, block, model, training, t2v, memory, ...; by default all.
+        everything: run the suites' default selection instead of the quick one.
+        full: run the whole grid of cases, which takes hours on a CPU.
+        out: folder of the report, by default benchmarks/results/<device>/<date>-<commit>; files in it are replaced.
+        merge: results files of one machine and commit to combine in one report, without running anything.
+        compare: two results files, before and after; exits with 1 if the fast model got slower by more than the noise.
     """
     if not (SOURCES / "benchmarks" / "report").is_dir():
         raise SystemExit(f"bench: the benchmarks are part of the sources, and {SOURCES} has none; pip install -e .")

@@ -1,4 +1,4 @@
-"""The oracle and the fast model side by side: forward, training step, memory, error."""
+"""Compares the fast model with the oracle: time of a forward and a training step, memory, error."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from latte_fast.models.latte.model import Latte_models
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of each contender, "oracle" and "fast": seconds of a forward and of a step, bytes kept, error."""
+    """Measurements of "oracle" and "fast": seconds of a forward and a step, bytes saved for backward, error."""
 
     forward: dict[str, float]
     step: dict[str, float]
@@ -22,26 +22,26 @@ class Comparison:
 
     @property
     def slow(self) -> list[str]:
-        """Where fast is no faster here: a sentence each."""
+        """One sentence for each timing in which the fast model is no faster than the oracle."""
         taken = {"forward": self.forward, "step": self.step}
         times = {name: seconds["fast"] / seconds["oracle"] for name, seconds in taken.items()}
         return [f"the fast model's {name} takes {n:.2f}x the oracle's time" for name, n in times.items() if n >= 1]
 
     @property
     def wrong(self) -> str | None:
-        """Why the table may not be reported: fast is less exact than the criterion allows."""
+        """Why the table must not be reported: the fast model's error is above the criterion. None where it is not."""
         if not self.error["fast"] <= max(2 * self.error["oracle"], 3e-6):
             return f"the fast model's error {self.error['fast']:.2e} is above twice the oracle's in the same dtype"
         return None
 
 
 def compare(model: str, dtype: torch.dtype, repeats: int, device: torch.device) -> Comparison:
-    """The fastest of `repeats` interleaved runs on one clip 16x256x256; error against the oracle in fp32."""
+    """Times both models on one 16x256x256 clip, the fastest of `repeats` runs; errors are against the fp32 oracle."""
     torch.manual_seed(0)
     exact = testing.refill(reference.latte.Latte_models[model]()).to(device).eval()
     x = torch.randn(1, 16, 4, 32, 32, device=device)
     t = torch.tensor([500], device=device)
-    # the oracle's patches are a convolution, which cuDNN would round to TF32
+    # the oracle embeds patches by a convolution, which cuDNN would compute in TF32
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         truth = exact(x, t)
     fast = Latte_models[model]()
@@ -64,7 +64,7 @@ def compare(model: str, dtype: torch.dtype, repeats: int, device: torch.device) 
             for name, net in nets.items():
                 took = seconds(lambda run=run, net=net: run(net))  # type: ignore[misc]
                 times[name] += [took] if i else []
-        # the fastest: what else runs on the machine only adds
+        # the minimum, as other programs on the machine can only add time
         timed[run.__name__] = {name: min(took) for name, took in times.items()}
     errors = {name: testing.relative_error(forward(net), truth) for name, net in nets.items()}
     kept = {name: bytes_kept(net, x, t) for name, net in nets.items()}
@@ -72,7 +72,7 @@ def compare(model: str, dtype: torch.dtype, repeats: int, device: torch.device) 
 
 
 def table(result: Comparison) -> str:
-    """The comparison as lines of text."""
+    """Formats a comparison as lines of text."""
     lines = [f"  {'':8} {'forward':>10} {'step':>10} {'kept for backward':>18} {'max error':>10}"]
     for name in result.forward:
         times = f"{result.forward[name] * 1e3:7.1f} ms {result.step[name] * 1e3:7.1f} ms"
@@ -92,7 +92,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def bytes_kept(model: nn.Module, *args: torch.Tensor) -> int:
-    """Bytes a forward keeps for its backward, parameters not counted, each storage once."""
+    """Returns the bytes that a forward saves for its backward: no parameters, each storage counted once."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

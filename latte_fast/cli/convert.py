@@ -15,20 +15,20 @@ def convert(
         Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(help_behavior_hint="(default: as they are)")
     ] = None,
 ) -> None:
-    """Write a model's weights as others read them.
+    """Write a model's weights in the format of upstream's scripts or of diffusers.
 
-    A model of classes becomes a file under upstream's keys: .safetensors, or the .pt that upstream's scripts load. A
-    text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads.
+    A Latte with or without classes becomes a file under upstream's keys: .safetensors, or the .pt that
+    upstream's scripts load. A text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads.
 
     Example: latte-fast convert runs/ucf ucf.safetensors
 
     Example: latte-fast convert runs/text latte-text --dtype bfloat16
 
     Args:
-        source: a run's folder or one of its checkpoints, a .pt or .safetensors file, a text-to-video model's folder.
+        source: a run's folder, one of its checkpoints, a .pt or .safetensors file, or a text-to-video model's folder.
         out: new file or folder.
-        weights: of a run, or of a file that has both: their average or the weights themselves.
-        dtype: of the weights written.
+        weights: the EMA of the weights (ema) or the weights themselves (model), where the source has both.
+        dtype: data type of the written weights.
     """
     from latte_fast.runs.convert import convert as work
 

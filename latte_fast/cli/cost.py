@@ -16,16 +16,16 @@ def cost(
     tflops: float = 790.0,
     tb_per_s: float = 4.3,
 ) -> None:
-    """Print what a model's forward costs: parameters, multiply-adds, bytes, and the floor of its time.
+    """Print what a model's forward costs: parameters, multiply-adds, bytes, and a lower bound of its time.
 
     Args:
         model: a preset, Latte-{S,B,L,XL}/{2,4,8}, Latte-XL/2-table3-v3 or Latte-XL/4-table3-v4.
-        batch: clips; the paper's tables count 3.
-        frames: of a clip.
-        size: pixels of a side.
-        bytes_each: of a weight and an activation.
-        tflops: of matrix products for the floor; the default is an assumption for an H200 in bf16.
-        tb_per_s: of copying (read + write) for the floor; the default is an assumption for an H200.
+        batch: number of clips; the paper's tables count 3.
+        frames: number of frames in a clip.
+        size: height and width of a frame in pixels.
+        bytes_each: bytes of one weight or activation.
+        tflops: TFLOP/s of matrix products in the lower bound; the default is an assumption for an H200 in bf16.
+        tb_per_s: TB/s of copies (read + write) in the lower bound; the default is an assumption for an H200.
     """
     if model not in PRESETS | TABLE_3_PRESETS:
         raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")

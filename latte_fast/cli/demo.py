@@ -1,4 +1,4 @@
-"""latte-fast demo: the doctor's report, oracle and fast model side by side, a model trained, sampled and judged."""
+"""latte-fast demo: the doctor's report, a comparison with the oracle, a small model trained, sampled and judged."""
 
 import shutil
 from pathlib import Path
@@ -22,19 +22,19 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import trained_source
 from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, TrainConfig, Trainer, load_trained
 
-SCALE = 8  # of the films: screens have more pixels than the shapes
+SCALE = 8  # enlargement of the films, whose clips are only 24 pixels wide
 STEPS, GUIDANCE = 3000, 3.0
-# in 24 pixels a square is a circle with seven pixels more, which takes longer to learn than a demo may
+# at 24 pixels a square differs from a circle by seven pixels, which takes longer to learn than a demo should last
 OUTLINES = ("circle", "triangle")
 WANTED = [i for i, name in enumerate(CLASSES) if name.split()[0] in OUTLINES]
 NAMES = [CLASSES[i] for i in WANTED]
 
 
 def demo_config(out: str, steps: int, batch: int = 16) -> TrainConfig:
-    """A Latte small enough for two cores. It predicts x_0, the linear schedule and middle steps for most batches.
+    """Returns the configuration of a Latte small enough for two cores.
 
-    Tried beside it: predicting v, or x_0 under a cosine schedule or with steps shifted towards less noise, left the
-    patches without a common motion after as many steps.
+    It predicts x_0 under the linear schedule, trained mostly on time steps in the middle. Predicting v, or x_0 under a
+    cosine schedule or on less noisy time steps, left patches that did not move together after as many steps.
     """
     return TrainConfig(
         out=out,
@@ -55,7 +55,7 @@ def demo_config(out: str, steps: int, batch: int = 16) -> TrainConfig:
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 products are quicker than fp32's here."""
+    """Whether this machine multiplies matrices faster in bf16 than in fp32."""
     return torch.cuda.is_available() or bool(
         torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
     )
@@ -74,14 +74,14 @@ def demo(
     """Compare the fast model with the oracle; train a small Latte on moving shapes, sample it, and judge the samples.
 
     Args:
-        out: folder of samples.mp4, samples.png, loss.png and the run; what a former demo left there is replaced.
-        model: a preset to compare, Latte-{S,B,L,XL}/{2,4,8}.
-        dtype: of its weights and activations.
-        repeats: interleaved timed runs of each; the fastest is shown.
-        steps: of training.
-        per_class: samples of each of the 8 classes.
-        scale: of guidance.
-        classifier: steps of training the classifier that judges.
+        out: folder for samples.mp4, samples.png, loss.png and the run; the files of an earlier demo are replaced.
+        model: preset to compare with the oracle, Latte-{S,B,L,XL}/{2,4,8}.
+        dtype: data type of the compared models' weights and activations.
+        repeats: number of timed runs of each model, interleaved; the fastest is shown.
+        steps: number of training steps.
+        per_class: number of samples of each of the 8 classes.
+        scale: guidance scale of the samples.
+        classifier: number of training steps of the classifier that judges the samples.
     """
     if model not in PRESETS:
         raise SystemExit(f"demo: model must be one of {', '.join(PRESETS)}, got {model}")
@@ -98,7 +98,7 @@ def demo(
     print(f"{model}, one clip 16x256x256, {dtype} on {device}; error against the oracle in fp32")
     print(table(compared), "\n")
     for sentence in compared.slow:
-        # a busy machine is enough for this
+        # no error, as other programs on the machine can cause this
         print(f"warning: {sentence}\n")
     folder = Path(out)
     fallen = train(folder, steps)
@@ -111,7 +111,7 @@ def demo(
 
 
 def train(folder: Path, steps: int) -> bool:
-    """Trains from the start; whether the loss fell to half."""
+    """Trains from scratch; returns whether the loss fell to half of its first value."""
     run = folder / "run"
     if (run / LOG).is_file():
         shutil.rmtree(run)
@@ -125,7 +125,7 @@ def train(folder: Path, steps: int) -> bool:
 
 
 def samples(folder: Path, per_class: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Every class with guidance, as films and a sheet: uint8 (B, F, H, W, 3) and their labels."""
+    """Samples every class, writes a film and a contact sheet; returns uint8 (B, F, H, W, 3) and the labels."""
     trained = load_trained(folder / "run", device=device)
     source = trained_source(trained, open_vae("identity", device, torch.float32), NAMES)
     request = Request(steps=50, method="ddim", scale=scale)
@@ -134,7 +134,7 @@ def samples(folder: Path, per_class: int, scale: float, device: torch.device) ->
     labels = torch.arange(len(NAMES)).repeat(per_class)
     large = videos[: len(NAMES)].repeat_interleave(SCALE // 2, 2).repeat_interleave(SCALE // 2, 3)
     write.write_sheet(folder / "samples.png", list(large), NAMES)
-    # shapes below each other, directions side by side
+    # one row for each shape, one column for each direction
     grid = videos[: len(NAMES)].unflatten(0, (-1, len(DIRECTIONS)))  # (2, 4, F, H, W, 3)
     film = grid.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
     film = film.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2)
@@ -144,7 +144,7 @@ def samples(folder: Path, per_class: int, scale: float, device: torch.device) ->
 
 
 def judge(videos: Tensor, labels: Tensor, steps: int = 400) -> float:
-    """Prints how many samples a classifier of the same shapes recognises."""
+    """Prints and returns the share of samples that a classifier trained on the same shapes recognises."""
     _, frames, size = videos.shape[:3]
     classifier, on_clips = train_recogniser(frames, size, WANTED, steps=steps, progress=True)
     share = recognised(classifier, normalise(videos.movedim(-1, -3)), labels)

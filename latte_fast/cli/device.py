@@ -1,10 +1,10 @@
-"""Where a command runs its network."""
+"""The device on which a command runs its network."""
 
 import torch
 
 
 def pick_device(asked: str, command: str) -> str:
-    """The device asked for, or cuda where there is one; ends the command when torch sees no such device."""
+    """Returns the requested device, by default cuda where there is one; ends the command if torch can't use it."""
     seen = torch.cuda.is_available()
     try:
         torch.device(asked or "cpu")

@@ -27,34 +27,34 @@ def encode(
     index: str = "",
     resume: bool = False,
 ) -> None:
-    """Write a set's VAE latents once, so that training needs neither the VAE nor the videos.
+    """Write a data set's VAE latents once, so that training needs neither the VAE nor the videos.
 
-    Every frame is encoded, mean and std: training from the result still draws another start, another posterior sample
-    and, with --flip, another mirroring in each epoch. At 256x256 a frame takes 16 KB (32 KB with --flip).
+    The mean and std of every frame are kept, so training still draws a new start, a new posterior sample and, with
+    --flip, a new mirroring in each epoch. At 256x256 a frame takes 16 KB (32 KB with --flip).
 
     Then train with --data.kind latents --data.path OUT.
 
     Example: latte-fast encode --kind ffs --path FaceForensics/videos --out ffs_latents --vae sd-vae-ft-ema --flip
 
     Args:
-        kind: how the folder is laid out: videos (subfolders are classes), frames (a folder of pictures a clip), or
-            upstream's layout of FaceForensics, SkyTimelapse, UCF101, Taichi-HD. A wrong folder shows the right one.
-        path: the set's folder.
+        kind: layout of the folder: videos (subfolders are classes), frames (a folder of pictures for each clip), or
+            upstream's layout of FaceForensics, SkyTimelapse, UCF101, Taichi-HD. An error shows the expected layout.
+        path: folder of the data set.
         out: new folder for the latents.
         vae: folder of a diffusers AutoencoderKL, or identity to keep pixels.
         size: height and width in pixels after the centre crop.
         flip: also encode mirrored frames, so that training can mirror clips.
-        every: keep each n-th frame; training's interval must then be a multiple of it.
-        dtype: of the latents on disk.
-        vae_dtype: in which the VAE runs.
-        device: on which the VAE runs.
-        workers: processes that decode videos.
-        shard_mb: size of one file; a run that is stopped loses at most this much.
-        on_error: what a video that does not decode does: it is left out and named, or ends the run.
+        every: encode only every n-th frame; training's interval must then be a multiple of it.
+        dtype: data type of the latents on disk.
+        vae_dtype: data type in which the VAE runs.
+        device: device on which the VAE runs.
+        workers: number of processes that decode videos.
+        shard_mb: size of one file in MB; a stopped run loses at most this much.
+        on_error: what to do about a video that does not decode: leave it out and name it (skip), or stop (raise).
         index: file that keeps the videos' frame times for the next run.
         resume: go on where an earlier run into the same folder stopped.
     """
-    # PyAV is loaded by those who read videos
+    # imported here because encoding loads PyAV, which --help does not need
     from latte_fast.codecs.vae import open_vae
     from latte_fast.data import encode as work
     from latte_fast.data.config import DataConfig

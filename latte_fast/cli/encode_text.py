@@ -21,9 +21,9 @@ def encode_text(
     shard_mb: int = 256,
     resume: bool = False,
 ) -> None:
-    """Embed a set's captions once, so that text-to-video training needs no text encoder.
+    """Embed a data set's captions once, so that text-to-video training needs no text encoder.
 
-    The captions are a JSON object from clips to text: {"birds/0001.mp4": "a heron takes off", ...}. A clip is named by
+    The captions are a JSON object of texts by clip: {"birds/0001.mp4": "a heron takes off", ...}. A clip is named by
     its path below the set's folder, with or without the suffix, or by a folder above it, whose clips then share the
     caption; clips of --kind shapes are named by their class ("circle up").
 
@@ -32,14 +32,14 @@ def encode_text(
     Example: latte-fast encode-text --captions captions.json --pretrained Latte-1 --out texts --encoder-dtype bfloat16
 
     Args:
-        captions: the JSON file.
-        pretrained: a pipeline's folder, whose tokenizer/ and text_encoder/ are used.
+        captions: JSON file of the captions.
+        pretrained: folder of a pipeline, whose tokenizer/ and text_encoder/ are used.
         out: new folder for the embeddings.
-        dtype: of the embeddings on disk.
-        encoder_dtype: in which the encoder runs.
-        device: on which the encoder runs.
-        batch: captions encoded at once.
-        shard_mb: size of one file; a run that is stopped loses at most this much.
+        dtype: data type of the embeddings on disk.
+        encoder_dtype: data type in which the encoder runs.
+        device: device on which the encoder runs.
+        batch: number of captions encoded at once.
+        shard_mb: size of one file in MB; a stopped run loses at most this much.
         resume: go on where an earlier run into the same folder stopped.
     """
     from latte_fast.codecs.text_encoder import open_text_encoder

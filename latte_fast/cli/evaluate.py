@@ -10,7 +10,7 @@ from latte_fast.cli.device import pick_device
 
 
 def by_default(text: str) -> object:
-    # of flags that are refused where they would do nothing, so that a given one has to be told from a default
+    # the default in --help of a flag that is None unless given, as it is refused where it would have no effect
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
@@ -33,37 +33,37 @@ def evaluate(
     index: str = "",
     out: Annotated[Path | None, by_default("SAMPLES/METRIC.json")] = None,
 ) -> None:
-    """Measure samples: how far they are from a real set (FVD, FID), or the inception score of clips.
+    """Measure samples: how far they are from a real set (FVD, FID), or their inception score.
 
-    Published FVD is of 2048 samples and 2048 clips of the training set, 16 frames, 256x256. Draw as many first:
-    latte-fast sample RUN --count 2048 --out ucf-samples.
+    Published FVD compares 2048 samples with 2048 clips of the training set, 16 frames, 256x256. Draw as many first:
+    latte-fast sample RUN --samples 2048 --out ucf-samples.
 
-    The detector is a TorchScript file that you bring; none is downloaded. Published numbers are of i3d_torchscript.pt
+    The detector is a TorchScript file that you bring; none is downloaded. Published numbers use i3d_torchscript.pt
     (fvd), inception-2015-12-05.pt (fid) and c3d_ucf101.pt (is). docs/evaluation.md has the protocol.
 
     Example: latte-fast evaluate ucf-samples --real UCF-101 --kind ucf101 --detector i3d_torchscript.pt
 
     Args:
-        samples: folder that `latte-fast sample` wrote (mp4, gif, npz), or any of films or folders of pictures.
+        samples: folder that `latte-fast sample` wrote (mp4, gif, npz), or any folder of films or picture folders.
         detector: TorchScript file of the network that looks at clips (fvd, is) or frames (fid).
-        metric: fvd of clips, fid of single frames, is of clips without a real set.
-        real: the real set's folder; may be left out where REAL_STATS is there.
-        kind: how the real set is laid out, as for `latte-fast encode`.
-        clips: taken of each set at most.
-        frames: of a clip.
-        interval: frames of a real video from one of the clip's to the next; samples are taken frame by frame.
-        images: frames taken of each set at most, for fid.
-        size: height and width in pixels at which both sets meet the detector.
-        seed: of the choice of videos, starts and frames.
-        batch: clips or frames at once; another one may change the last digits.
-        device: on which the detector runs.
-        workers: processes that decode.
-        real_stats: .safetensors file that keeps the real set's features for the next evaluation; where it is there
-            it is used, if it was made with the same detector, set and settings.
+        metric: fvd of clips, fid of single frames, or is (inception score) of clips, which needs no real set.
+        real: folder of the real set; may be left out where the file of --real-stats exists.
+        kind: layout of the real set's folder, as for `latte-fast encode`.
+        clips: largest number of clips taken from each set.
+        frames: number of frames in a clip.
+        interval: distance between a clip's frames in a real video; of samples every frame is used.
+        images: largest number of frames taken from each set, for fid.
+        size: height and width in pixels to which both sets are scaled for the detector.
+        seed: seed for the choice of videos, starts and frames.
+        batch: number of clips or frames in a batch; another number may change the last digits of the result.
+        device: device on which the detector runs.
+        workers: number of processes that decode.
+        real_stats: .safetensors file that keeps the real set's statistics for the next evaluation; an existing file is
+            used if it was made with the same detector, set and settings.
         index: file that keeps the real videos' frame times for the next run.
-        out: new .json file with the number and everything needed to repeat it.
+        out: new .json file for the number and everything needed to repeat it.
     """
-    # PyAV is loaded by those who read videos
+    # imported here because reading videos loads PyAV, which --help does not need
     from latte_fast.evaluation import Evaluation, write_result
     from latte_fast.evaluation import evaluate as measure
     from latte_fast.evaluation.result import check_out
@@ -77,7 +77,7 @@ def evaluate(
             workers, device, real_stats or "", index,
         )  # fmt: skip
         result = measure(how)
-        # before anything may keep it from being written
+        # printed first, so that a failure to write the file does not lose the number
         print("\n".join(result.lines()), flush=True)
         write_result(out, result)
     except (ValueError, RuntimeError, OSError) as error:

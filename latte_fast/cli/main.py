@@ -1,4 +1,4 @@
-"""Finds the command that was asked for and runs it; nothing of another command is imported."""
+"""Runs the command that the first argument names, and imports the module of no other command."""
 
 import dataclasses
 import functools
@@ -9,18 +9,18 @@ from typing import Any
 
 from latte_fast import __version__
 
-# in the order of --help; each is a file of this folder with a function of the same name
+# in the order of --help; each has a file in this folder, with a function of its name or `command`, which makes one
 COMMANDS = {
-    "doctor": "what this machine has, which backend serves each op, and why the others do not",
+    "doctor": "print what this machine has, which backend serves each op, and why the others do not",
     "demo": "compare the fast model with the oracle, train a small Latte on moving shapes, judge its samples",
-    "encode": "write the VAE latents of a set of videos, so that training needs neither",
+    "encode": "write the VAE latents of a set of videos, so that training needs neither VAE nor videos",
     "encode-text": "write the embeddings of captions, so that text-to-video training needs no text encoder",
     "train": "train a Latte on a folder of clips, on one process or many",
     "sample": "draw films from a trained model, or from text",
     "evaluate": "measure samples: FVD, FID, inception score",
     "convert": "write a model's weights as upstream's scripts or diffusers read them",
     "plot": "draw a run's loss, learning rate, throughput and gradient norm",
-    "cost": "multiply-adds, bytes and the least time of a model's forward",
+    "cost": "print multiply-adds, bytes and a lower bound of the time of a model's forward",
     "tune": "measure the GPU kernels' tiles on this machine and keep the fastest",
     "bench": "race the fast model against the oracle, torch.compile and diffusers",
 }
@@ -51,7 +51,7 @@ def main() -> None:
         if name == "doctor" and not rest:
             module.doctor()
             return
-        # the defaults of a run's options may come from a file
+        # train builds its function from the arguments, as a file may hold the defaults of its options
         command = module.command(rest) if hasattr(module, "command") else getattr(module, function)
         run(command, f"latte-fast {name}", rest)
     except ModuleNotFoundError as error:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def run(command: Callable[..., Any], prog: str, args: list[str]) -> None:
-    """Calls a function with what the arguments say."""
+    """Calls a function with its parameters read from command-line arguments."""
     import tyro
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
@@ -70,7 +70,7 @@ def run(command: Callable[..., Any], prog: str, args: list[str]) -> None:
 
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        """Dataclasses made from arguments: what one refuses ends the command with its message, without tyro's frame."""
+        """Builds dataclasses from arguments; a ValueError ends the command with its message, without tyro's frame."""
         if not dataclasses.is_dataclass(info.type) or info.type in asking:
             return None
         asking.append(info.type)

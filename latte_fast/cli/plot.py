@@ -8,11 +8,11 @@ from latte_fast.runs.plot import plot_run
 
 
 def plot(run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], out: str | None = None) -> None:
-    """Draw a run's loss, rate, throughput and gradient norm.
+    """Draw a run's loss, learning rate, throughput and gradient norm.
 
     Args:
-        run: the run's folder.
-        out: the picture, .png, .pdf, .svg, ...; by default curves.png in the folder.
+        run: folder of the run.
+        out: file of the picture, .png, .pdf, .svg, ...; by default curves.png in the run's folder.
     """
     try:
         print(plot_run(run, out))

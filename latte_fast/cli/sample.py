@@ -13,7 +13,7 @@ from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
 
-# of flags that are refused where they would do nothing, so that a given one has to be told from a default
+# defaults in --help of flags that are None unless given, as they are refused where they would have no effect
 DDIM, EMA = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,37 +46,37 @@ def sample(
     temporal_decoder: bool = False,
     seed_rule: Literal["philox", "old"] = "philox",
 ) -> None:
-    """Draw clips from a trained model, or from text; one process as it is, several under torchrun, the same files.
+    """Draw clips from a trained model or from text; several processes under torchrun write the same files as one.
 
     Args:
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
-        out: folder of the files; none that is there is overwritten.
-        classes: names or numbers, in turn over the samples; none draws them by the seed.
-        samples: number of samples, by default 8, or one a prompt.
-        batch: samples at once; another batch may change their last bits. Text is sampled one by one.
-        seed: sample i depends on the seed and i alone.
-        steps: of sampling.
-        method: of sampling from a trained model.
-        guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5.
-        eta: of ddim, 1 is as noisy as ddpm.
-        frames: of a clip; more than a trained model's are made of overlapping windows.
-        format: a film or an array a sample, or a contact sheet a batch.
-        fps: of the films.
-        weights: the average, or the weights themselves.
-        vae: a diffusers AutoencoderKL folder or identity; by default what the run was trained with.
-        dtype: of weights and activations.
-        pretrained: a local folder of diffusers' LattePipeline (Latte-1), for any text; with `path`, a run on captions,
-            its weights in the place of the folder's.
-        prompt: what to show, in turn over the samples; without --pretrained captions that the run was trained on.
-        prompts: a file with a prompt a line, after those of --prompt.
-        negative: what not to show.
-        scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
-        height: of the film in pixels, by default the model's.
-        width: of the film in pixels, by default the model's.
-        over_time: --no-over-time skips the attention over time, as upstream's image sampling does.
+        out: folder for the files; existing samples are never overwritten.
+        classes: names or numbers of classes, in turn over the samples; by default drawn by the seed.
+        samples: number of samples, by default 8, or one for each prompt.
+        batch: number of samples in a batch; another number may change their last bits. Prompts are sampled one by one.
+        seed: seed of all noise; sample i depends on the seed and i alone.
+        steps: number of sampling steps.
+        method: sampler of a trained model: ddpm, ddim, or dpm++ (DPM-Solver++(2M)).
+        guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5, without classes 1.
+        eta: noise of ddim's steps, from 0 (none) to 1 (as much as ddpm).
+        frames: number of frames in a clip; a trained model makes longer clips of overlapping windows.
+        format: kind of file: a film (mp4, gif) or an array (npz) for each sample, or a contact sheet (png) of a batch.
+        fps: frames a second of the films.
+        weights: the EMA of the weights (ema), or the weights themselves (model).
+        vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
+        dtype: data type of weights and activations.
+        pretrained: local folder of diffusers' LattePipeline (Latte-1), for any prompt; with `path`, a model trained on
+            captions replaces the folder's transformer.
+        prompt: what to show, in turn over the samples; without --pretrained, captions that the run was trained on.
+        prompts: file with one prompt a line, which follow those of --prompt.
+        negative: negative prompt, which says what not to show.
+        scheduler: diffusers' scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
+        height: height of the film in pixels, by default the model's.
+        width: width of the film in pixels, by default the model's.
+        over_time: whether frames attend to each other; --no-over-time is what upstream's image sampling does.
         temporal_decoder: decode with the folder's vae_temporal_decoder.
-        seed_rule: how --pretrained draws noise: philox, by seed and sample number like everything else, or old, as
-            version 0.1 did; old goes with the next release.
+        seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as
+            version 0.1 did, until the next release).
     """
     try:
         asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
@@ -133,7 +133,7 @@ def sample(
 
 
 def refuse(where: str, **flags: object) -> None:
-    """Flags that would do nothing; a flag that was not given is None, False or empty."""
+    """Raises ValueError for a flag that is set, as it would have no effect; a flag not set is None, False or empty."""
     for name, value in flags.items():
         if not (value is None or value is False or value in ("", ())):
             got = "" if value is True else f", got {value!r}"

@@ -14,7 +14,7 @@ from latte_fast.training.setup import CONFIG
 
 
 def command(args: list[str]) -> Callable[..., None]:
-    """Makes the command, its defaults from --config's YAML, or from the run that is resumed without one."""
+    """Returns the command; its defaults are those of --config's YAML, or without it of the run to resume."""
     default = TrainConfig()
     path = _option(args, "--config")
     run = Path(_option(args, "--out") or default.out)
@@ -25,7 +25,7 @@ def command(args: list[str]) -> Callable[..., None]:
         try:
             default = read_config(path, TrainConfig)
             if resumed:
-                # where the run is now, which need not be where it was begun
+                # the folder may have been moved since the run began
                 default = replace(default, out=str(run))
         except ValueError as error:
             raise SystemExit(str(error)) from None
@@ -35,11 +35,11 @@ def command(args: list[str]) -> Callable[..., None]:
         config: str | None = None,
         resume: bool = False,
     ) -> None:
-        """Train a Latte; one process as it is, several under torchrun.
+        """Train a Latte on one process, or on several under torchrun.
 
         Args:
-            config: YAML whose values are the defaults of everything below; docs/training.md lists them.
-            resume: go on with the run in `out`, or start it where there is none.
+            config: YAML file with defaults for all options below; docs/training.md shows one.
+            resume: go on with the run in the folder `out`, or start it where there is none.
         """
         with start() as ranks:
             try:
@@ -51,7 +51,7 @@ def command(args: list[str]) -> Callable[..., None]:
             except FloatingPointError as error:
                 raise SystemExit(str(error)) from None
             except VideoError as error:
-                # a reading process puts its traceback before the sentence
+                # an error in a loader worker has its traceback before the message
                 sentence = str(error).strip().splitlines()[-1].rpartition("VideoError: ")[2]
                 raise SystemExit(f"train: {sentence}") from None
 
@@ -59,7 +59,7 @@ def command(args: list[str]) -> Callable[..., None]:
 
 
 def _option(args: list[str], name: str) -> str | None:
-    """The value of --name x or --name=x."""
+    """Returns the value of --name x or --name=x, or None."""
     for i, arg in enumerate(args):
         if arg == name and i + 1 < len(args):
             return args[i + 1]

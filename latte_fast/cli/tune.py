@@ -16,7 +16,7 @@ from latte_fast.ops import attention_choice
 FRAMES, PATCHES, TOKENS = 16, 256, 120
 # `<kernel or op>/<shape>` -> fields, as kernels/configs/<gpu>.json has them
 Entries = dict[str, dict[str, Any]]
-# depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder and Latte's frames
+# depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder, Latte's compression frames
 CONVOLUTIONS = [
     (depth, cols, size, (4, 4, 4), stride, 1)
     for depth, cols, size in ((256, 256, (4, 16, 16)), (256, 128, (8, 32, 32)), (128, 64, (16, 64, 64)))
@@ -33,9 +33,9 @@ def tune(
     """Measure the Triton kernels' tiles, and where a library attends or convolves faster; kept in kernels/configs/.
 
     Args:
-        sizes: of the model, whose widths and heads are measured.
-        dtype: of the activations.
-        clips: in a batch, 16 frames of 256 patches each.
+        sizes: model sizes whose widths and heads are measured.
+        dtype: data type of the activations.
+        clips: number of clips in a batch, each of 16 frames of 256 patches.
         resume: a file of finished cases, one a line; those in it are not measured again, and each is added when done.
     """
     if not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""Frozen networks between films or words and what a model sees: VAEs and the text encoder."""
+"""Frozen encoders and decoders: VAEs between videos and latents, and text encoders."""

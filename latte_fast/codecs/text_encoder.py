@@ -1,4 +1,4 @@
-"""Captions to embeddings: the T5 of a pipeline's local folder, told what the pipeline tells it."""
+"""Text encoders: the T5 in a pipeline's local folder, called as the pipeline calls it."""
 
 import os
 from pathlib import Path
@@ -7,23 +7,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-# of a caption, as upstream and the pipeline cut it
+# number of tokens after which upstream and the pipeline cut a caption
 TOKENS = 120
 
 
 class TextEncoder(Protocol):
-    """`channels` of a token; captions are padded to `tokens` and cut there."""
+    """Embeds captions as `tokens` tokens of `channels` channels: shorter captions are padded, longer ones cut."""
 
     name: str
     channels: int
     tokens: int
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """(B, tokens, channels) float32, padding embedded too, and bool (B, tokens), True where a token counts."""
+        """Returns (B, tokens, channels) float32, padding embedded too, and bool (B, tokens), False for padding."""
         ...
 
     def surplus(self, caption: str) -> int:
-        """Tokens of a caption beyond `tokens`."""
+        """Returns the number of a caption's tokens beyond `tokens`, which are cut."""
         ...
 
 
@@ -54,14 +54,14 @@ class T5:
 
 
 def as_asked(caption: str) -> str:
-    """A caption as the pipeline tokenises a prompt that it does not clean."""
+    """Lower-cases and strips a caption, as the pipeline does with a prompt that it does not clean."""
     return caption.lower().strip()
 
 
 def open_text_encoder(
     folder: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> T5:
-    """The encoder in a pipeline's local folder, tokenizer/ and text_encoder/; nothing is downloaded."""
+    """Opens the T5 in tokenizer/ and text_encoder/ of a pipeline's local folder; nothing is downloaded."""
     path = Path(folder)
     missing = [name for name in ("tokenizer", "text_encoder") if not (path / name).is_dir()]
     if missing:

@@ -1,4 +1,4 @@
-"""Between pixels and latents: a diffusers AutoencoderKL from a local folder, or nothing at all."""
+"""VAEs between pixels and latents: a diffusers AutoencoderKL from a local folder, or the identity."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-# frames that pass the network at once: 16 of 256x256 take about 3 GB in an encoder's widest layers in fp32
+# frames in one call of the network: 16 of 256x256 take about 3 GB in an encoder's widest layers in fp32
 CHUNK = 16
 
 
 class VAE(Protocol):
-    """Frame by frame: `factor` pixels a latent, `channels` in it; `random` says whether std is anything but zero."""
+    """Encodes and decodes frames: `factor` pixels a latent, `channels` channels; `random` is False if std is 0."""
 
     name: str
     channels: int
@@ -21,16 +21,16 @@ class VAE(Protocol):
     device: torch.device | str
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, F, C, h, w) float32."""
+        """Encodes (B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, F, C, h, w) float32."""
         ...
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B, F, C, h, w) scaled latents -> (B, F, 3, H, W) float32, about [-1, 1]."""
+        """Decodes scaled latents (B, F, C, h, w) -> (B, F, 3, H, W) float32, about [-1, 1]."""
         ...
 
 
 class Identity:
-    """Pixels are the latents."""
+    """Uses pixels as latents."""
 
     name, channels, factor, random = "identity", 3, 1, False
 
@@ -58,7 +58,7 @@ class Autoencoder:
 
     def __init__(self, network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype = name, device, dtype
-        # not diffusers' own `to`, which warns of layers to be kept in float32, of which there are none
+        # nn.Module's `to`: diffusers' own warns of layers to keep in float32, of which there are none
         nn.Module.to(network, device, dtype)
         self.network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.channels = int(network.config.latent_channels)
@@ -92,12 +92,12 @@ class Autoencoder:
 def open_vae(
     path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Identity | Autoencoder:
-    """The VAE in a local folder (or its subfolder vae/), or "identity" for pixels; nothing is downloaded.
+    """Opens the VAE in a local folder (or its subfolder vae/), or "identity" for pixels; nothing is downloaded.
 
     Args:
         path: "identity", or a folder with config.json and diffusion_pytorch_model.safetensors.
-        device: where it runs.
-        dtype: of its weights and activations; what comes out is float32.
+        device: device of the VAE.
+        dtype: data type of its weights and activations; latents and videos are returned in float32.
     """
     if str(path) == "identity":
         return Identity(device)

@@ -1,4 +1,4 @@
-"""Clips for training: description, datasets, and the order they come in."""
+"""Training data: data sets of clips, latents and captions, their encoding to disk, and the order of samples."""
 
 from latte_fast.data import shapes
 from latte_fast.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""Training clips out of videos: a random start, an exact interval, one flip; a function of (seed, epoch, index)."""
+"""Training clips from videos: a random start, an exact interval, one flip; a function of (seed, epoch, index)."""
 
 import logging
 from pathlib import Path
@@ -20,12 +20,12 @@ from latte_fast.media.pixels import normalise
 from latte_fast.media.video import VideoError
 
 log = logging.getLogger("latte_fast.data")
-# after so many broken in a row the set is at fault, not a video
+# after this many broken videos in a row the data set is at fault, not a video
 ATTEMPTS = 16
 
 
 class Clips(Dataset):
-    """Clips of a set's videos; `skipped` counts those too short, `broken` those found not to decode so far."""
+    """Clips of a data set's videos; `skipped` counts videos too short, `broken` those that failed to decode so far."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Clips(Dataset):
             self.labels = list(texts.numbers(names))
         self.pictures = list_pictures(config, found.classes, texts) if images and config.image_path else []
         self.unopened = len(found.broken)
-        # shared with loader workers, so that a video is reported by the first that meets it and by no other
+        # shared with loader workers, so that only the first worker to read a broken video reports it
         self.reported = torch.zeros(len(self.sources) + len(self.pictures), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Clips(Dataset):
 
     @property
     def broken(self) -> int:
-        """Videos and pictures that did not open or decode, in this process and its loader workers."""
+        """Number of videos and pictures that did not open or decode, in this process and its loader workers."""
         return self.unopened + int(self.reported.sum())
 
     def __getitem__(self, key: Key) -> Item:
@@ -99,7 +99,7 @@ class Clips(Dataset):
         return frames.flip(-1) if mirrored else frames
 
     def _picture(self, rng: np.random.Generator) -> tuple[Tensor, int | None]:
-        """One picture for joint training, from the list or any frame of any clip: uint8 (1, 3, size, size), label."""
+        """Reads a picture for joint training, listed or a frame of any clip: uint8 (1, 3, size, size) and its label."""
         mirrored = self.config.flip and rng.random() < 0.5
         if not self.pictures:
             which = int(rng.integers(len(self.sources)))
@@ -121,7 +121,7 @@ class Clips(Dataset):
 
 
 def list_pictures(config: DataConfig, classes: list[str], texts: Texts | None = None) -> list[tuple[Path, int | None]]:
-    """Pictures for joint training and their labels: the lines of image_list below image_path, or all that is there."""
+    """Returns pictures for joint training and their labels: those in image_list, or all below image_path."""
     root = Path(config.image_path)
     if not root.is_dir():
         raise layouts.LayoutError(f"data: image_path must be a folder of pictures, got {root}, which is no folder")
@@ -158,7 +158,7 @@ def list_pictures(config: DataConfig, classes: list[str], texts: Texts | None = 
 
 
 def _with_suffix(path: Path) -> Path:
-    """A listed picture, whose line may lack the suffix (upstream's UCF101 list)."""
+    """Returns the path of a listed picture, whose line may lack the suffix (upstream's UCF101 list)."""
     if path.suffix.lower() in PICTURES:
         return path
     return next((p for s in PICTURES if (p := path.with_name(path.name + s)).is_file()), path)

@@ -1,4 +1,4 @@
-"""What to train on: one frozen description."""
+"""The configuration of the training data."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,23 +11,23 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A set of clips; docs/data.md draws the folder of each kind.
+    """A data set of clips; docs/data.md shows the folders of each kind.
 
     Args:
-        kind: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames (a folder of images
-            a clip), latents (what `latte-fast encode` wrote) or shapes (moving shapes made on the fly).
-        path: the set's folder; shapes has none.
-        text: folder of captions that `latte-fast encode-text` wrote, for text to video; empty is none.
-        interval: frames of the video from one frame of the clip to the next.
-        flip: mirror half of the clips, each as a whole. Not for shapes, where left and right are classes.
-        seed: of crops, flips, posterior noise and shapes.
-        short: a video with fewer frames than a clip spans is left out and counted (skip), or starts over (loop).
-        on_error: a video that does not decode is reported once, counted and replaced (skip), or ends the run (raise).
-        index: file that keeps the videos' frame times, made on first use; empty reads them from the videos each time.
-        image_path: folder of the pictures for joint training; empty takes frames of the clips themselves.
-        image_list: text file of pictures below image_path, one a line; empty takes all.
-        clips: in one epoch of shapes.
-        outlines: which of circle, square and triangle the shapes are.
+        kind: layout of the data: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames
+            (a folder of images for each clip), latents (of `latte-fast encode`), or shapes (drawn on the fly).
+        path: folder of the data set; shapes has none.
+        text: folder of captions that `latte-fast encode-text` wrote, for text to video; empty for none.
+        interval: distance between a clip's frames in its video.
+        flip: whether to mirror half of the clips, each as a whole; not for shapes, where left and right are classes.
+        seed: seed of clips' starts, flips, posterior noise and shapes.
+        short: what to do about a video shorter than a clip: leave it out and count it (skip), or start it over (loop).
+        on_error: what to do about a video that does not decode: report, count and replace it (skip), or stop (raise).
+        index: file that keeps the videos' frame times, made on first use; empty to read them from the videos each time.
+        image_path: folder of pictures for joint training; empty to take frames of the clips themselves.
+        image_list: text file that lists pictures below image_path, one a line; empty to take all.
+        clips: number of clips in an epoch of shapes.
+        outlines: shapes to draw, among circle, square and triangle.
     """
 
     kind: Kind = "shapes"

@@ -1,4 +1,4 @@
-"""A set's VAE latents, written once: sharded safetensors and an index, shard by shard, so that it can go on."""
+"""Writes a data set's VAE latents once, as safetensors shards with an index from which a stopped run resumes."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ from latte_fast.media.video import VideoError
 
 log = logging.getLogger("latte_fast.data")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-# frames decoded as one piece: bounds what a worker holds at 13 MB (256x256)
+# frames decoded in one piece, which bounds a worker's memory at 13 MB (256x256)
 PIECE = 64
 Part = tuple[int, Tensor | str]
 
 
 class Pieces(Dataset):
-    """Every frame that is to be encoded, in order, in pieces: (source, uint8 (n, 3, S, S)), or the reason it broke."""
+    """All frames to encode, in order and in pieces: (source number, uint8 (n, 3, S, S)), or an error in their place."""
 
     def __init__(self, sources: list[Source], first: int, size: int, every: int) -> None:
         self.sources, self.size = sources, size
@@ -63,7 +63,7 @@ def encode(
 ) -> dict[str, Any]:
     """Writes mean and std of every frame's latents (of the mirrored frame too, where config.flip) to folder `out`.
 
-    Returns the index. After each shard the index on disk tells what is done, and `resume` goes on from there.
+    Returns the index. The index on disk is updated after each shard, and `resume` goes on from it.
     """
     before = check(config, out, size, every, dtype, shard_mb, workers, resume)
     if size % vae.factor:
@@ -113,7 +113,7 @@ def encode(
 def check(
     config: DataConfig, out: Path, size: int, every: int, dtype: str, shard_mb: int, workers: int, resume: bool
 ) -> dict[str, Any] | None:
-    """What can be refused before the VAE is read; returns the index that `resume` goes on from."""
+    """Checks the arguments before the VAE is opened; returns the index from which `resume` goes on, or None."""
     for name, value, least in (("size", size, 1), ("every", every, 1), ("shard_mb", shard_mb, 1),
                                ("workers", workers, 0)):  # fmt: skip
         if value < least:
@@ -126,7 +126,7 @@ def check(
 
 
 def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -> dict[str, Any]:
-    """What must be as before when a run goes on."""
+    """Returns the settings that must not change when a run is resumed."""
     return {
         "version": LATENTS.version,
         "kind": config.kind,
@@ -142,14 +142,14 @@ def _settings(config: DataConfig, vae: VAE, size: int, every: int, dtype: str) -
 
 
 def _encoded(parts: Iterable[Part], vae: VAE, flip: bool, dtype: torch.dtype) -> dict[str, Tensor] | str:
-    """Mean and std of one video's frames, mirrored ones too; or why it broke."""
+    """Returns mean and std of one video's frames, mirrored ones too, or why the video does not decode."""
     pieces: dict[str, list[Tensor]] = {}
     reason = ""
     for _, frames in parts:
         if isinstance(frames, str):
             reason = reason or frames
             continue
-        # a quarter of the bytes that they are as float32
+        # moved as uint8, a quarter of the bytes of float32
         frames = frames.to(vae.device, non_blocking=True)
         views = {"": frames, "_flip": frames.flip(-1)} if flip else {"": frames}
         for key, picture in views.items():

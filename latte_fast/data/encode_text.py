@@ -1,4 +1,4 @@
-"""A set's captions embedded once: sharded safetensors and an index, shard by shard, so that it can go on."""
+"""Embeds a data set's captions once, as safetensors shards with an index from which a stopped run resumes."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from latte_fast.data.text import NULL, TEXT
 from latte_fast.files import atomic
 
 log = logging.getLogger("latte_fast.data")
-# captions reported as cut by name; the rest are counted
+# number of cut captions that the log shows; the rest are counted
 NAMED = 5
-# how far the empty caption may move when a run goes on, of its largest value; float16 moves it by half of this
+# largest relative change of the empty caption's embedding when resuming; rounding to float16 is half of this
 SAME = 1e-3
 
 
 def read_captions(path: str | Path) -> dict[str, str]:
-    """A JSON object from clips to captions: names below the set's folder, with or without suffix, or of a folder."""
+    """Reads a JSON object of captions by clip, named by a path with or without suffix, or by a folder above."""
     path = Path(path)
     rule = '{"clip.mp4": "what it shows", ...}'
     if not path.is_file():
@@ -58,15 +58,15 @@ def encode_text(
     shard_mb: int = 256,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Writes each caption's tokens, and all of the empty one's, to folder `out`; returns the index.
+    """Writes embeddings of all captions, and of the empty one with its padding, to `out`; returns the index.
 
     Args:
-        clips: from names to captions; clips that share a caption share its embedding.
-        out: a new or empty folder, or one that was begun, with `resume`.
-        encoder: of the captions.
-        dtype: float16 or float32, on disk.
-        batch: captions encoded at once.
-        shard_mb: size of a file, after each of which the index tells what is done.
+        clips: captions by clip name; clips that share a caption share its embedding.
+        out: new or empty folder, or with `resume` the folder of an earlier run.
+        encoder: text encoder.
+        dtype: data type on disk, float16 or float32.
+        batch: number of captions encoded at once.
+        shard_mb: size of a file in MB; the index is updated after each.
         resume: go on where an earlier run stopped.
     """
     before = check(out, dtype, batch, shard_mb, resume)
@@ -81,7 +81,7 @@ def encode_text(
     TEXT.check_same(index, settings, out)
     if index["complete"]:
         return index
-    # equal captions may come in another order, but shards and clips are numbered by the index
+    # the same captions may come in another order now, but shards and clips are numbered as in the index
     captions = index["captions"]
     kind = DTYPES[dtype]
     null = _fitting(encoder([""])[0][0], kind, "")
@@ -109,7 +109,7 @@ def encode_text(
 
 
 def check(out: Path, dtype: str, batch: int, shard_mb: int, resume: bool) -> dict[str, Any] | None:
-    """What can be refused before the encoder is read; returns the index that `resume` goes on from."""
+    """Checks the arguments before the encoder is opened; returns the index from which `resume` goes on, or None."""
     for name, value in (("batch", batch), ("shard_mb", shard_mb)):
         if value < 1:
             raise ValueError(f"encode-text: {name} must be at least 1, got {value}")
@@ -119,7 +119,7 @@ def check(out: Path, dtype: str, batch: int, shard_mb: int, resume: bool) -> dic
 
 
 def _check_encoder(null: Tensor, path: Path) -> None:
-    """The empty caption is as before, so that the encoder is too: folders of one name hold different weights."""
+    """Checks by the empty caption's embedding that the encoder is unchanged: folders of one name may differ."""
     try:
         before = load_file(path)["null"].float()
     except (SafetensorError, OSError, KeyError) as error:
@@ -139,7 +139,7 @@ def _fitting(text: Tensor, dtype: torch.dtype, caption: str) -> Tensor:
 
 
 def _report(caption: str, encoder: TextEncoder, before: int) -> int:
-    """1 where a caption is cut; the first few are named."""
+    """Returns 1 where a caption is cut, else 0; logs the first few."""
     surplus = encoder.surplus(caption)
     if surplus and before < NAMED:
         log.warning("cut after %d tokens, %d are left out: %.60s...", encoder.tokens, surplus, caption)

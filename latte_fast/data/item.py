@@ -1,4 +1,4 @@
-"""What a dataset gives for one sample."""
+"""The item that a data set returns for one sample."""
 
 from typing import TypedDict
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class Item(TypedDict, total=False):
-    """One clip with what is known of it; a batch has the same names, its tensors stacked."""
+    """One clip with its labels; a batch has the same names and stacked tensors."""
 
     video: Tensor  # (F + n, 3, H, W) float32 in [-1, 1], the last n single images; or
     latent: Tensor  # (F + n, C, h, w) float32, scaled
-    label: Tensor  # () int64, a class's number or a caption's
-    image_labels: Tensor  # (n,) int64, of the single images
+    label: Tensor  # () int64, the number of a class or caption
+    image_labels: Tensor  # (n,) int64, labels of the single images

@@ -1,4 +1,4 @@
-"""Training clips out of latents on disk: read by memory map, sampled anew each epoch, no VAE and no video needed."""
+"""Training clips from latents on disk: read by memory map, sampled anew each epoch, without VAE or videos."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ LATENTS = Contents("latents", "encode", 1, "videos", ("clips", "every", "size"))
 
 
 class Latents(Dataset):
-    """mean + std * noise of each frame, the noise by (seed, epoch, index) too; crops and flips as from videos."""
+    """Clips of latents, mean + std * noise, with starts and flips as for videos, all by (seed, epoch, index)."""
 
     def __init__(self, config: DataConfig, frames: int, size: int, images: int = 0, texts: Texts | None = None) -> None:
         self.folder = Path(config.path)
@@ -66,7 +66,7 @@ class Latents(Dataset):
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # memory maps do not travel to another process; each opens its own
+        # memory maps can't be pickled; each process opens its own
         return self.__dict__ | {"_open": {}}
 
     def __getitem__(self, key: Key) -> Item:
@@ -87,7 +87,7 @@ class Latents(Dataset):
         return item
 
     def _read(self, which: int, places: list[int], rng: np.random.Generator) -> Tensor:
-        """float32 (n, C, h, w), one draw of the posterior."""
+        """Reads float32 (n, C, h, w), one draw from the posterior."""
         name, _, _, shard = self.rows[which]
         suffix = "_flip" if self.config.flip and rng.random() < 0.5 else ""
         first, last = min(places), max(places)

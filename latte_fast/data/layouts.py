@@ -1,4 +1,4 @@
-"""Where each set keeps its clips: upstream's folder layouts, walked, and drawn when a folder is not as expected."""
+"""Finds clips in upstream's folder layouts; the error for another folder shows the expected layout."""
 
 import os
 import re
@@ -27,12 +27,12 @@ TREES = {
 
 
 class LayoutError(ValueError):
-    """A folder that is not laid out as its kind asks; the message draws what was expected and lists what was found."""
+    """Raised for a folder without its kind's layout; the message shows the layout and lists what was found."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One clip on disk: a video file, or a folder and its pictures in order; and its class's number or None."""
+    """One clip on disk: a video file, or a folder and its pictures in order; `label` is its class's number."""
 
     path: Path
     label: int | None = None
@@ -40,7 +40,7 @@ class Place:
 
 
 def find(kind: str, path: str | os.PathLike) -> tuple[list[Place], list[str]]:
-    """Every clip of a set in a fixed order, and the names of its classes (none for a set without)."""
+    """Returns every clip of a data set in a fixed order, and the names of its classes, if it has any."""
     root = Path(path)
     if not root.is_dir():
         raise LayoutError(f"{kind}: path must be a folder{TREES[kind]}\ngot {root}, which is no folder")
@@ -58,7 +58,7 @@ def wrong_folder(kind: str, root: Path) -> LayoutError:
 
 
 def summary(root: Path, limit: int = 20_000) -> str:
-    """What is in a folder, in a line: its first entries, and files by suffix below it."""
+    """Describes a folder in a line: its first entries, and counts of the files below it by suffix."""
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
     if not entries:
         return "nothing"
@@ -73,14 +73,14 @@ def summary(root: Path, limit: int = 20_000) -> str:
 
 
 def natural(name: str) -> tuple:
-    """Sort key in which frame_10 comes after frame_9, whatever the zeros."""
+    """Returns a sort key by which frame_10 comes after frame_9, with or without leading zeros."""
     parts = re.split(r"(\d+)", name)
-    # the name apart: behind the parts it would meet a number where another name has more of them
+    # the name is an element of its own: in the tuple of parts it could be compared with a number
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files with these suffixes at any depth, sorted; what starts with a dot is skipped."""
+    """Returns files with these suffixes at any depth, sorted; names that start with a dot are skipped."""
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not _leads_back(Path(folder, n)))
@@ -89,7 +89,7 @@ def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _leads_back(folder: Path) -> bool:
-    """A link to a folder that the way here led through: walked again and again, its clips would be many."""
+    """Whether a folder is a link to one of its own parents, whose clips would be found again and again."""
     if not folder.is_symlink():
         return False
     target = folder.resolve()
@@ -101,7 +101,7 @@ def _anywhere(root: Path) -> tuple[list[Place], list[str]]:
 
 
 def _classes(root: Path) -> tuple[list[Place], list[str]]:
-    """Videos in the folder itself, without classes; else its subfolders that hold videos are the classes."""
+    """Finds videos in the folder itself, without classes, or else in its subfolders, which are the classes."""
     found = files(root, VIDEOS)
     top = [path for path in found if path.parent == root]
     if top and len(top) < len(found):
@@ -117,7 +117,7 @@ def _classes(root: Path) -> tuple[list[Place], list[str]]:
 
 
 def _folders(root: Path) -> tuple[list[Place], list[str]]:
-    """Each folder that holds pictures, at any depth, is a clip."""
+    """Finds folders that hold pictures, at any depth; each is a clip."""
     places: dict[Path, list[str]] = {}
     for path in files(root, PICTURES):
         places.setdefault(path.parent, []).append(path.name)

@@ -1,4 +1,4 @@
-"""A dataset from its description."""
+"""Opens a data set from its configuration."""
 
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> "Shapes | Clips | Latents":
-    """The dataset of a description: `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
+    """Opens a data set whose item `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
 
     An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
     has classes, and "image_labels" (images,) too in joint training. With config.text, labels are captions' numbers.
 
     Args:
-        config: of the set.
-        frames: in a clip.
+        config: configuration of the data set.
+        frames: number of frames in a clip.
         size: height and width in pixels.
-        images: single pictures behind each clip, for joint training.
+        images: number of single pictures after each clip, for joint training.
     """
     for name, value, least in (("frames", frames, 1), ("size", size, 1), ("images", images, 0)):
         if value < least:

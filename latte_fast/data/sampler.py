@@ -1,4 +1,4 @@
-"""Which clip comes when: a function of (seed, sample number) alone, the same for any number of ranks and workers."""
+"""The order of samples: a function of (seed, sample number) alone, the same for any number of ranks and workers."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,20 @@ from latte_fast.data.seeding import SampleKey, generator
 
 
 class GlobalSampler(Sampler[SampleKey]):
-    """The samples of a run in order: sample s is entry s % length of the permutation of (seed, s // length).
+    """Yields the samples of a run in order: sample s is entry s % length of the permutation of (seed, s // length).
 
-    Samples start + k*batch .. start + (k+1)*batch are one global batch, and rank r of R takes its r-th R-th of each, so
-    the ranks' parts laid end to end are the batch that one process would see.
+    Samples start + k*batch .. start + (k+1)*batch are one global batch. Each rank takes one of equal parts of it, in
+    the order of ranks, so the parts laid end to end are the batch that one process would see.
 
     Args:
-        length: of the dataset.
-        batch: samples in one global batch, over all ranks.
-        seed: of the permutations.
-        rank: of this process.
-        ranks: processes that share each batch.
-        start: the first sample's number in the run; how many were seen before, when resuming.
-        shuffle: False takes the dataset's own order in every epoch.
-        end: samples of the whole run; None goes on for ever.
+        length: number of items in the data set.
+        batch: number of samples in a global batch, over all ranks.
+        seed: seed of the permutations.
+        rank: number of this rank.
+        ranks: number of ranks that share each batch.
+        start: number of the first sample in the run; when resuming, how many were seen before.
+        shuffle: whether to permute each epoch; False keeps the data set's own order.
+        end: number of samples in the whole run; None for no end.
     """
 
     def __init__(

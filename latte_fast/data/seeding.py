@@ -1,4 +1,4 @@
-"""What is drawn at random for an item: a function of (seed, epoch, index) and of nothing that happened before."""
+"""Random draws for an item: a function of (seed, epoch, index), and of nothing that was drawn before."""
 
 import logging
 from typing import NamedTuple
@@ -9,7 +9,7 @@ log = logging.getLogger("latte_fast.data")
 
 
 class SampleKey(NamedTuple):
-    """One sample of a run: an item of the data in an epoch, and the sample's number in the whole run."""
+    """One sample of a run: its item in an epoch of the data, and its number in the whole run."""
 
     epoch: int
     item: int
@@ -20,7 +20,7 @@ Key = int | tuple[int, int] | SampleKey
 
 
 def split_key(key: Key, length: int) -> tuple[int, int]:
-    """(epoch, index) of a dataset's key; a plain int is epoch 0. IndexError beyond the end, so that `for` stops."""
+    """Splits a key into (epoch, index); an int is of epoch 0. Raises IndexError beyond the end, so that `for` stops."""
     epoch, index = key[:2] if isinstance(key, tuple) else (0, key)
     if not 0 <= index < length or epoch < 0:
         raise IndexError(f"dataset: key must be (epoch >= 0, 0 <= index < {length}), got {key}")
@@ -28,12 +28,12 @@ def split_key(key: Key, length: int) -> tuple[int, int]:
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """Random numbers that depend on these numbers and nothing else."""
+    """Returns a random generator that depends on these numbers and nothing else."""
     return np.random.default_rng(numbers)
 
 
 def long_enough(lengths: list[int], span: int, short: str, kind: str) -> list[int]:
-    """Which videos have a clip's `span` frames, or all of them where short ones start over; the rest are counted."""
+    """Returns indices of videos with at least `span` frames, or of all if short ones loop; logs how many it omits."""
     kept = [i for i, length in enumerate(lengths) if length >= span or short == "loop"]
     if not kept:
         raise ValueError(
@@ -47,7 +47,7 @@ def long_enough(lengths: list[int], span: int, short: str, kind: str) -> list[in
 
 
 def draw_places(rng: np.random.Generator, length: int, frames: int, interval: int) -> list[int]:
-    """A clip's frames at exactly this interval from a start drawn among all that fit; a short video starts over."""
+    """Draws a clip's frames, exactly `interval` apart from any start that fits; a short video starts over."""
     span = (frames - 1) * interval + 1
     start = int(rng.integers(length - span + 1 if length >= span else length))
     return [(start + i * interval) % length for i in range(frames)]

@@ -1,4 +1,4 @@
-"""Moving coloured shapes: a labelled set of clips without a file, class = shape and direction."""
+"""Moving coloured shapes: a labelled data set without files; a class is a shape and a direction."""
 
 import os
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ CLASSES = tuple(f"{shape} {direction}" for shape in SHAPES for direction in DIRE
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels to the outline, negative inside; radii chosen for about the circle's area."""
+    """Returns the signed distance in pixels to the outline, negative inside; all have about the circle's area."""
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":
         return np.maximum(abs(x), abs(y)) - 0.89 * radius
-    # equal sides, pointing up (y points down), moved so that its box is about the centre
+    # equilateral, pointing up (y points down), moved so that its bounding box is centred
     y = y - 0.39 * radius
     return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.78 * radius
 
 
 def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
-    """uint8 (F, 3, size, size): one antialiased shape crosses a dark ground in a straight line and stays inside it.
+    """Draws uint8 (F, 3, size, size): an antialiased shape moves straight over a dark background and stays inside.
 
-    Colour, size and start are a function of (label, seed); the way is 35 to 45 % of the side in any number of frames.
+    Colour, size and start are a function of (label, seed); the path is 35 to 45 % of the side for any number of frames.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"shapes: label must be in 0 .. {len(CLASSES) - 1}, got {label}")
@@ -66,15 +66,15 @@ def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
 
 
 class Shapes(Dataset):
-    """Clips made as they are asked for, new ones in each epoch: index i has class i % the number of classes.
+    """Clips of moving shapes, drawn when read and new in each epoch; item i has class i % (number of classes).
 
     Args:
-        length: of an epoch.
-        frames: of a clip.
-        size: of its side.
-        seed: of everything drawn.
-        images: single frames behind each clip.
-        outlines: of SHAPES, whose classes alone there are.
+        length: number of clips in an epoch.
+        frames: number of frames in a clip.
+        size: height and width in pixels.
+        seed: seed of everything random.
+        images: number of single frames after each clip.
+        outlines: those of SHAPES that occur.
         texts: captions of the classes, whose numbers are then the labels.
     """
 
@@ -88,7 +88,7 @@ class Shapes(Dataset):
         outlines: Sequence[str] = SHAPES,
         texts: "Texts | None" = None,
     ) -> None:
-        # a clip is that of its class's number among all, whichever are left out
+        # numbers among all CLASSES, so that a class's clips do not depend on which others are left out
         self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
         self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images

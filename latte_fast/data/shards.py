@@ -1,6 +1,6 @@
-"""A folder of safetensors shards and the index that names them: written shard by shard, so that it can be gone on with.
+"""Folders of safetensors shards with an index, written shard by shard so that a stopped run can be resumed.
 
-An index holds version, done, complete and shards ([name, bytes] each), and what its contents add.
+An index holds version, done, complete, shards ([name, bytes] each), and the fields that its contents need.
 """
 
 import json
@@ -19,14 +19,14 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Contents:
-    """What such a folder holds.
+    """The kind of contents of a folder of shards.
 
     Args:
-        name: in the errors of its readers.
-        command: that writes it.
-        version: of its index.
-        unit: what is counted, and the field of the index that holds them or their number.
-        needed: more fields of the index.
+        name: name in the errors of its readers.
+        command: command that writes it.
+        version: version of its index.
+        unit: unit of progress, and the field of the index that holds these items or their number.
+        needed: further fields of the index.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Contents:
     needed: tuple[str, ...] = ()
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """The index of a folder, of this version, whether complete or not."""
+        """Reads the index of a folder, complete or not, and checks its version and fields."""
         file = folder / INDEX
         try:
             index = json.loads(file.read_text())
@@ -52,7 +52,7 @@ class Contents:
         return index
 
     def finished(self, folder: Path) -> dict[str, Any]:
-        """The index of a complete folder, whose shards are all there and whole."""
+        """Reads the index of a complete folder, and checks that all shards are there and whole."""
         index = self.load(folder)
         if not index["complete"]:
             more = f"`latte-fast {self.command} --resume` goes on"
@@ -65,7 +65,7 @@ class Contents:
         return index
 
     def begun(self, out: Path, resume: bool) -> dict[str, Any] | None:
-        """The index that an earlier run left, when it may be gone on with; None in a new folder."""
+        """Returns the index of an earlier run to resume; None in a new folder."""
         if out.exists() and not out.is_dir():
             raise ValueError(f"{self.command}: out must be a folder, got the file {out}")
         rule = f"{self.command}: out must be a new or empty folder"
@@ -81,7 +81,7 @@ class Contents:
         return index
 
     def check_same(self, index: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
-        """A run that goes on has the settings it began with; the digest is of the things themselves."""
+        """Checks that a resumed run has the settings it began with; the digest stands for its videos or captions."""
         for name, setting in settings.items():
             if name not in index:
                 raise ValueError(f"{self.command}: {out / INDEX} must hold {name}, to go on, got an index without")
@@ -99,7 +99,7 @@ def is_full(shard: dict[str, Tensor], megabytes: int) -> bool:
 
 
 def write(out: Path, index: dict[str, Any], shard: dict[str, Tensor], done: int, last: bool) -> None:
-    """The shard first, then the index that names it: whatever stops in between costs the shard and nothing else."""
+    """Writes the shard, then the index that names it: a stop in between loses the shard and nothing else."""
     if shard:
         name = f"{len(index['shards']):05d}.safetensors"
         with atomic(out / name) as partial:

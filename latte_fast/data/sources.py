@@ -1,4 +1,4 @@
-"""The clips of a set, ready to read: found, counted frame by frame, the broken ones named."""
+"""The clips of a data set, ready to read, with the frame times of videos; broken files are named."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ INDEX_VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """One clip: `len` frames, of which `read` gives any."""
+    """One clip of `len(source)` frames, any of which `read` returns."""
 
     place: Place
     timeline: Timeline
@@ -34,7 +34,7 @@ class Source:
         return self.timeline.frames
 
     def read(self, places: Sequence[int]) -> np.ndarray:
-        """uint8 (n, H, W, 3); VideoError when they do not decode."""
+        """Reads frames as uint8 (n, H, W, 3); raises VideoError when they do not decode."""
         if not self.place.pictures:
             return video.read(self.place.path, self.timeline, places)
         found = {place: read_picture(self.place.path / self.place.pictures[place]) for place in set(places)}
@@ -45,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceSet:
-    """All clips of a set that could be opened, the names of its classes, and the files that could not."""
+    """The clips of a data set, the names of its classes, and the files that could not be opened."""
 
     root: Path
     sources: list[Source]
@@ -54,7 +54,7 @@ class SourceSet:
 
 
 def open_sources(config: DataConfig) -> SourceSet:
-    """Finds and counts a set's clips; a file that can't be opened is left out or raised, as config.on_error says."""
+    """Finds a data set's clips; a file that can't be opened is left out or raised, as config.on_error says."""
     places, classes = layouts.find(config.kind, config.path)
     root = Path(config.path)
     if config.index and not Path(config.index).absolute().parent.is_dir():
@@ -78,7 +78,7 @@ def open_sources(config: DataConfig) -> SourceSet:
 
 
 def _timelines(root: Path, places: list[Place], index: str) -> list[Timeline | VideoError]:
-    """The timeline of each clip, or why it has none; from the index file where the video is as it was then."""
+    """Returns the timeline of each clip, from the index file where the video is unchanged; or why there is none."""
     known = _load_index(index)
     results: dict[Path, Timeline | VideoError] = {}
     stamps: dict[Path, tuple[str, int, int]] = {}
@@ -98,7 +98,7 @@ def _timelines(root: Path, places: list[Place], index: str) -> list[Timeline | V
             results[place.path] = Timeline(entry[2], _unpack(entry[3]), _unpack(entry[4]) or ())
         else:
             unknown.append(place.path)
-    # demuxing and decoding release the interpreter's lock
+    # demuxing and decoding release the GIL
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         counted = tqdm(
             pool.map(_scan, unknown), "reading the videos' frame times", len(unknown), False, unit="video", disable=None

@@ -17,10 +17,10 @@ TEXT = Contents("text", "encode-text", 1, "captions", ("clips", "channels", "tok
 
 
 class Texts:
-    """The captions of a set: which clip has which, and the embedding of each.
+    """The captions of a data set by clip, and the embedding of each.
 
     Args:
-        folder: that `latte-fast encode-text` wrote.
+        folder: folder that `latte-fast encode-text` wrote.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -41,11 +41,11 @@ class Texts:
         self._check_null()
 
     def __getstate__(self) -> dict[str, Any]:
-        # memory maps do not travel to another process; each opens its own
+        # memory maps can't be pickled; each process opens its own
         return self.__dict__ | {"_open": {}}
 
     def numbers(self, names: Sequence[str]) -> list[int]:
-        """The caption's number of each clip: by its name, its name without the suffix, or a folder above it."""
+        """Returns the number of each clip's caption: by its name, its name without the suffix, or a folder above it."""
         found = [self._number(name) for name in names]
         lacking = [name for name, number in zip(names, found, strict=True) if number is None]
         if lacking:
@@ -65,7 +65,7 @@ class Texts:
         return None
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """float32 (tokens, channels), zero behind the caption's end, and bool (tokens,), True where it has a token."""
+        """Returns float32 (tokens, channels), zero after the caption's end, and bool (tokens,), True for its tokens."""
         rows = self._read(self._shards[bisect_right(self._firsts, number) - 1], str(number))
         text = torch.zeros(self.tokens, self.channels)
         text[: len(rows)] = rows
@@ -73,7 +73,7 @@ class Texts:
 
     @property
     def null(self) -> Tensor:
-        """float32 (tokens, channels): the empty caption and its padding, as the pipeline's negative prompt."""
+        """The empty caption and its padding, as the pipeline's negative prompt: float32 (tokens, channels)."""
         return self._read(self.folder / NULL, "null")
 
     def _check_null(self) -> None:
@@ -86,7 +86,7 @@ class Texts:
             raise ValueError(f"{rule}, got {shape}")
 
     def told(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
-        """(n, tokens, channels) and masks (n, tokens); where dropped, the empty caption under the caption's mask."""
+        """Returns (n, tokens, channels) and masks (n, tokens); dropped captions are empty ones under their own mask."""
         found = [self[number] for number in numbers]
         drops = [bool(drop) for drop in dropped] or [False] * len(found)
         texts = [self.null if drop else text for (text, _), drop in zip(found, drops, strict=True)]

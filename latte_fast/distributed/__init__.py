@@ -1,1 +1,1 @@
-"""Several processes as one: ranks, and models replicated or sharded over them."""
+"""Training and sampling on several processes: ranks, and models replicated or sharded over them."""

@@ -12,30 +12,30 @@ from latte_fast.distributed.ranks import Ranks
 
 
 def local(x: Tensor) -> Tensor:
-    """This rank's part of a tensor; a DTensor is known by its method, whose import costs a second."""
+    """Returns this rank's part of a tensor; a DTensor is known by its method, as its import takes a second."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def whole_tensor(x: Tensor) -> Tensor:
-    """A tensor gathered from all ranks, which call this together."""
+    """Gathers a tensor from all ranks, which must call this together."""
     x = x.detach()
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") -> nn.Module:
-    """What to call in training: the model itself, its DDP, or the model sharded in place, a unit a block."""
+    """Returns what to call in training: the model itself, its DDP wrapper, or the model sharded in place."""
     if how == "ddp":
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     if how == "fsdp":
-        # a second of imports that one process does without
+        # imported here, as it takes a second that a single process need not spend
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         inner = outer = MixedPrecisionPolicy()
         if precision == "bf16-weights":
-            # the shards are the fp32 master; only what is gathered is bf16
+            # the shards are the fp32 master; only gathered weights are bf16
             half = torch.bfloat16
-            # what a block is given is bf16 already but for rotary tables, and the next block reads its result
+            # a block's inputs are not cast: all but the rotary tables are bf16 already, as is its output for the next
             inner = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
             outer = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32)
         mesh = dist.init_device_mesh(ranks.device.type, (ranks.count,))
@@ -48,7 +48,7 @@ def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") ->
 
 
 def gather_anew(model: nn.Module) -> None:
-    """Drops what a sharded model's forward left gathered: without a backward it stays, whatever is written since."""
+    """Drops gathered weights of a sharded model: after a forward without backward they stay, and miss later writes."""
     reshard = getattr(model, "reshard", None)  # fully_shard gives a model this method
     if reshard is not None:
         reshard()
@@ -56,7 +56,7 @@ def gather_anew(model: nn.Module) -> None:
 
 @contextmanager
 def reducing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients cross ranks only in the last micro-batch's backward."""
+    """Reduces gradients over ranks only in the last micro-batch's backward."""
     if hasattr(model, "set_requires_gradient_sync"):  # sharded by FSDP2
         model.set_requires_gradient_sync(last)  # type: ignore[operator]
         yield

@@ -1,4 +1,4 @@
-"""One process or many: who this rank is, and what all ranks agree on."""
+"""Ranks: this process among all of a run, and what they reduce and broadcast."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; alone it needs no process group."""
+    """This process among `count`; a single process needs no process group."""
 
     rank: int = 0
     count: int = 1
@@ -31,14 +31,14 @@ class Ranks:
             dist.barrier()
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks, the same on each."""
+        """Returns the sum over ranks, the same on each."""
         if self.count > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so; over the CPU, so that no GPU waits."""
+        """Whether `flag` is true on any rank; reduced on the CPU, so that no GPU waits."""
         if self.count == 1:
             return flag
         votes = torch.tensor([int(flag)])
@@ -46,7 +46,7 @@ class Ranks:
         return bool(votes.item())
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, on every rank; an error of rank 0's is raised on all."""
+        """Calls `make` on rank 0 and returns its result on every rank; its error is raised on all."""
         if self.count == 1:
             return make()
         box: list[Any] = [None, None]
@@ -63,7 +63,7 @@ class Ranks:
 
 @contextmanager
 def start() -> Iterator[Ranks]:
-    """The ranks torchrun set up, or one; the process group lives as long as the context."""
+    """Yields the ranks that torchrun set up, or a single one; the process group lives as long as the context."""
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = CPU
     if torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""What meets other libraries' objects: upstream's and diffusers' modules made fast in place, diffusers' pipelines."""
+"""Support for other libraries' objects: upstream's and diffusers' models made fast in place, diffusers' pipelines."""

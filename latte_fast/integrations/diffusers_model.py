@@ -1,4 +1,4 @@
-"""What patch does to a text-to-video model: diffusers' LatteTransformer3DModel or upstream's LatteT2V."""
+"""Patching of text-to-video models: diffusers' LatteTransformer3DModel and upstream's LatteT2V."""
 
 import sys
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _CACHE_REASON = "diffusers' caches hook the attention modules, which a fused blo
 
 
 def cache_hooks(model: nn.Module) -> str | None:
-    """Why a model with diffusers' cache hooks can't run fast, None where it has none."""
+    """Returns why a model with diffusers' cache hooks can't run fast, or None where it has none."""
     for name in ("transformer_blocks", "temporal_transformer_blocks"):
         for i, block in enumerate(getattr(model, name)):
             for child in (block, block.attn1, getattr(block, "attn2", None)):
@@ -45,7 +45,7 @@ def cache_hooks(model: nn.Module) -> str | None:
 
 
 def looks_like_t2v(module: nn.Module) -> bool:
-    # its own parts: a compiled model or a LoRA's wrapper shows those of the module inside
+    # in _modules, as a compiled model's or LoRA's wrapper shows attributes of the module inside
     return all(name in module._modules for name in _PARTS)
 
 
@@ -57,7 +57,7 @@ def swaps(model: nn.Module) -> Iterator[tuple[str, nn.Module, type[nn.Module]]]:
 
 
 def why_not(model: Any) -> str | None:
-    """Why a module that looks like the text-to-video model can't be swapped: a detail that would change its numbers."""
+    """Returns which detail of a text-to-video model would change its results if it were swapped, or None."""
     if len(model.transformer_blocks) != len(model.temporal_transformer_blocks):
         return "it must have as many temporal_transformer_blocks as transformer_blocks"
     reason = cache_hooks(model)
@@ -72,7 +72,7 @@ def why_not(model: Any) -> str | None:
 
 
 def _why_not_ends(model: Any) -> str | None:
-    """The same of what comes before and after the blocks."""
+    """Returns which detail before or after the blocks would change the model's results, or None."""
     if getattr(model.adaln_single.emb, "use_additional_conditions", False):
         return "adaln_single must not have conditions of resolution and aspect ratio"
     activation = getattr(model.caption_projection, "act_1", None)
@@ -83,7 +83,7 @@ def _why_not_ends(model: Any) -> str | None:
         return f"norm_out must be a LayerNorm without affine and with eps 1e-6, got {norm}"
     for part in ("pos_embed", "adaln_single", "caption_projection", "norm_out"):
         for name, module in getattr(model, part, nn.Identity()).named_modules(prefix=part):
-            # the fast forward calls the layers inside, not what holds them
+            # the fast forward calls the layers inside, not the modules that hold them
             if (list(module.children()) or part == "norm_out") and is_heard(module):
                 return f"{name} has hooks, which the fast forward would not call"
     return None

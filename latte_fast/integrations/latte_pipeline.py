@@ -19,14 +19,14 @@ from latte_fast.sampling.files import all_files, check_room, sample_files
 from latte_fast.sampling.pipeline_folder import check_folder
 from latte_fast.sampling.request import Request, TextRequest
 
-# how diffusers calls what a run's model predicts
+# diffusers' names for the predictions of a run's model
 PREDICTIONS = {"epsilon": "epsilon", "start_x": "sample", "v": "v_prediction"}
 
 
 def open_pipeline(
     folder: str | Path, request: TextRequest, device: torch.device, dtype: torch.dtype, trained: Trained | None = None
 ) -> Any:
-    """The folder's LattePipeline with its transformer made fast, or a run's model in its place, on a device."""
+    """Opens the folder's LattePipeline on a device, its transformer made fast or replaced by a run's model."""
     try:
         import diffusers
     except ImportError:
@@ -45,12 +45,12 @@ def open_pipeline(
     settings = scheduler_settings(trained.config.diffusion, learned) if trained else {}
     kind = getattr(diffusers, f"{request.scheduler}Scheduler") if request.scheduler else type(pipe.scheduler)
     if kind is not diffusers.DDPMScheduler:
-        # the pipeline gives the variance's channels to any scheduler whose config says it is learned
+        # the pipeline passes variance channels to any scheduler whose config says that the variance is learned
         config.pop("variance_type", None), settings.pop("variance_type", None)
     if "clip_sample" not in config:
-        # from a scheduler that never clips; latents are not bounded
+        # the folder's scheduler never clips, and latents are not bounded
         settings["clip_sample"] = False
-    # keywords win over the config, where defaults of the folder's scheduler are left out
+    # keywords override the config, which leaves out fields that are the defaults of the folder's scheduler
     pipe.scheduler = kind.from_config(config, **settings)
     if trained:
         model = trained.model.to(dtype)
@@ -66,13 +66,13 @@ def open_pipeline(
 
 
 def scheduler_settings(process: DiffusionConfig, learned: bool) -> dict[str, Any]:
-    """What a run's process is to diffusers' schedulers; `learned` says whether its variance is."""
+    """Returns a run's process as settings of diffusers' schedulers; `learned` says whether the variance is learned."""
     betas = beta_schedule(process.schedule, process.steps)
     return {
         "num_train_timesteps": process.steps,
         "prediction_type": PREDICTIONS[process.prediction],
         "beta_schedule": process.schedule,
-        # of the linear schedule, which diffusers makes from its ends
+        # for the linear schedule, which diffusers makes from its two ends
         "beta_start": float(betas[0]),
         "beta_end": float(betas[-1]),
         "trained_betas": None,
@@ -82,19 +82,19 @@ def scheduler_settings(process: DiffusionConfig, learned: bool) -> dict[str, Any
 
 
 def _twice(module: nn.Module, args: Any, out: tuple[Tensor]) -> tuple[Tensor]:
-    """The pipeline drops the second half of the channels; a model without a variance gets one to be dropped."""
+    """Doubles the output of a model without a variance, as the pipeline drops the second half of the channels."""
     return (torch.cat([out[0], out[0]], dim=1),)
 
 
 class PipelineSource:
-    """A LattePipeline as a source of clips; sample i shows prompt i, the prompts in turn.
+    """Draws clips from a LattePipeline; the samples show the prompts in turn.
 
-    One prompt a call: in a batch the pipeline keeps the padding's embeddings, so that a video would depend on its
-    neighbours.
+    Each call has one prompt: in a batch the pipeline keeps the padding's embeddings, so that a video would depend on
+    its neighbours.
 
     Args:
-        pipe: a LattePipeline.
-        text: what to show.
+        pipe: LattePipeline to call.
+        text: prompts and their options.
     """
 
     def __init__(self, pipe: Any, text: TextRequest):
@@ -120,7 +120,7 @@ class PipelineSource:
 
     @torch.no_grad()
     def draw_one(self, request: Request, number: int, tick: Callable[[], object] = lambda: None) -> Tensor:
-        """Sample `number` as uint8 (F, H, W, 3)."""
+        """Draws sample `number` as uint8 (F, H, W, 3)."""
         pipe, text = self.pipe, self.text
         frames = text.frames or pipe.transformer.config.video_length
 
@@ -147,13 +147,13 @@ class PipelineSource:
         return (video.float() * 255 + 0.5).clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu()
 
     def noise(self, request: Request, number: int, frames: int) -> dict[str, Any]:
-        """The first latents and the generator of later noise, both by the seed and the sample's number."""
+        """Returns the first latents and the generator of later noise, both by the seed and the sample's number."""
         if self.text.seed_rule == "old":
             return {"generator": torch.Generator("cpu").manual_seed(request.seed * 1_000_003 + number)}
         config, factor = self.pipe.transformer.config, self.pipe.vae_scale_factor
         side = config.sample_size * factor
         height, width = ((pixels or side) // factor for pixels in (self.text.height, self.text.width))
-        # drawn in the order of our own samplers, so that one number is one noise whoever samples
+        # drawn as (F, C, h, w) as for trained models, so that a number has the same noise in both
         first = normal(request.seed, number, (frames, config.in_channels, height, width), Use.START)
         later = int(generator(request.seed, number, Use.STEP).integers(2**63))
         return {
@@ -174,20 +174,20 @@ def sample_text(
     """Draws and writes a request's samples of the prompts in turn; every rank calls this and takes its share.
 
     Args:
-        folder: of the pipeline.
-        text: what to show.
-        request: how to sample and to write.
-        out: folder of the files, where none of their names may exist.
-        ranks: that share the work.
-        dtype: of weights and activations.
-        trained: in the place of the folder's transformer, sampled by the process it was trained with.
+        folder: folder of the pipeline.
+        text: prompts and their options.
+        request: options of sampling and of the files.
+        out: folder for the files, none of which may exist.
+        ranks: processes that share the work.
+        dtype: data type of weights and activations.
+        trained: model that replaces the folder's transformer, sampled by the process it was trained with.
     """
     check_folder(folder, text, request, trained)
     if trained:
-        # the table of a model that was started from another may be made for another side than the run's
+        # a model that started from another may have a position table for another size than the run's
         side = trained.config.size
         text = replace(text, height=text.height or side, width=text.width or side)
-    # before minutes of loading
+    # checked before loading, which takes minutes
     ranks.from_first(lambda: check_room(Path(out), all_files(request, 1)))
     pipe = open_pipeline(folder, text, ranks.device, dtype, trained)
     sample_files(PipelineSource(pipe, text), request, out, ranks)

@@ -1,9 +1,9 @@
-"""patch(model) makes a live Latte fast in place, same instances, same parameters; unpatch undoes it.
+"""Patching of live models: patch(model) makes every Latte in it fast in place, and unpatch undoes it.
 
-It takes upstream's Latte and LatteT2V, diffusers' LatteTransformer3DModel, and whatever holds one, a pipeline too.
+It takes upstream's Latte and LatteT2V, diffusers' LatteTransformer3DModel, and modules or pipelines that contain one.
 
 A module is recognised by its structure, never by where it was imported from. Each swapped instance gets a class that
-inherits from ours and its own, so that isinstance still holds, and keeps its parameters, buffers and hooks.
+inherits from ours and its own, so that isinstance still holds; the instance keeps its parameters, buffers and hooks.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ KINDS = (upstream_model.KIND, diffusers_model.KIND)
 
 @dataclass
 class PatchReport:
-    """What was swapped, and what was not and why."""
+    """Names of the swapped modules, and of those kept with the reason."""
 
     swapped: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def unpatch(model: Any) -> None:
 
 
 def _roots(model: Any, caller: str) -> Iterator[tuple[str, nn.Module]]:
-    """The module itself, or the modules a pipeline is made of, by name."""
+    """Yields the module itself, or the modules of a pipeline by name."""
     if isinstance(model, nn.Module):
         yield "", model
         return

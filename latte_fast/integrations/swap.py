@@ -1,4 +1,4 @@
-"""One module swapped in place: its class becomes ours before its own, its state stays."""
+"""Swaps a module in place: its new class inherits from ours and then its own, and its state stays."""
 
 from collections.abc import Callable, Iterator
 from types import MethodType
@@ -13,7 +13,7 @@ MARK = "_latte_fast_class_before"
 
 
 class Kind(NamedTuple):
-    """One family of models that patch knows."""
+    """A family of models that patch knows."""
 
     looks_like: Callable[[nn.Module], bool]
     fast: type[nn.Module]
@@ -30,31 +30,31 @@ def swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
-    """The class of a swapped instance, ours before its own."""
+    """Returns the class of a swapped instance, which inherits from ours and then its own."""
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _remade, (cls, before), self.__dict__.copy()
 
-    # the old name too: it is what save_pretrained writes for the next reader
+    # with the old name, which save_pretrained writes into the config
     names = {"__module__": before.__module__, "__qualname__": before.__qualname__, "__reduce_ex__": reduce}
     return type(before.__name__, (cls, before), names)
 
 
 def _remade(cls: type[nn.Module], before: type[nn.Module]) -> nn.Module:
-    """An instance as pickle and copy want it, before its state is set."""
+    """Recreates a swapped instance for pickle and copy, before its state is set."""
     module = before.__new__(before)
     module.__class__ = _both(cls, before)
     return module
 
 
 def forget_own_forward(module: nn.Module) -> None:
-    """Drops a bound forward of the module's own class, which hooks leave behind when they go."""
+    """Drops an instance's bound copy of its class's forward, which removed hooks leave behind."""
     if not is_replaced(module):
         module.__dict__.pop("forward", None)
 
 
 def rebind(module: nn.Module) -> None:
-    """The forwards that hooks keep become those of the class the module now has."""
+    """Replaces the original forward that hooks saved by that of the module's current class."""
     forget_own_forward(module)
     own = MethodType(type(module).forward, module)
     if "_old_forward" in module.__dict__:  # accelerate's

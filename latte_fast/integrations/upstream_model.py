@@ -1,4 +1,4 @@
-"""What patch does to upstream's Latte and LatteIMG, which it recognises by their structure."""
+"""Patching of upstream's Latte and LatteIMG, recognised by their structure."""
 
 import inspect
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _CONFIG, _OURS = "config", "_latte_fast_config"
 
 
 def config_of(latte: Any) -> LatteConfig:
-    """The config that an upstream instance was built with, read off its parameters."""
+    """Reads the config of an upstream instance off its parameters."""
     block = latte.blocks[0]
     return LatteConfig(
         input_size=int(latte.pos_embed.shape[1] ** 0.5) * latte.patch_size,
@@ -34,7 +34,7 @@ def config_of(latte: Any) -> LatteConfig:
 
 def looks_like_latte(module: nn.Module) -> bool:
     names = ("x_embedder", "t_embedder", "blocks", "final_layer", "pos_embed", "temp_embed")
-    # its own: a compiled model or a LoRA's wrapper shows those of the module inside
+    # its own, as a compiled model's or LoRA's wrapper shows attributes of the module inside
     return all(name in own for name, own in zip(names, 4 * [module._modules] + 2 * [_tensors(module)], strict=True))
 
 
@@ -55,7 +55,7 @@ def swaps(latte: Any) -> Iterator[tuple[str, nn.Module, type[nn.Module]]]:
 
 
 def why_not(latte: Any) -> str | None:
-    """Why a module that looks like a Latte can't be swapped: a detail that would change its numbers."""
+    """Returns which detail of a module like a Latte would change its results if it were swapped, or None."""
     for name in ("extras", "in_channels", "out_channels", "patch_size"):
         if not hasattr(latte, name):
             return f"it has no attribute {name}"

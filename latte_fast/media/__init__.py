@@ -1,1 +1,1 @@
-"""Films and pictures: reading, writing, and the way between pixels and [-1, 1]; the only importer of PyAV."""
+"""Videos and pictures: reading, writing, conversion between pixels and [-1, 1]; PyAV is imported only here."""

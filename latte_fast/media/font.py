@@ -17,7 +17,7 @@ SCALE, MARGIN = 2, 3
 
 
 def text(line: str, width: int) -> np.ndarray:
-    """uint8 (16, width, 3): the line in black on white, cut at the width; a character without a glyph shows as ?."""
+    """Draws a line as uint8 (16, width, 3), black on white, cut at the width; characters without a glyph show as ?."""
     bits = np.zeros((5, 4 * max(len(line), 1)), bool)
     for i, character in enumerate(line.upper()):
         glyph = GLYPHS.get(character, GLYPHS["?"])

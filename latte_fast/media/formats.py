@@ -1,6 +1,6 @@
-"""How the files of a set end, for those who look at names alone."""
+"""Suffixes of video and picture files, and limits of the frame rate, without an import of PyAV."""
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# least and most frames a second of a film: a gif counts hundredths of a second, and slower ones round to no time at all
+# lowest and highest frames a second: a gif's rate has a denominator of at most 100, so that a lower one would be 0
 FPS = (0.01, 1000)

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from latte_fast.media.video import VideoError
 
-# by what the file holds, not by its name: first bytes, decoder
+# first bytes and decoder: a picture's format is told by its content, not by its name
 MAGIC = ((b"\xff\xd8", "mjpeg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"BM", "bmp"))
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """uint8 (H, W, 3) of a file; VideoError when it does not decode."""
+    """Reads a file as uint8 (H, W, 3); raises VideoError when it does not decode."""
     try:
         data = Path(path).read_bytes()
         decoder = next((name for magic, name in MAGIC if data.startswith(magic)), None)
@@ -35,9 +35,9 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
 
 def fit(pictures: np.ndarray, size: int) -> Tensor:
-    """uint8 (n, H, W, 3) -> (n, 3, size, size): the square of the short side about the centre, scaled antialiased.
+    """Crops the square at the centre and scales it with antialiasing: uint8 (n, H, W, 3) -> (n, 3, size, size).
 
-    Cropping first leaves the scaled side nothing to round: it is `size` for every H and W.
+    As the crop comes first, no scaled side is rounded: it is `size` for every H and W.
     """
     _, height, width, _ = pictures.shape
     side = min(height, width)

@@ -1,14 +1,14 @@
-"""Between pixels, uint8 0 .. 255, and what models see, float32 in [-1, 1]."""
+"""Conversion between pixels, uint8 0 .. 255, and model inputs, float32 in [-1, 1]."""
 
 import torch
 from torch import Tensor
 
 
 def normalise(x: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 -1 .. 1."""
+    """Converts uint8 0 .. 255 to float32 -1 .. 1."""
     return x.float().div_(127.5).sub_(1)
 
 
 def to_pixels(video: Tensor) -> Tensor:
-    """(..., F, 3, H, W) in [-1, 1] as uint8 (..., F, H, W, 3), rounded as upstream rounds."""
+    """Converts (..., F, 3, H, W) in [-1, 1] to uint8 (..., F, H, W, 3), rounded as upstream rounds."""
     return (video.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu()

@@ -1,4 +1,4 @@
-"""Single frames out of a video file: seek, decode what the frames need, convert the frames alone."""
+"""Reads single frames of a video file: seeks, decodes only what they need, converts only them."""
 
 import bisect
 import os
@@ -12,20 +12,20 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-# codecs in which each packet is one frame to show; VP8, for one, has packets that only later ones refer to
+# codecs in which each packet is one shown frame; VP8, for one, has packets that are only referred to
 ONE_FRAME_A_PACKET = frozenset(
     ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp9", "av1", "mjpeg", "prores", "ffv1", "png")
 )
-# codecs whose "not a reference" is absolute: HEVC's holds within a temporal layer only
+# codecs whose non-reference frames no frame needs; in HEVC that holds within a temporal layer only
 SKIPPABLE = frozenset(("h264", "mpeg1video", "mpeg2video", "mpeg4"))
-# an MPEG-4 picture that says "as before" and yields no frame is shorter than this, and shorter than any other
+# bytes: MPEG-4 packets that only repeat the last picture, and yield no frame, are shorter, all others longer
 EMPTY_MPEG4 = 10
-# what damaged files make PyAV raise; IndexError where a stream appears in mid-file
+# exceptions of PyAV on damaged files; IndexError where a stream appears in mid-file
 FAILURES = (av.FFmpegError, OSError, IndexError)
 
 
 class VideoError(RuntimeError):
-    """A file that does not give the frames it should; the message begins with its name."""
+    """Raised for a file that does not decode as it should; the message begins with its name."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Timeline:
     """When each frame of a video is shown, and where decoding can begin.
 
     Args:
-        frames: how many there are.
-        times: of presentation, ascending, in the stream's units; None where the file's own can't be trusted, and frames
-            are counted from the start.
+        frames: number of frames.
+        times: presentation times, ascending, in the stream's units; None where those of the file can't be trusted,
+            so that frames are counted from the start.
         keys: times of the keyframes.
     """
 
@@ -55,13 +55,13 @@ def _codec(box: InputContainer, path: str | os.PathLike) -> VideoCodecContext:
     codec = box.streams.video[0].codec_context
     if codec is None:
         raise VideoError(f"{path}: there is no decoder for its video stream")
-    # many workers decode many clips: threads inside one decoder only cost
+    # many workers decode many clips, so that threads inside one decoder only cost time
     codec.thread_type, codec.thread_count = "NONE", 1
     return codec
 
 
 def scan(path: str | os.PathLike) -> Timeline:
-    """The timeline of a file: from its packets, without decoding, where they are regular; else by decoding it once."""
+    """Returns a file's timeline: from its packets, without decoding, where they are regular; else by decoding it."""
     try:
         with _open(path) as box:
             codec = _codec(box, path)
@@ -92,14 +92,14 @@ def scan(path: str | os.PathLike) -> Timeline:
 
 
 def compact(times: list[int]) -> Sequence[int]:
-    """The same numbers as a range where they are evenly spaced: a few bytes instead of a list in each worker."""
+    """Returns evenly spaced numbers as a range, a few bytes instead of a list in each worker; others unchanged."""
     step = times[1] - times[0] if len(times) > 1 else 1
     even = range(times[0], times[0] + step * len(times), step)
     return even if list(even) == times else times
 
 
 def read(path: str | os.PathLike, timeline: Timeline, places: Sequence[int]) -> np.ndarray:
-    """uint8 (n, H, W, 3): the frames of a full decode at these places, in the order given, repeats included.
+    """Returns uint8 (n, H, W, 3): frames `places` of a full decode, in the order given, repeats included.
 
     Raises VideoError when the file does not give them.
     """
@@ -112,7 +112,7 @@ def read(path: str | os.PathLike, timeline: Timeline, places: Sequence[int]) -> 
         else:
             found = dict(_timed(path, timeline, wanted))
             if len(found) < len(wanted):
-                # a container may seek past the keyframe asked for; from the start nothing can be missed
+                # a container may seek past the requested keyframe; from the start nothing can be missed
                 found = dict(_timed(path, timeline, wanted, seek=False))
     except FAILURES as error:
         raise VideoError(f"{path}: {_reason(error)}") from error
@@ -127,7 +127,7 @@ def read(path: str | os.PathLike, timeline: Timeline, places: Sequence[int]) -> 
 def _timed(
     path: str | os.PathLike, timeline: Timeline, wanted: list[int], seek: bool = True
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames found by their time: from the keyframe before the first to the last packet that is needed."""
+    """Yields frames by their time, decoding from the keyframe before the first to the last packet that is needed."""
     assert timeline.times is not None
     place_of = {timeline.times[place]: place for place in wanted}
     left = set(place_of)
@@ -147,14 +147,14 @@ def _timed(
             left.discard(packet.pts)
             if not left:
                 break
-        # what is still in the reordering buffer; where the loop ran to the file's end, it was flushed there
+        # frames left in the reordering buffer; where the loop ran to the file's end, it was flushed there
         for frame in codec.decode(None) if not left else []:
             if frame.pts in place_of:
                 yield place_of[frame.pts], picture(frame, path)
 
 
 def _counted(path: str | os.PathLike, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames found by counting from the start."""
+    """Yields frames by counting from the start."""
     chosen = set(wanted)
     picture = _converter()
     with _open(path) as box:
@@ -167,13 +167,13 @@ def _counted(path: str | os.PathLike, wanted: list[int]) -> Iterator[tuple[int, 
 
 
 def _converter() -> Callable[[VideoFrame, str | os.PathLike], np.ndarray]:
-    """A function from a decoded frame to uint8 (H, W, 3), which keeps its tables from frame to frame."""
+    """Returns a function from a decoded frame to uint8 (H, W, 3), which reuses its conversion tables."""
     reformatter = VideoReformatter()
 
     def picture(frame: VideoFrame, path: str | os.PathLike) -> np.ndarray:
         if frame.is_corrupt:
             raise VideoError(f"{path}: a frame is damaged")
-        # what a phone held upright films lies on its side, and the file tells players to turn it
+        # phones store upright films on their side, with a rotation for the player
         return np.rot90(reformatter.reformat(frame, format="rgb24").to_ndarray(), round(frame.rotation / 90))
 
     return picture

@@ -1,4 +1,4 @@
-"""Clips to mp4, gif and a png contact sheet, through PyAV alone; a file appears whole or not at all."""
+"""Writes clips as mp4, gif or a png contact sheet, through PyAV alone; a file appears whole or not at all."""
 
 import os
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ def _check(name: str, path: str | os.PathLike, suffix: str, fps: float = 1) -> N
 
 
 def write_mp4(path: str | os.PathLike, video: Video, fps: float = 8, crf: int = 14, gop: int | None = None) -> None:
-    """H.264, 4:2:0, playable everywhere; an odd height or width repeats its last row or column.
+    """Writes H.264, 4:2:0, playable everywhere; an odd height or width repeats its last row or column.
 
     Args:
-        path: ends in .mp4.
-        video: uint8 (F, H, W, 3).
+        path: file that ends in .mp4.
+        video: clip, uint8 (F, H, W, 3).
         fps: frames a second.
         crf: quality, 0 is lossless and 23 is x264's default.
-        gop: frames between keyframes at most; None is x264's 250.
+        gop: largest number of frames between keyframes; None is x264's 250.
     """
     _check("write_mp4", path, ".mp4", fps)
     array = _frames("write_mp4", video)
@@ -57,7 +57,7 @@ def write_mp4(path: str | os.PathLike, video: Video, fps: float = 8, crf: int = 
 
 
 def write_gif(path: str | os.PathLike, video: Video, fps: float = 8) -> None:
-    """An endless gif with a palette made for this clip."""
+    """Writes an endless gif with a palette made for this clip."""
     _check("write_gif", path, ".gif", fps)
     array = _frames("write_gif", video)
     rate = Fraction(fps).limit_denominator(100)
@@ -88,7 +88,7 @@ def write_gif(path: str | os.PathLike, video: Video, fps: float = 8) -> None:
 
 
 def write_png(path: str | os.PathLike, picture: Video) -> None:
-    """One uint8 (H, W, 3) picture."""
+    """Writes one uint8 (H, W, 3) picture."""
     _check("write_png", path, ".png")
     array = _frames("write_png", picture[None])
     context = av.CodecContext.create("png", "w")
@@ -102,13 +102,13 @@ def write_png(path: str | os.PathLike, picture: Video) -> None:
 
 
 def write_sheet(path: str | os.PathLike, clips: Sequence[Video], labels: Sequence[str] = (), columns: int = 8) -> None:
-    """A contact sheet: one row a clip, `columns` frames evenly spaced from its first to its last, its label above.
+    """Writes a contact sheet: a row for each clip, its label above `columns` evenly spaced frames, first to last.
 
     Args:
-        path: ends in .png.
-        clips: uint8 (F, H, W, 3), of one height and width.
-        labels: one a clip, or none.
-        columns: frames shown of each clip at most.
+        path: file that ends in .png.
+        clips: clips, uint8 (F, H, W, 3), of one height and width.
+        labels: label of each clip, or none at all.
+        columns: largest number of frames shown of each clip.
     """
     _check("write_sheet", path, ".png")
     arrays = [_frames("write_sheet", clip) for clip in clips]

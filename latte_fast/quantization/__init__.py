@@ -1,1 +1,1 @@
-"""Narrower numbers than 16 bits: fp8 training."""
+"""Number formats below 16 bits: fp8 training."""

@@ -4,9 +4,9 @@ from torch import nn
 
 
 def convert_to_fp8(model: nn.Module) -> None:
-    """The blocks' linear layers in fp8 where both sides divide by 16, by torchao.
+    """Converts the blocks' linear layers to fp8 where input and output widths are multiples of 16.
 
-    The text's are left out: fp8 needs a multiple of 16 rows too, and captions of 120 tokens have that only in pairs.
+    Keys and values of captions stay: fp8 needs a multiple of 16 rows too, which 120 tokens make only in pairs.
     """
     from torchao.float8 import convert_to_float8_training
 

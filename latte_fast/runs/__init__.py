@@ -1,1 +1,1 @@
-"""A run's folder, read and written: configuration, checkpoints, log, curves, and trained models back from it."""
+"""A run's folder: its configuration, checkpoints, log and plots, and the loading and conversion of its models."""

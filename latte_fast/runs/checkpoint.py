@@ -2,7 +2,7 @@
 
 checkpoints/step-0001000/
     model.safetensors  ema.safetensors   the weights under upstream's keys, fp32
-    state/                               all of it for resuming, sharded by torch.distributed.checkpoint
+    state/                               everything needed to resume, sharded by torch.distributed.checkpoint
     meta.json                            step, samples, seed
     manifest.json                        bytes and sha256 of the others
 """
@@ -37,13 +37,13 @@ def step_of(folder: Path) -> int:
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, oldest first, whole or not."""
+    """Returns the folders of a run's checkpoints, oldest first, damaged ones included."""
     home = run / FOLDER
     return sorted((p for p in home.glob("step-*") if _NAME.search(p.name)), key=step_of) if home.is_dir() else []
 
 
 def latest(run: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint whose files are as they were written; each newer damaged one is named."""
+    """Returns the newest checkpoint whose checksums match, and names each newer damaged one."""
     for folder in reversed(all_checkpoints(run)):
         try:
             verify(folder)
@@ -84,25 +84,25 @@ def save(
     ranks: Ranks,
     keep: int,
 ) -> Path:
-    """Writes a checkpoint beside the others, renames it into place, then removes all but the `keep` up to this step.
+    """Writes a checkpoint under a hidden name, renames it, then removes all but the newest `keep` up to this step.
 
     Args:
-        run: the run's folder.
-        step: updates done.
-        state: nested dicts of tensors, sharded ones too.
-        weights: file stem to tensors under upstream's keys.
-        meta: plain values.
-        ranks: every one calls this.
-        keep: checkpoints that stay.
+        run: folder of the run.
+        step: number of updates done.
+        state: nested dicts of tensors, which may be sharded.
+        weights: tensors under upstream's keys, by the stem of their file.
+        meta: plain values for meta.json.
+        ranks: processes of the run; every rank must call this.
+        keep: number of checkpoints to keep.
     """
-    # half of a command's start, so only where it is used
+    # imported here, as this import is half of a command's start-up time
     import torch.distributed.checkpoint as dcp
 
     home = run / FOLDER
     final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
     if ranks.first:
         home.mkdir(exist_ok=True)
-        for left in home.glob(".step-*.partial"):  # of a process that was killed
+        for left in home.glob(".step-*.partial"):  # left by a killed process
             shutil.rmtree(left)
         partial.mkdir()
     ranks.barrier()
@@ -122,11 +122,11 @@ def save(
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
         _seal(partial)
         if final.exists():
-            # a damaged one of the same step, which resuming passed over
+            # a damaged checkpoint of the same step, which resuming skipped
             _remove(final)
         os.rename(partial, final)
         _sync(home)
-        # later ones are damaged, as resuming passed over them: none is a reason to remove a whole one
+        # later ones are damaged, as resuming skipped them, so they do not count as kept
         for old in [p for p in all_checkpoints(run) if step_of(p) <= step][:-keep]:
             _remove(old)
     ranks.barrier()
@@ -145,13 +145,13 @@ def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
 def read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / "meta.json").read_text())
     if isinstance(meta.get("sums"), list):
-        # as version 0.1 wrote them
+        # version 0.1 wrote a list
         meta["sums"] = dict(zip(("loss", "mse", "vb"), meta["sums"], strict=True))
     return meta
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """AdamW's moments and step by parameter name, made as zeros where no update has been."""
+    """Returns AdamW's moments and step by parameter name, as zeros where there was no update yet."""
     for p in params.values():
         if not optimizer.state[p]:
             step = torch.zeros((), device=p.device)
@@ -160,14 +160,14 @@ def optimizer_state(optimizer: torch.optim.AdamW, params: Mapping[str, Tensor]) 
 
 
 def _remove(folder: Path) -> None:
-    """Renamed first, so that a kill leaves no half of it under its name."""
+    """Removes a folder, renamed first so that a kill leaves no half of it under its name."""
     hidden = folder.with_name(f".{folder.name}.old.partial")
     os.rename(folder, hidden)
     shutil.rmtree(hidden)
 
 
 def _seal(folder: Path) -> None:
-    """Writes the manifest, and the files and folders to the disk."""
+    """Writes the manifest, then flushes all files and folders to disk."""
     names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names}
     (folder / MANIFEST).write_text(json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1))

@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses, read from YAML, overridden on the command line."""
+"""The configuration of a training run: frozen dataclasses, read from YAML, overridden on the command line."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,21 +8,21 @@ from latte_fast.data import DataConfig
 from latte_fast.diffusion.noise import SEEDS
 from latte_fast.models.config import ModelConfig, require
 
-# a run's own file of it
+# name of the configuration file in a run's folder
 CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The process that is trained.
+    """The diffusion process that the model is trained with.
 
     Args:
-        schedule: of the noise.
-        steps: of the process.
-        prediction: what the model's output is.
-        timesteps: which steps a batch sees: all alike, or sigmoid(N(shift, 1)), dense in the middle.
-        shift: of lognormal steps; below 0 towards less noise.
-        min_snr: gamma of min-SNR weighting, 5 is usual; none by default.
+        schedule: noise schedule.
+        steps: number of steps of the process.
+        prediction: what the model predicts: the noise (epsilon), x_0 (start_x), or v.
+        timesteps: distribution of the time steps in training: uniform, or lognormal, dense in the middle.
+        shift: mean of lognormal time steps, sigmoid(N(shift, 1)); below 0 favours less noise.
+        min_snr: gamma of min-SNR loss weighting, usually 5; by default no weighting.
     """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
@@ -35,19 +35,19 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, its rate, and the average of the weights.
+    """AdamW, the learning rate, and the EMA of the weights.
 
     Args:
-        lr: the highest learning rate.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: of AdamW.
-        rate: constant after the warm-up, or a cosine that would reach final_share * lr one step behind the last.
-        warmup: steps in which the rate rises linearly.
-        final_share: of lr at the end of a cosine.
-        clip: the gradient norm above which gradients are scaled down to it; none by default.
-        ema: the decay of the average of the weights that is sampled from.
-        ema_warmup: the decay starts at 0.1 and rises as (1 + step) / (10 + step), for short runs.
+        lr: learning rate at its highest.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
+        weight_decay: weight decay of AdamW.
+        rate: schedule after the warm-up: constant, or a cosine that reaches final_share * lr one step after the last.
+        warmup: number of steps over which the learning rate rises linearly.
+        final_share: learning rate at the end of a cosine, as a share of lr.
+        clip: largest gradient norm, to which larger gradients are scaled down; by default no clipping.
+        ema: decay of the EMA of the weights, which samples are drawn from.
+        ema_warmup: whether the decay rises from 0.1 as (1 + step) / (10 + step), for short runs.
     """
 
     lr: float = 1e-4
@@ -64,14 +64,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Samples drawn during training, from the averaged weights.
+    """Samples drawn during training from the EMA weights.
 
     Args:
-        every: steps between them; 0 draws none.
-        count: of samples.
-        method: of sampling.
-        steps: of sampling.
-        scale: of guidance; 1 is none.
+        every: number of training steps between previews; 0 draws none.
+        count: number of samples.
+        method: sampler: ddpm, ddim, or dpm++ (DPM-Solver++(2M)).
+        steps: number of sampling steps.
+        scale: guidance scale; 1 is no guidance.
     """
 
     every: int = 0
@@ -86,27 +86,27 @@ class TrainConfig:
     """Train a Latte: a folder of clips in, a run folder with weights, logs and checkpoints out.
 
     Args:
-        out: the run's folder; an existing one is refused unless the run is resumed.
-        frames: of a clip.
-        size: pixels of a side.
-        images: single images beside each clip (joint image-video training).
-        vae: a diffusers AutoencoderKL folder, or "identity" for pixels; unused where latents are read.
-        steps: updates in all.
-        batch: clips of an update, over all ranks and micro-batches.
-        micro_batch: clips a rank takes at once; the rest of its share is accumulated. By default its whole share.
-        seed: of everything that is drawn, by sample number.
-        precision: fp32; bf16, autocast on fp32 weights; bf16-weights, with an fp32 master.
-        parallel: over ranks; auto is ddp where there are several.
+        out: folder of the run; a folder with files in it is refused unless the run is resumed.
+        frames: number of frames in a clip.
+        size: height and width in pixels.
+        images: number of single images beside each clip (joint image-video training).
+        vae: folder of a diffusers AutoencoderKL, or "identity" for pixels; with latents it only decodes samples.
+        steps: total number of updates.
+        batch: number of clips in an update, over all ranks and micro-batches.
+        micro_batch: number of clips in one forward of a rank, which accumulates gradients; by default its whole share.
+        seed: seed of everything random; noise, time steps and dropped labels follow from it and the sample's number.
+        precision: fp32; bf16, which is autocast on fp32 weights; or bf16-weights, with an fp32 master copy.
+        parallel: how ranks share the model: ddp replicates it, fsdp shards it; auto is ddp where there are several.
         compile: whether each block is compiled.
         fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
-        pretrained: to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for text
-            to video also the folder of a Latte, whose sizes the model then has, or of a PixArt-alpha.
-        workers: processes a rank that read data, 0 reads in the training process; by default 4 beside a GPU and 0 on a
-            CPU, whose cores train.
-        log_every: steps between lines of the log.
-        save_every: steps between checkpoints; the last step always has one.
-        keep: checkpoints kept.
-        tensorboard: whether to write TensorBoard's files too (needs tensorboard).
+        pretrained: weights to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for
+            text to video also the folder of a Latte, which sets the model's sizes, or of a PixArt-alpha.
+        workers: number of processes for each rank that read data, 0 to read in the training process; by default up to
+            4 with a GPU, and 0 on a CPU, whose cores are busy training.
+        log_every: number of steps between log lines.
+        save_every: number of steps between checkpoints; the last step always has one.
+        keep: number of checkpoints to keep.
+        tensorboard: whether to write TensorBoard files too (needs tensorboard).
     """
 
     out: str = "run"

@@ -1,4 +1,4 @@
-"""Weights as others read them: one file under upstream's keys, or a folder for diffusers."""
+"""Converts weights to one file under upstream's keys, or to a folder for diffusers."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from latte_fast.runs.yaml import read_config
 def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype | None = None) -> Path:
     """Writes the weights of `source` to `out` and returns it.
 
-    A model of classes becomes a file: .safetensors, or the .pt that upstream's scripts load. A text-to-video model
-    becomes a folder that diffusers and `LatteT2V.from_pretrained` read.
+    A Latte with or without classes becomes a file: .safetensors, or the .pt that upstream's scripts load. A
+    text-to-video model becomes a folder that diffusers and `LatteT2V.from_pretrained` read.
 
     Args:
-        source: a run's folder or one of its checkpoints, a file of upstream's, a text-to-video model's folder.
-        out: must not exist, so that nothing is overwritten.
-        weights: "ema", the average, or "model", where a run or a file has both.
-        dtype: of the weights written; by default as they are.
+        source: a run's folder, one of its checkpoints, a file under upstream's keys, or a text-to-video model's folder.
+        out: new file or folder; it must not exist, so that nothing is overwritten.
+        weights: "ema", or "model" for the weights themselves, where the source has both.
+        dtype: data type of the written weights; by default unchanged.
     """
     source, out = Path(source), Path(out)
     if weights not in ("ema", "model"):

@@ -1,4 +1,4 @@
-"""A trained model from a run's folder, one of its checkpoints, a file of upstream's, or a text-to-video folder."""
+"""Loads trained models from a run's folder, a checkpoint, a file under upstream's keys, or a text-to-video folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from latte_fast.runs.yaml import from_mapping, read_config
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation, and what is known of it."""
+    """A model in eval mode, its adapter, and the configuration and step of its run."""
 
     model: Any
     adapter: Adapter
@@ -31,13 +31,13 @@ class Trained:
 
 
 def load(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Trained:
-    """Loads a trained model: the newest whole checkpoint of a run's folder, or what else `path` holds.
+    """Loads a trained model from a file or a folder; from a run's folder, its newest undamaged checkpoint.
 
     Args:
         path: a run's folder, runs/x/checkpoints/step-n, a .pt or .safetensors file under upstream's keys, or the folder
             of a text-to-video model.
-        weights: "ema", the average, or "model", the weights themselves.
-        device: where the model goes.
+        weights: "ema", the EMA of the weights, or "model", the weights themselves.
+        device: device for the model.
     """
     path = Path(path)
     if weights not in ("ema", "model"):

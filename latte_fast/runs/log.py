@@ -1,4 +1,4 @@
-"""A run's log: JSONL always, a progress line, TensorBoard by choice."""
+"""A run's log: a JSONL file, a progress bar, and optionally TensorBoard."""
 
 import json
 import resource
@@ -16,7 +16,7 @@ LOG = "log.jsonl"
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's log; one cut short by a kill is left out."""
+    """Returns the complete lines of a run's log; a line cut short by a kill is left out."""
     return list(_whole(Path(path)))
 
 
@@ -33,7 +33,7 @@ def _whole(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's on a CPU."""
+    """Returns peak memory in bytes: of torch's allocator on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
@@ -41,15 +41,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 class RunLog:
-    """Where rank 0 writes; on other ranks nothing is written.
+    """Writes the log of a run on rank 0, and nothing on other ranks.
 
     Args:
-        folder: of the run.
-        step: updates already done: lines of later ones, which a killed run wrote after its last checkpoint, go.
-        steps: in all.
+        folder: folder of the run.
+        step: number of updates done; later lines, which a killed run wrote after its last checkpoint, are removed.
+        steps: total number of updates.
         active: whether this is rank 0.
-        tensorboard: whether to write its files too.
-        shown: the loss that the progress line shows.
+        tensorboard: whether to write TensorBoard files too.
+        shown: name of the loss that the progress bar shows.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RunLog:
         with atomic(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
-        # a terminal gets a line that moves, a file one line a minute
+        # a terminal gets a moving bar, a file one line a minute
         pace = 0.1 if sys.stderr.isatty() else 60.0
         self.bar = tqdm(total=steps, initial=step, unit="step", mininterval=pace, dynamic_ncols=True)
         self.board = summary_writer()(folder / "tensorboard", purge_step=step + 1) if tensorboard else None
@@ -73,7 +73,7 @@ class RunLog:
             self.bar.update()
 
     def write(self, line: dict[str, Any]) -> None:
-        """A line of numbers, its "step" the updates done."""
+        """Writes a line of numbers, whose "step" is the number of updates done."""
         if not self.active:
             return
         self.file.write(json.dumps(line) + "\n")
@@ -104,7 +104,7 @@ class RunLog:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's writer, or an error that says how to get it."""
+    """Returns TensorBoard's writer class; raises an error that says how to install it."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A run's curves as a picture."""
+"""Plots of a run's curves."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ CURVES = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second"
 
 
 def pyplot() -> Any:
-    """matplotlib drawing to files, or an error that says how to get it."""
+    """Returns pyplot, set to draw to files; raises an error that says how to install it."""
     try:
         import matplotlib
     except ImportError as error:
@@ -21,7 +21,7 @@ def pyplot() -> Any:
 
 
 def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
-    """Draws loss, rate, throughput and gradient norm of a run's log to `out`, by default run/curves.png."""
+    """Plots loss, learning rate, throughput and gradient norm to `out`, by default run/curves.png."""
     plt = pyplot()
     lines = read_log(Path(run) / LOG)
     if not lines:
@@ -50,6 +50,6 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
 
 
 def smooth(values: list[float], share: float = 0.02) -> list[float]:
-    """The mean of the last `share` of all values at each."""
+    """Returns the running mean over a window of `share` of all values."""
     window = max(1, int(len(values) * share))
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]

@@ -1,4 +1,4 @@
-"""YAML to frozen dataclasses and back; an unknown key or a value of the wrong kind is named with its path."""
+"""Reads and writes frozen dataclasses as YAML; errors name an unknown key or a value of the wrong kind."""
 
 import dataclasses
 import types
@@ -14,12 +14,12 @@ _KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or fals
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key is given once; of two the last would hold, and the other be ignored."""
+    """Loads YAML and refuses a key given twice, of which PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            # what is merged (<<) is there to be overridden
+            # keys merged by << are meant to be overridden
             if str(key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"{key.value} twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: str | Path, cls: type[T]) -> T:
-    """A dataclass from a YAML file; fields that it does not name keep their defaults."""
+    """Reads a dataclass from a YAML file; missing fields keep their defaults."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config: file must exist, got {path}")
@@ -39,13 +39,13 @@ def read_config(path: str | Path, cls: type[T]) -> T:
 
 
 def write_config(path: str | Path, config: Any) -> None:
-    # a run that is resumed has one already, and without it nothing in its folder can be read
+    # atomic, as nothing in a resumed run's folder can be read without its config
     with atomic(path) as partial:
         partial.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
 
 
 def from_mapping(cls: type[T], content: Any, where: str, prefix: str = "") -> T:
-    """A dataclass from nested mappings; `where` names the file in errors."""
+    """Builds a dataclass from nested mappings; `where` names the file in errors."""
     if not isinstance(content, dict):
         raise ValueError(f"config: {prefix or where} must be a mapping of names to values, got {content!r}")
     hints = get_type_hints(cls)

@@ -1,1 +1,1 @@
-"""Drawing clips from trained models: requests, sources, the sampling loop, long clips, files."""
+"""Drawing clips from trained models: requests, sources, the sampling loop, long clips, CUDA graphs, files."""

@@ -1,7 +1,7 @@
-"""Many samples of a model: sample i depends on the seed and i alone, in fixed chunks that any number of ranks share.
+"""Splits samples into fixed chunks, which any number of ranks share.
 
-A chunk is `batch` consecutive indices, the last one padded, so that every chunk has the same shape and a sample the
-same neighbours on any number of ranks.
+A chunk is `batch` consecutive sample numbers, the last chunk padded, so that every chunk has the same shape and a
+sample the same neighbours on any number of ranks.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from latte_fast.diffusion.noise import Use, generator
 
 
 class Chunk(NamedTuple):
-    """Samples `numbers`, of which the first `wanted` are kept; none of a chunk that only keeps ranks in step."""
+    """Sample numbers drawn together, the first `wanted` of them kept: none where a chunk only keeps ranks in step."""
 
     numbers: list[int]
     wanted: int
 
 
 def chunks(count: int, batch: int, rank: int = 0, ranks: int = 1, in_step: bool = False) -> list[Chunk]:
-    """A rank's share of the chunks of samples 0 .. count - 1.
+    """Returns a rank's share of the chunks of samples 0 .. count - 1.
 
     Args:
-        count: samples in all.
-        batch: of a chunk.
-        rank: of this process.
-        ranks: processes that share the chunks.
-        in_step: every rank gets equally many, the surplus unwanted, as a model sharded over ranks needs.
+        count: total number of samples.
+        batch: number of samples in a chunk.
+        rank: number of this rank.
+        ranks: number of ranks that share the chunks.
+        in_step: whether every rank gets equally many, the surplus not kept, as a model sharded over ranks needs.
     """
     for name, value in (("count", count), ("batch", batch)):
         if value < 1:
@@ -42,7 +42,7 @@ def chunks(count: int, batch: int, rank: int = 0, ranks: int = 1, in_step: bool 
 
 
 def labels_of(numbers: Sequence[int], asked: Sequence[int], classes: int, seed: int) -> Tensor:
-    """(B,) the classes of samples: those asked for in turn, or drawn by (seed, number) where none is."""
+    """Returns the classes (B,) of samples: those in `asked` in turn, or drawn by (seed, number) where it is empty."""
     if asked:
         return torch.tensor([asked[number % len(asked)] for number in numbers])
     return torch.tensor([int(generator(seed, number, Use.LABEL).integers(classes)) for number in numbers])

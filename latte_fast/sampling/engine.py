@@ -1,4 +1,4 @@
-"""The sampling loop: a process of fewer steps, each sample's own noise, guidance."""
+"""The sampling loop: a respaced diffusion process, noise by sample number, guidance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from latte_fast.runs.config import DiffusionConfig
 
 
 def sampling_process(config: DiffusionConfig, steps: int, learn_sigma: bool) -> Diffusion:
-    """The trained process in fewer steps; alone, a step would be step 0, for which noise is a finished clip."""
+    """Respaces the trained process to `steps`, at least 2: a single step would call the model on noise at t = 0."""
     if not 2 <= steps <= config.steps:
         raise ValueError(f"sample: steps must be in [2, {config.steps}], got {steps}")
     return create_diffusion(
@@ -43,23 +43,23 @@ def generate(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> Tensor:
-    """Samples `numbers` as (B, *shape) in fp32.
+    """Draws the samples `numbers` as (B, *shape) in fp32.
 
     Args:
-        diffusion: of as many steps as wanted.
-        model: called with (x, t, **condition).
-        numbers: of the samples; each number's noise is its own.
-        shape: of one sample, (F, C, H, W).
-        seed: with which numbers are drawn.
+        diffusion: process, respaced to the number of sampling steps.
+        model: function called with (x, t, **condition).
+        numbers: numbers of the samples; each number has noise of its own.
+        shape: shape of one sample, (F, C, H, W).
+        seed: seed of all noise.
         method: one of METHODS.
-        scale: of classifier-free guidance; 1 is none, and the null condition is not computed.
-        condition: keywords of the model, B rows each.
-        null: the same without the condition, for guidance.
-        eta: of DDIM; 0 draws no noise.
+        scale: scale of classifier-free guidance; 1 is none, without a forward for the null condition.
+        condition: keywords of the model, with B rows each.
+        null: null condition for guidance, under the same keywords.
+        eta: noise of DDIM's steps; 0 draws none.
         clip_denoised: whether x_0 is kept in [-1, 1], as pixels are and latents are not.
-        device: of the model.
-        dtype: of the model's input.
-        progress: whether to show the steps.
+        device: device of the model.
+        dtype: data type of the model's input.
+        progress: whether to show a progress bar.
     """
 
     def in_dtype(x: Tensor, t: Tensor, **given: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files of samples from a source, on any number of ranks: sample i is the same whoever draws it."""
+"""Writes a source's samples to files, on any number of ranks: sample i is the same on whichever rank."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from latte_fast.sampling.chunks import Chunk, chunks
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import Source
 
-# beside the samples
+# file beside the samples that holds the request and a name for each sample
 NAMES = "samples.json"
 
 
 def files_of(chunk: Chunk, request: Request) -> list[str]:
-    """The names of a chunk's files: one a sample, or one contact sheet."""
+    """Returns the names of a chunk's files: one for each sample, or one contact sheet."""
     numbers = chunk.numbers[: chunk.wanted]
     if request.format == "png":
         return [f"{numbers[0]:06d}-{numbers[-1]:06d}.png"] if numbers else []
@@ -31,10 +31,10 @@ def sample_files(source: Source, request: Request, out: str | Path, ranks: Ranks
     """Draws and writes all samples of a request; every rank calls this.
 
     Args:
-        source: of the clips.
-        request: how many, of what.
-        out: folder of the files, where none of their names may exist.
-        ranks: that share the work.
+        source: source of the clips.
+        request: how many samples to draw, and how.
+        out: folder for the files, none of which may exist.
+        ranks: processes that share the work.
         in_step: whether the model is sharded, so that ranks have to call it together.
     """
     out, batch = Path(out), source.batch(request)
@@ -52,7 +52,7 @@ def sample_files(source: Source, request: Request, out: str | Path, ranks: Ranks
 
 
 def all_files(request: Request, batch: int) -> list[str]:
-    """The names of everything that a request writes."""
+    """Returns the names of all files that a request writes."""
     return [*(name for chunk in chunks(request.count, batch) for name in files_of(chunk, request)), NAMES]
 
 
@@ -72,13 +72,13 @@ def write_chunk(out: Path, chunk: Chunk, videos: Tensor, names: list[str], reque
 
 
 def write_names(out: Path, request: dict[str, Any], names: list[str]) -> None:
-    """What was asked for, and what each sample shows."""
+    """Writes the request, and what each sample shows."""
     with atomic(out / NAMES) as partial:
         partial.write_text(json.dumps({"request": request, "names": names}, indent=1) + "\n")
 
 
 def check_room(out: Path, names: list[str]) -> None:
-    """A folder or nothing yet, where none of these files may be."""
+    """Raises ValueError where `out` is a file, or holds one of these files already."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     there = [name for name in names if (out / name).exists()]
@@ -87,6 +87,6 @@ def check_room(out: Path, names: list[str]) -> None:
 
 
 def make_room(out: Path, names: list[str]) -> None:
-    """The folder, checked and made."""
+    """Checks the folder and creates it."""
     check_room(out, names)
     out.mkdir(parents=True, exist_ok=True)

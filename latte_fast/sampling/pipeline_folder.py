@@ -1,4 +1,4 @@
-"""What can be known of a pipeline's folder, and of a run in its transformer's place, before a weight is read."""
+"""Checks a pipeline's folder, and a run that replaces its transformer, before any weight is read."""
 
 import json
 from math import lcm
@@ -12,27 +12,27 @@ from latte_fast.models.latte_t2v.diffusers_folder import CLASSES, STEM
 from latte_fast.runs.load import Trained
 from latte_fast.sampling.request import Request, TextRequest
 
-# of the parts of a pipeline: the names of their weights before the ending
+# stems of the weight files of each part of a pipeline
 WEIGHTS = {"text_encoder": ("model", "pytorch_model"), "vae": (STEM,), "transformer": (STEM,),
            "vae_temporal_decoder": (STEM,)}  # fmt: skip
-# part, its field, the model's field that is the same, what the part has where it leaves the field out
+# part, its config field, the model's field that must be equal, the default of the part's field
 FITS = (("vae", "latent_channels", "in_channels", 4), ("vae_temporal_decoder", "latent_channels", "in_channels", 4),
         ("text_encoder", "d_model", "caption_channels", 512))  # fmt: skip
 SIZES = ("in_channels", "out_channels", "patch_size", "sample_size", "video_length", "caption_channels")
-# that take a prediction of x_0
+# schedulers that take a prediction of x_0
 OF_START = ("DDIM", "DDPM", "EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep")
-# the pipeline's own rule, whatever the VAE
+# height and width must be multiples of this for the pipeline, whatever the VAE
 PIXELS = 8
 
 
 def check_folder(folder: str | Path, request: TextRequest, how: Request, trained: Trained | None = None) -> None:
-    """Refuses a folder, or a run in its transformer's place, that can't answer the request.
+    """Raises ValueError where the folder, or a run that replaces its transformer, can't serve the request.
 
     Args:
-        folder: of the pipeline.
-        request: what to show.
-        how: how to sample.
-        trained: stands in for the transformer.
+        folder: folder of the pipeline.
+        request: prompts and their options.
+        how: sampling options.
+        trained: trained model that replaces the transformer.
     """
     folder = Path(folder)
     if how.scale < 1:
@@ -58,7 +58,7 @@ def check_folder(folder: str | Path, request: TextRequest, how: Request, trained
     if request.frames not in (None, 1, length):
         raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {request.frames}")
     _check_side(configs["vae"], sizes, request, trained)
-    # the pipeline makes the class that its index names
+    # the pipeline creates the scheduler class that its index names
     kind = request.scheduler or str((index.get("scheduler") or [""])[-1]).removesuffix("Scheduler")
     _check_scheduler(_read(folder / "scheduler" / "scheduler_config.json"), kind, how, trained)
     for part in parts:
@@ -71,9 +71,9 @@ def _run_sizes(trained: Trained) -> dict[str, int]:
 
 
 def _folder_sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Of the folder's transformer, whose half of the channels is a variance; what its config leaves out is published.
+    """Returns the sizes of the folder's transformer; fields that its config leaves out are the published model's.
 
-    The pipeline drops that half unseen.
+    Half of its output channels must be the variance, as the pipeline drops that half without a check.
     """
     if config.get("_class_name") not in CLASSES:
         raise ValueError(f"sample: transformer must be a {' or '.join(CLASSES)}, got {config.get('_class_name')!r}")
@@ -91,7 +91,7 @@ def _folder_sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
 
 
 def _check_fit(configs: dict[str, dict[str, Any]], sizes: dict[str, int], what: str, folder: Path) -> None:
-    """The model beside the folder's other parts."""
+    """Checks that the model's sizes fit the folder's other parts."""
     for part, theirs, ours, default in FITS:
         if part not in configs:
             continue
@@ -135,7 +135,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_weights(folder: Path, stems: tuple[str, ...]) -> None:
-    """One file or shards, all there, and the safetensors among them as long as they say."""
+    """Checks that a weight file or all its shards exist, and that safetensors are not cut short."""
     files = _weights(folder, stems)
     for file in files:
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""A model's forward as a CUDA graph: captured once a set of shapes, then one launch whatever the model's depth."""
+"""Replays a model's forward as a CUDA graph: captured once for each set of shapes, then one launch at any depth."""
 
 import dataclasses
 import functools
@@ -22,21 +22,21 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class Replay(nn.Module):
-    """`Replay(model)` is called as the model is and gives its numbers; without gradients on a GPU it replays a graph.
+    """Wraps a model with the same call and results; on a GPU without gradients, a call replays a CUDA graph.
 
-    For where a forward waits for the host: a few clips at a time, small models. The first call at new shapes captures,
-    which takes some forwards and keeps the memory of one; later calls copy their inputs and replay. Use it on one
-    stream at a time.
+    It helps where the GPU waits for the host's launches: small models, a few clips at a time. The first call at new
+    shapes captures, which takes some forwards and keeps the memory of one; later calls copy their inputs and replay.
+    Use it on one stream at a time.
 
     Weights may change in place, as an optimiser's step or load_state_dict changes them. After anything else (a weight
-    moved, a layer exchanged, a LoRA switched off, another backend or precision of products) the next call captures
-    again. What a graph can't hold runs as the model does: gradients, training mode, autocast, hooks, sharded weights,
-    tracing, inputs that are not on a GPU. A copy begins without graphs.
+    moved, a layer exchanged, a LoRA switched off, another backend or matmul precision) the next call captures again.
+    Calls that a graph can't hold run the model itself: gradients, training mode, autocast, hooks, sharded weights,
+    tracing, inputs that are not on a GPU. A copy starts without graphs.
 
     Args:
-        forward: a Latte or LatteIMG, or a method of one such as model.forward_with_cfg. Arguments that are no tensors
+        forward: a Latte or LatteIMG, or a method of one such as model.forward_with_cfg. Arguments other than tensors
             are fixed in a graph: another guidance scale is another graph.
-        most: graphs that are kept, their memory in a pool that they share; the one not used for longest goes first.
+        most: largest number of graphs kept, in one shared memory pool; the least recently used goes first.
     """
 
     def __init__(self, forward: Callable[..., Tensor], most: int = 8):
@@ -53,10 +53,10 @@ class Replay(nn.Module):
     def _begin(self) -> None:
         self._graphs: OrderedDict[tuple, Graph] = OrderedDict()
         self._pool: Any = None
-        self._lock = threading.Lock()  # threads on one stream take turns, from the copy of the inputs to the output's
+        self._lock = threading.Lock()  # held from the copy of the inputs to the copy of the output: threads take turns
 
     def __getstate__(self) -> dict[str, Any]:
-        # a graph is of this process and these weights
+        # a graph is valid only in this process and for these weights
         return {name: x for name, x in vars(self).items() if name not in ("_graphs", "_pool", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,13 +71,13 @@ class Replay(nn.Module):
             if not torch.compiler.is_compiling():
                 backends.say_once(f"Replay: the model runs as it is: {held}")
             return run(*args, **kwargs)
-        # a tensor by what a kernel is compiled and launched for, the rest by its value
+        # tensors by what kernels are compiled and launched for, other arguments by value
         key = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None or graph.held != held:
                 self._graphs.pop(key, None)
-                graph = None  # its memory serves the next
+                graph = None  # frees its memory for the next graph
                 while len(self._graphs) >= self.most:
                     self._graphs.popitem(last=False)
                 graph = self._graphs[key] = self._captured(run, args, kwargs)
@@ -94,13 +94,13 @@ class Replay(nn.Module):
         self._pool = None
 
     def _captured(self, run: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> "Graph":
-        # its tensors are written in every mode; leaving inference mode turns gradients on
+        # inference tensors could not be written in other modes; leaving inference mode would turn gradients on
         with torch.inference_mode(False), torch.no_grad():
             args = tuple(own(x) for x in args)
             kwargs = {name: own(x) for name, x in kwargs.items()}
             inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
             if not self._graphs:
-                self._pool = new_pool()  # torch does not open one again that all graphs have left
+                self._pool = new_pool()  # torch can't reuse a pool that all graphs have left
 
             def call() -> Tensor:
                 output = run(*args, **kwargs)
@@ -109,14 +109,14 @@ class Replay(nn.Module):
                 return output
 
             replayed, output = capture(call, inputs[0].device, self._pool)
-            # what the model made on its first calls included
+            # after the capture, so that tables made on the model's first calls are included
             return Graph(replayed, output, inputs, holds(self.model, tuple(inputs)))
 
 
 class Graph(NamedTuple):
     replay: Callable[[], None]
-    output: Tensor  # which a replay writes
-    inputs: list[Tensor]  # which it reads
+    output: Tensor  # written by a replay
+    inputs: list[Tensor]  # read by a replay
     held: list | str
 
 
@@ -125,9 +125,9 @@ def own(x: Any) -> Any:
 
 
 def holds(model: nn.Module, inputs: tuple) -> list | str:
-    """What a graph of this call holds beside inputs and the values of weights: equal lists, one graph. Or why none can.
+    """Returns all that a graph of this call fixes beside inputs and weight values, or why there can be no graph.
 
-    The walk takes 0.7 ms for 28 blocks (one core of an AMD EPYC, 2026-11-22), while the GPU is at the call before.
+    The walk takes 0.7 ms for 28 blocks (one core of an AMD EPYC, 2026-11-22), while the GPU runs the call before.
     """
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     if not tensors or not all(on_gpu(x) for x in tensors):
@@ -150,7 +150,7 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
             return "hooks"
         held.append(module)
         if not type(module).__module__.startswith("torch.nn."):
-            # extend_time, whether a LoRA is on, and the like
+            # attributes: the length set by extend_time, whether a LoRA is on, and the like
             held += [(n, settled(x)) for n, x in vars(module).items() if n not in _ALL_HAVE]
         for group in (module._parameters, module._buffers):
             for x in group.values():
@@ -166,13 +166,13 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody else's code runs with a module's; of a compiled model's wrapper the own forward is no such."""
+    """Whether a module has hooks or a replaced forward; that of torch.compile's wrapper does not count."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     return bool(hooked or not ("_orig_mod" in module._modules or is_untouched(module)))
 
 
 def settled(x: Any) -> Any:
-    """An attribute as what equals itself until it is changed, in place too."""
+    """Returns a value that stays equal until the attribute is changed, be it in place."""
     if isinstance(x, Tensor):
         return x.data_ptr(), x.dtype, x.shape, x.stride()
     if isinstance(x, dict):
@@ -183,14 +183,14 @@ def settled(x: Any) -> Any:
         return x
     if dataclasses.is_dataclass(x):
         return type(x), settled(vars(x))
-    # others by identity: what == of an array or the like means is not known
+    # others by identity, or by type alone where they define ==, which need not return a bool (arrays)
     return x if type(x).__eq__ is object.__eq__ else type(x)
 
 
 def precision() -> tuple:
-    """What torch is told about the numbers of products and attention, for the whole process."""
+    """Returns torch's process-wide settings that change the results of matrix products and attention."""
     of_torch = torch.backends.cuda
-    # torch 2.8 has no setting by backend, and the one for all raises where a later torch was given such
+    # torch 2.8 has no setting for each backend; in later versions the global getter raises where one was set
     by_backend = getattr(torch._C, "_get_fp32_precision_getter", None)
     return (
         by_backend("cuda", "matmul") if by_backend else torch.get_float32_matmul_precision(),
@@ -216,15 +216,15 @@ def new_pool() -> Any:
 
 @functools.cache
 def stream_of(device: torch.device) -> Any:
-    """Where graphs of a device are captured: torch's own stream for it stays on the first device that captured.
+    """Returns the stream that captures a device's graphs: torch's own for this stays on the first device that captured.
 
-    One for all, for each holds workspaces of cuBLAS for good, and warm-ups on it make them outside of a graph's pool.
+    One stream serves all, as each keeps cuBLAS workspaces for good; warm-ups on it allocate them outside graph pools.
     """
     return torch.cuda.Stream(device)
 
 
 def capture(call: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
-    """What replays a call, and the tensor that it then writes."""
+    """Captures a call; returns the function that replays it, and the tensor that a replay writes."""
     with torch.cuda.device(device):
         side = stream_of(device)
         side.wait_stream(torch.cuda.current_stream())
@@ -233,7 +233,7 @@ def capture(call: Callable[[], Tensor], device: torch.device, pool: Any) -> tupl
                 call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads, which read data or decode, may allocate and copy meanwhile
+        # other threads, which read data or decode, may allocate and copy during the capture
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             output = call()
     return graph.replay, output

@@ -1,4 +1,4 @@
-"""What samples to draw and how: checked before anything is opened."""
+"""Requests: what samples to draw and how, checked before any file is opened."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from latte_fast.diffusion.noise import SEEDS
 from latte_fast.media.formats import FPS
 
 FORMATS = ("mp4", "gif", "png", "npz")
-# the ones upstream offers, by diffusers' class names without their ending
+# those that upstream offers, as diffusers' class names without the ending Scheduler
 SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
               "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
-# of a frame VAE and of the temporal decoder, as upstream decodes
+# number of frames that a VAE, temporal or not, decodes at once, as upstream does
 DECODED_AT_ONCE = 14
 
 
 @dataclass(frozen=True)
 class Request:
-    """How many samples of what kind; see `latte-fast sample`."""
+    """Number of samples and sampling options; `latte-fast sample --help` explains them."""
 
     count: int = 8
     batch: int = 4
@@ -54,7 +54,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """What to make of which prompts; see `latte-fast sample`."""
+    """Prompts and the options of text to video; `latte-fast sample --help` explains them."""
 
     prompts: tuple[str, ...]
     negative: str = ""
@@ -79,7 +79,7 @@ class TextRequest:
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """A prompt a line of UTF-8; empty lines are skipped."""
+    """Reads prompts from a UTF-8 file, one a line; empty lines are skipped."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"sample: prompts must be a file with a prompt a line, got {path}")
@@ -87,7 +87,7 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except ValueError as error:
         raise ValueError(f"sample: prompts must be a file in UTF-8, got {path}: {error}") from error
-    # at newlines alone: a prompt may hold other separators
+    # at newlines alone, as a prompt may hold other separators of lines
     prompts = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not prompts:
         raise ValueError(f"sample: prompts must hold a prompt, got {path} without any")

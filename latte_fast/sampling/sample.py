@@ -1,4 +1,4 @@
-"""Clips from a trained model in one call."""
+"""Draws clips from a trained model in one call."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,25 +51,25 @@ def sample(
     Sample i depends on the seed and i alone, whatever the batch and the number of processes.
 
     Args:
-        model: what latte_fast.load takes or gave, or a model itself, trained by the linear schedule of 1000 steps.
-        classes: names or numbers of classes or captions, in turn over the samples; none draws them by the seed.
+        model: path for latte_fast.load, its result, or a module trained with the linear schedule of 1000 steps.
+        classes: names or numbers of classes or captions, in turn over the samples; by default drawn by the seed.
         samples: number of samples, by default 8.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, or 1 for a model without classes.
         steps: number of sampling steps.
         method: ddpm, ddim or dpm++, DPM-Solver++(2M).
         eta: noise of ddim's steps; 1 is as noisy as ddpm.
-        frames: number of frames of a clip; more than the model's are made of overlapping windows.
+        frames: number of frames in a clip; longer clips than the model's are made of overlapping windows.
         seed: seed of all noise.
         batch: number of samples drawn at once.
-        vae: what decodes latents: a folder of an AutoencoderKL, "identity" for pixels, or an open one; by default what
-            the run was trained with.
-        dtype: type of weights and activations.
-        device: device that a path is loaded to, by default the GPU where there is one.
-        out: new folder of films; None returns the pixels.
-        format: kind of file written: a film or an array a sample, or a contact sheet a batch.
+        vae: decoder of the latents: folder of an AutoencoderKL, "identity" for pixels, or an open VAE; by default the
+            VAE of the run.
+        dtype: data type of weights and activations.
+        device: device for a model given as a path, by default the device of `ranks`, or the CPU.
+        out: folder for the files; None returns the pixels.
+        format: kind of file: a film (mp4, gif) or an array (npz) for each sample, or a contact sheet (png) of a batch.
         fps: frames a second of the films.
         ranks: processes that share the work; see distributed.ranks.start.
-        progress: whether a bar shows the steps.
+        progress: whether to show a progress bar.
     """
     ranks = ranks or Ranks()
     source = open_source(model, vae, classes, dtype, device or ranks.device)
@@ -89,7 +89,7 @@ def sample(
         fps=fps,
     )
     if out is not None:
-        # writing needs PyAV, pixels do not
+        # imported here, as it loads PyAV, which pixels do not need
         from latte_fast.sampling.files import sample_files
 
         sample_files(source, request, out, ranks)
@@ -112,7 +112,7 @@ def open_source(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> ModelSource:
-    """What clips are drawn from, with what decodes them."""
+    """Opens the model to sample from, with the VAE that decodes its latents."""
     if isinstance(model, str | Path):
         model = load(model, device=device)
     elif isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""What clips are drawn from: a model, of a run or in training, and its codec. Pipelines have a source of their own."""
+"""Sources of samples: a trained model, or one in training, with its VAE; integrations/ has a source for pipelines."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,40 +19,40 @@ from latte_fast.sampling.windows import windowed
 
 
 class Source(Protocol):
-    """Samples by their numbers: whoever draws sample i, with whatever neighbours, draws the same."""
+    """Draws samples by number: sample i is the same on any rank and beside any other samples."""
 
     def batch(self, request: Request) -> int:
-        """Samples that are drawn at once."""
+        """Returns the number of samples drawn at once."""
         ...
 
     def names(self, request: Request) -> list[str]:
-        """What each sample of a request shows."""
+        """Returns what each sample of a request shows."""
         ...
 
     def notes(self, request: Request) -> dict[str, Any]:
-        """The request as it is kept beside the samples."""
+        """Returns the request as plain values, to be kept beside the samples."""
         ...
 
     def draw(
         self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
     ) -> tuple[Tensor, list[str]]:
-        """Samples `numbers` as uint8 (B, F, H, W, 3), and their names; `tick` is called at each step."""
+        """Draws samples `numbers` as uint8 (B, F, H, W, 3), and their names; calls `tick` at each step."""
         ...
 
 
 class ModelSource:
-    """A model called through its family's adapter, with the process that it is trained by.
+    """Draws samples from a model through its family's adapter, by the process that it is trained with.
 
     Args:
-        model: called with (x, t, **condition) on (B, F, C, h, w).
-        adapter: of its family.
-        process: that it is trained by.
-        vae: which decodes what it makes.
-        shape: of a sample, (F, C, h, w).
-        guidable: whether it was trained without condition now and then.
-        device: where it runs.
-        dtype: of its input.
-        wanted: labels in turn over the samples; none draws them by the seed.
+        model: function called with (x, t, **condition), x of (B, F, C, h, w).
+        adapter: adapter of the model's family.
+        process: diffusion process that the model is trained with.
+        vae: VAE that decodes the model's samples.
+        shape: shape of a sample, (F, C, h, w).
+        guidable: whether the model was trained with dropped conditions, which guidance needs.
+        device: device of the model.
+        dtype: data type of the model's input.
+        wanted: labels, in turn over the samples; where there are none, they are drawn by the seed.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class ModelSource:
 def trained_source(
     trained: Trained, vae: VAE, wanted: Sequence[str] = (), dtype: torch.dtype = torch.float32
 ) -> ModelSource:
-    """A trained model as a source of clips.
+    """Returns a source that draws from a trained model.
 
     Args:
-        trained: the model and its configuration.
-        vae: which decodes what it makes.
-        wanted: classes or captions by number or name, in turn over the samples; none draws them by the seed.
-        dtype: of weights and activations.
+        trained: trained model and its configuration.
+        vae: VAE that decodes the model's samples.
+        wanted: classes or captions by number or name, in turn over the samples; by default drawn by the seed.
+        dtype: data type of weights and activations.
     """
     adapter, text = trained.adapter, trained.config.data.text
     if text:
@@ -153,7 +153,7 @@ def trained_source(
 
 
 def label_number(adapter: Adapter, name: str) -> int:
-    """A class or caption by its name or number."""
+    """Returns the number of a class or caption that is given by name or number."""
     what, known = adapter.labels, adapter.label_names()
     if not adapter.choices:
         raise ValueError(f"sample: {what} must be left out for a model without, got {name!r}")

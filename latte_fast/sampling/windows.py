@@ -1,4 +1,4 @@
-"""Clips longer than the model's: overlapping windows, their predictions blended at every step."""
+"""Clips longer than the model's: overlapping windows whose predictions are blended at every step."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from latte_fast.diffusion.process import Model
 
 
 def window_starts(frames: int, window: int, overlap: int) -> list[int]:
-    """First frames of windows that cover `frames`, neighbours sharing at least `overlap`; the last ends at the end."""
+    """Returns first frames of windows that cover `frames`, neighbours sharing at least `overlap` frames."""
     if not 0 <= overlap < window:
         raise ValueError(f"window_starts: overlap must be in [0, {window}), got {overlap}")
     if frames < window:
@@ -19,10 +19,10 @@ def window_starts(frames: int, window: int, overlap: int) -> list[int]:
 
 
 def windowed(model: Model, window: int, frames: int, overlap: int | None = None) -> Model:
-    """A model of `window` frames as one of `frames`: each frame is the weighted mean of the windows that hold it.
+    """Turns a model of `window` frames into one of `frames`: a frame is the weighted mean of the windows that hold it.
 
-    A window's weight rises linearly from its ends to its middle, so that no seam shows; by default half overlap. All
-    windows of a clip are one batch: rows are clip by clip, so conditions (B, ...) are repeated in place.
+    A window's weight rises linearly from its ends to its middle, so that no seam shows; windows overlap by half by
+    default. All windows run as one batch, clip by clip, so each row of a condition (B, ...) is repeated in place.
     """
     starts = window_starts(frames, window, window // 2 if overlap is None else overlap)
     if len(starts) == 1:
@@ -32,7 +32,7 @@ def windowed(model: Model, window: int, frames: int, overlap: int | None = None)
     total = torch.zeros(frames)
     for start in starts:
         total[start : start + window] += weight
-    # by device and dtype: a copy from the host would wait for the device at every step
+    # kept by device and dtype: a copy from the host would wait for the device at every step
     shares = {(total.device, total.dtype): torch.stack([weight / total[start : start + window] for start in starts])}
 
     def run(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -52,6 +52,6 @@ def windowed(model: Model, window: int, frames: int, overlap: int | None = None)
 
 
 def _repeat(value: Any, many: int, batch: int) -> Any:
-    """A condition of every row, for each of its windows."""
+    """Repeats a condition that has a row for each clip once for each of the clip's windows."""
     rows = isinstance(value, Tensor) and value.dim() and value.shape[0] == batch
     return value.repeat_interleave(many, 0) if rows else value

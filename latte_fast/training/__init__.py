@@ -1,4 +1,4 @@
-"""Training: configuration, the loop, checkpoints, and trained models back from them."""
+"""Training: the trainer, with what it needs from runs/ and distributed/ under the names that users import."""
 
 from latte_fast.distributed.ranks import Ranks, start
 from latte_fast.runs.config import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig

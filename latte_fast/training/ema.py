@@ -1,4 +1,4 @@
-"""The exponential average of the weights, sharded as they are."""
+"""The exponential moving average (EMA) of the weights, sharded as they are."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from latte_fast.distributed.data_parallel import local
 
 
 class Ema:
-    """average <- decay * average + (1 - decay) * weight, over every parameter, frozen ones too, as upstream's.
+    """Keeps average <- decay * average + (1 - decay) * weight, over every parameter, frozen ones too, as upstream.
 
     Args:
-        params: by name; the averages start as copies.
-        decay: of an update.
+        params: parameters by name; the averages start as copies of them.
+        decay: decay at each update.
         warmup: whether update number i, from 0, decays by no more than (1 + i) / (10 + i).
     """
 
@@ -31,7 +31,7 @@ class Ema:
 
     @contextmanager
     def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The averages in the model's own weights for a while; after it they are bit for bit what they were."""
+        """Puts the averages into the model's weights within the context, then restores the weights bit for bit."""
         kept = {name: local(w.detach()).clone() for name, w in weights.items()}
         with torch.no_grad():
             for name, w in weights.items():

@@ -1,4 +1,4 @@
-"""One network in training: its weights, their average, its optimizer, and how it is spread over ranks."""
+"""One network in training: its weights, their EMA, its optimizer, and how it is spread over ranks."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,10 +19,10 @@ class Learner:
     """A network that one optimizer updates.
 
     Args:
-        model: on its device, in the form in which it trains.
-        optim: AdamW and the average of the weights.
+        model: network on its device, compiled or converted to fp8 where it trains so.
+        optim: settings of AdamW and the EMA.
         parallel: none, ddp or fsdp.
-        ranks: that it is spread over.
+        ranks: processes that the network is spread over.
         precision: fp32; bf16, autocast on fp32 weights; bf16-weights, with an fp32 master.
     """
 
@@ -49,11 +49,11 @@ class Learner:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def reducing(self, last: bool) -> AbstractContextManager:
-        """Around a backward: gradients cross ranks only in the last micro-batch's."""
+        """Wraps a backward; gradients are reduced over ranks only in that of the last micro-batch."""
         return reducing(self.call, last)
 
     def update(self, step: int, lr: float, wants_norm: bool) -> Tensor | None:
-        """One update by the gradients at hand; their norm where it is asked for or clipped."""
+        """Updates the weights from their gradients; returns the gradient norm if `wants_norm` or clipping needs it."""
         grads = gradients(self.weights.trained.values())
         norm = None
         if self.optim.clip is not None or wants_norm:
@@ -70,7 +70,7 @@ class Learner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The averaged weights in the model, in evaluation, for a while."""
+        """Puts the EMA weights into the model, in eval mode, within the context."""
         self.model.eval()
         with self.ema.in_place_of(self.weights.own):
             yield
@@ -78,7 +78,7 @@ class Learner:
         self.model.train()
 
     def state(self) -> dict[str, Any]:
-        """Every tensor that training goes on from; loaded in place, then `loaded` is called."""
+        """Returns every tensor needed to resume; they are loaded in place, then `loaded` is called."""
         moments = optimizer_state(self.optimizer, self.weights.trained)
         return {"model": self.weights.by_name, "ema": self.ema.average, "optimizer": moments}
 

@@ -1,4 +1,4 @@
-"""Micro-batches of a run's samples, on the device, read by processes of their own where asked for."""
+"""Reads micro-batches of a run's samples onto the device, in worker processes if `workers` is above 0."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ Batch = dict[str, Tensor]
 
 
 def read(data: Dataset, keys: Sampler, micro: int, workers: int, device: torch.device) -> Generator[Batch, None, None]:
-    """Micro-batches on the device; closed, or ended by an error, it has no process left."""
+    """Yields micro-batches on the device; leaves no process behind when it is closed or ended by an error."""
     loader = DataLoader(
         data,
         micro,
@@ -28,14 +28,14 @@ def read(data: Dataset, keys: Sampler, micro: int, workers: int, device: torch.d
         for batch in batches:
             yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     finally:
-        # its __del__ calls that too, but late where an error's traceback keeps it: at exit python would wait for its
-        # processes, which leave SIGTERM be
+        # __del__ calls this too, but late where an error's traceback holds the iterator: at exit Python would then
+        # wait for workers, which ignore SIGTERM
         if workers:
             batches._shutdown_workers()
 
 
 def leave_signals(worker: int) -> None:
-    """What stops a run is for its main process, which ends its workers after the step at hand."""
+    """Makes a worker use one thread and ignore SIGINT and SIGTERM, on which the main process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"

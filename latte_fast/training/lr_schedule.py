@@ -1,4 +1,4 @@
-"""The learning rate by step."""
+"""The learning-rate schedule."""
 
 import math
 
@@ -6,7 +6,7 @@ from latte_fast.runs.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of update `step` (from 0) of `steps`."""
+    """Returns the learning rate of update `step` (from 0) of `steps`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.rate == "constant":

@@ -1,4 +1,4 @@
-"""What is settled before a run begins: what it may not be, its readers, its compiled blocks."""
+"""Preparation of a run: checks of its configuration, the number of loader workers, compiled blocks."""
 
 import importlib.util
 import os
@@ -15,13 +15,13 @@ from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
 from latte_fast.runs.yaml import read_config
 
-# what a resumed run may change: none of these changes the numbers of a step, but that a cosine ends with `steps`
+# settings that a resumed run may change: none changes the result of a step, except that a cosine ends with `steps`
 FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
         "tensorboard", "pretrained")  # fmt: skip
 
 
 def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
-    """Everything that can be refused without opening the data."""
+    """Refuses every wrong setting that can be seen without opening the data."""
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"train: out must be a folder, got the file {out}")
@@ -50,7 +50,7 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
 
 
 def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
-    """A resumed run has the numbers it was started with; the VAE makes them but where latents are read."""
+    """Refuses a resumed run with another value of a setting that changes its losses; with latents the VAE is free."""
     free = (*FREE, "vae") if config.data.kind == "latents" else FREE
     new, old = asdict(config), asdict(before)
     new["model"].pop("recompute"), old["model"].pop("recompute")
@@ -64,20 +64,20 @@ def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
 
 
 def readers(workers: int | None, device: torch.device) -> int:
-    """How many processes read the data: one alone would starve a GPU; on a CPU they would take the model's cores."""
+    """Returns the number of loader workers: one would starve a GPU; on a CPU they would take the model's cores."""
     if workers is not None:
         return workers
-    # of the cores that this process may use, those of its share
+    # this rank's share of the cores that it may use
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return min(4, share) if device.type == "cuda" else 0
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Each block by itself; all share their code, and with it dynamo's limit on the graphs of one function.
+    """Compiles each block by itself, and raises dynamo's limit of 8 graphs, past which calls run uncompiled.
 
-    It is 8, past which calls run uncompiled: two axes, with and without gradients, in training and for samples. Images
-    and other sizes are more.
+    All blocks share one function and its limit: two axes, with and without gradients, in training and in sampling
+    make 8 graphs; images and other sizes add more.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 64)

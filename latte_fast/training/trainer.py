@@ -1,4 +1,4 @@
-"""The training loop: one process or many, the same losses; stopped and resumed, the same losses."""
+"""The training loop: the same losses on one process or many, and after a stop and resume."""
 
 import math
 import signal
@@ -25,13 +25,13 @@ from latte_fast.training.setup import check_run, readers
 
 
 class Trainer:
-    """A run from its configuration; building one checks everything and writes nothing.
+    """Trains a run from its configuration; the constructor checks everything and writes nothing.
 
     Args:
-        config: of the run.
-        ranks: of this process.
-        resume: whether the run's folder may exist, and is gone on with.
-        say: where notes go.
+        config: configuration of the run.
+        ranks: processes of the run.
+        resume: whether to go on with the run in the folder, where there is one.
+        say: function that prints a note.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Trainer:
         if config.parallel in ("ddp", "fsdp") and not several:
             self.say(f"train: one process, so there is nothing for {config.parallel} to spread")
         self.objective: Objective = Denoising(config, self.ranks, self.parallel, self.say)
-        # of the steps since the last line of the log
+        # sums of the losses since the last log line
         self.sums = torch.zeros(len(self.objective.columns), dtype=torch.float64, device=self.ranks.device)
         self.summed = 0
-        self.norm: Tensor | None = None  # of the first learner's gradients
+        self.norm: Tensor | None = None  # gradient norm of the first learner
         self.step = 0  # updates done
         self.stopping = False
         if resume:
@@ -64,9 +64,9 @@ class Trainer:
     def save(self) -> Path:
         learners = self.objective.learners.values()
         if self.ranks.any(not all(learner.weights.finite() for learner in learners)):
-            # a checkpoint without use would take the place of a good one
+            # a useless checkpoint would replace a good one
             raise FloatingPointError(f"train: weights must be finite to be saved, got others at step {self.step}")
-        # so that the next line of the log is the same after a resume
+        # saved so that the next log line is the same after a resume
         sums = dict(zip(self.objective.columns, self.ranks.sum(self.sums).tolist(), strict=True))
         meta = {
             "step": self.step,
@@ -90,7 +90,7 @@ class Trainer:
         meta = checkpoint.read_meta(folder)
         self.step, self.summed = meta["step"], meta["summed"]
         if self.ranks.first:
-            # a sum over ranks of each one's mean: as many as there are now
+            # the sums add one mean for each rank, and the number of ranks may have changed
             share = self.ranks.count / meta["processes"]
             sums = [meta["sums"][name] for name in self.objective.columns]
             self.sums.copy_(torch.tensor(sums, dtype=torch.float64) * share)
@@ -99,7 +99,7 @@ class Trainer:
             self.say(f"train: nothing is left to do of {self.config.steps} steps; a larger --steps goes on")
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from the first sample not yet trained on to the run's last."""
+        """Returns this rank's micro-batches, from the first sample not yet trained on to the run's last."""
         config, ranks = self.config, self.ranks
         start, end = self.step * config.batch, config.steps * config.batch
         keys = GlobalSampler(
@@ -109,16 +109,16 @@ class Trainer:
         return read(self.objective.items(), keys, self.micro, workers, ranks.device)
 
     def losses(self, learner: str, batch: Batch) -> dict[str, Tensor]:
-        """The sum of each term over a micro-batch, over this rank's share of the batch."""
+        """Returns each loss term, summed over a micro-batch and divided by this rank's share of the batch."""
         terms = self.objective.losses(learner, batch, self.step)
         return {term: value.sum() / self.share for term, value in terms.items()}
 
     def update(self, batches: Iterator[Batch]) -> float:
-        """One step of every learner; returns the seconds spent waiting for data."""
+        """Takes one step of every learner; returns the seconds spent waiting for data."""
         config, learners = self.config, self.objective.learners
         lr = learning_rate(config.optim, self.step, config.steps)
         count, waited = self.share // self.micro, 0.0
-        kept: list[Batch] = []  # for the learners behind the first
+        kept: list[Batch] = []  # for the learners after the first
         for i, (name, learner) in enumerate(learners.items()):
             for j in range(count):
                 if i == 0:
@@ -147,7 +147,7 @@ class Trainer:
         return step % self.config.log_every == 0 or step == self.config.steps
 
     def run(self) -> int:
-        """Trains to the last step, or to SIGTERM or Ctrl-C, with a checkpoint at the end; returns the updates done."""
+        """Trains to the last step, or to SIGTERM or Ctrl-C, saves a checkpoint, and returns the updates done."""
         config, ranks = self.config, self.ranks
         if ranks.first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -181,11 +181,11 @@ class Trainer:
         return self.step
 
     def line(self, counted: int, since: float, waited: float) -> dict[str, Any]:
-        """A line of the log: means since the last one; the only place where a step waits for the GPU."""
+        """Returns a log line of means since the last one; only here does the loop wait for the GPU."""
         means = (self.ranks.sum(self.sums) / (self.summed * self.ranks.count)).tolist()
         assert self.norm is not None
         norm = self.norm.item()
-        # once the GPU has done the steps: the host hands them over faster than they are computed
+        # measured once the GPU is done with the steps, which the host queues faster than they are computed
         seconds = max(time.perf_counter() - since, 1e-9)
         self.sums.zero_()
         self.summed = 0
@@ -206,7 +206,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step at hand; a second Ctrl-C ends it at once."""
+        """Makes SIGTERM and Ctrl-C end the run after the current step, and a second Ctrl-C end it at once."""
 
         def stop(number: int, frame: Any) -> None:
             if self.stopping and number == signal.SIGINT:
@@ -215,7 +215,7 @@ class Trainer:
 
         try:
             before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not in the main thread: whoever runs it stops it
+        except ValueError:  # only the main thread may set handlers; another's run is stopped by its caller
             yield
             return
         try:

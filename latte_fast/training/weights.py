@@ -1,4 +1,4 @@
-"""The weights that are trained: the model's own, or an fp32 master of bf16 ones; and the norm of their gradients."""
+"""The trained weights: the model's own, or an fp32 master of bf16 ones; and the norm of their gradients."""
 
 from collections.abc import Iterable
 
@@ -10,11 +10,11 @@ from latte_fast.distributed.ranks import Ranks
 
 
 class Weights:
-    """fp32 weights by upstream's names, and the way between them and the model.
+    """Holds fp32 weights by upstream's names, and copies between them and the model.
 
     Args:
-        model: whose parameters they are; turned to bf16 where `master`.
-        master: keep an fp32 copy that is updated, the model running on what it rounds to.
+        model: model whose parameters they are; cast to bf16 where `master`.
+        master: whether to update an fp32 copy, while the model runs on the copy rounded to bf16.
     """
 
     def __init__(self, model: nn.Module, master: bool = False):
@@ -43,26 +43,26 @@ class Weights:
 
     @torch.no_grad()
     def give(self) -> None:
-        """The model's weights from the master, after each update or load."""
+        """Copies the master into the model's weights, after each update or load."""
         if self.master:
             torch._foreach_copy_([p.detach() for p in self.own.values()], list(self.by_name.values()))
 
     def finite(self) -> bool:
-        """Whether this rank's part of all weights is."""
+        """Whether this rank's part of all weights is finite."""
         return bool(torch.stack([local(p.detach()).isfinite().all() for p in self.by_name.values()]).all())
 
 
 def gradients(weights: Iterable[Tensor]) -> list[Tensor]:
-    """This rank's part of every gradient."""
+    """Returns this rank's part of every gradient."""
     return [local(p.grad) for p in weights if p.grad is not None]
 
 
 def norm_of(grads: list[Tensor], ranks: Ranks, sharded: bool) -> Tensor:
-    """The L2 norm of all gradients as one vector; each rank has a part of it where they are sharded."""
+    """Returns the L2 norm of all gradients as one vector, summed over ranks where they are sharded."""
     square = torch.stack(torch._foreach_norm(grads)).square().sum()
     return (ranks.sum(square) if sharded else square).sqrt()
 
 
 def clip(grads: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scales gradients whose norm is above the limit down to it."""
+    """Scales gradients down to the limit where their norm is above it."""
     torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -1,1 +1,1 @@
-"""What a run learns: each objective has its data, its networks with their optimizers, and its losses."""
+"""Training objectives: each has its data, its networks with their optimizers, and its losses."""

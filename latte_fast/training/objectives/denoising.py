@@ -1,4 +1,4 @@
-"""Diffusion: a model of a family learns to denoise clips or their latents."""
+"""The diffusion objective: a model learns to denoise clips or their latents."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,12 +30,12 @@ from latte_fast.training.setup import compile_blocks
 
 
 class DenoisingItem(Item, total=False):
-    """An item of the data with everything that is drawn for its sample; a family adds what its model is told."""
+    """An item of the data with all random draws for its sample; the model's family adds its conditions."""
 
     noise: Tensor  # (F + n, C, h, w)
     t: Tensor  # () int64, the time step
     drop: Tensor  # (1 + n,) bool, which labels are dropped
-    eps: Tensor  # like noise, of the codec's posterior
+    eps: Tensor  # like noise, for a draw from the VAE's posterior
     text: Tensor  # (1 + n, T, C)
     text_mask: Tensor  # (1 + n, T) bool
 
@@ -44,12 +44,12 @@ class DenoisingItems(Dataset):
     """Clips with noise, time step and dropped labels, drawn by (seed, sample number) in the process that reads them.
 
     Args:
-        dataset: whose items come by key.
-        adapter: of the model's family.
-        config: of the run.
-        latent: (F + n, C, h, w), the shape that is noised.
-        encoded: whether a codec's posterior is drawn from.
-        dropout: how often a label is dropped.
+        dataset: data set whose items are read by key.
+        adapter: adapter of the model's family.
+        config: configuration of the run.
+        latent: shape of the noised tensor, (F + n, C, h, w).
+        encoded: whether latents are drawn from the VAE's posterior.
+        dropout: probability that a label is dropped.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class DenoisingItems(Dataset):
 
 
 class Denoising:
-    """See Objective.
+    """Trains a model to denoise; `Objective` explains the methods.
 
     Args:
-        config: of the run.
-        ranks: of this process.
+        config: configuration of the run.
+        ranks: processes of the run.
         parallel: none, ddp or fsdp.
-        say: where notes go.
+        say: function that prints a note.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks, parallel: str, say: Any):
@@ -128,7 +128,7 @@ class Denoising:
         return self._run(self.learner.call, x, t, **kwargs)
 
     def sample(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        """The model outside DDP, whose ranks would wait for each other."""
+        """Calls the model without its DDP wrapper, whose ranks would wait for each other."""
         return self._run(self.learner.model, x, t, **kwargs)
 
     def _run(self, model: nn.Module, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -151,7 +151,7 @@ class Denoising:
 
     @torch.no_grad()
     def preview(self, step: int, folder: Path) -> None:
-        """Writes folder/step-<n>.png from the averaged weights; ranks of a sharded model draw the same samples."""
+        """Writes folder/step-<n>.png from the EMA weights; ranks of a sharded model draw the same samples."""
         config, wanted = self.config, self.config.sample
         if self.ranks.first or self.learner.sharded:
             assert self.vae is not None
@@ -184,16 +184,16 @@ class Denoising:
 
 
 def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
-    """What encodes clips and shows samples; None where neither is asked for."""
+    """Opens the VAE that encodes clips and decodes previews; returns None for latents without previews."""
     if config.data.kind == "latents" and not config.sample.every:
         return None
     return open_vae(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
 
 
 def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapter, tuple[int, ...], bool]:
-    """The model for the data's first item, the shape that is noised, and whether a codec's posterior is drawn from.
+    """Returns the adapter for the data, the noised tensor's shape, and whether latents are drawn from a posterior.
 
-    Latents need no codec but for samples.
+    Latents need a VAE only for previews.
     """
     item = dataset[(0, 0)]
     clip = item["latent" if "latent" in item else "video"]
@@ -218,7 +218,7 @@ def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapt
 
 
 def new_model(config: TrainConfig, adapter: Adapter, say: Any) -> nn.Module:
-    """A model by the run's seed, or what it starts from."""
+    """Builds a model by the run's seed, with the weights of `pretrained` if the run starts from them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = adapter.build(config.images, config.model.recompute)

@@ -1,4 +1,4 @@
-"""What the trainer asks of an objective; it knows nothing else of what is trained."""
+"""The protocol of objectives: the trainer knows nothing else about what it trains."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,38 +12,38 @@ from latte_fast.training.loader import Batch
 
 
 class Objective(Protocol):
-    """A thing to learn.
+    """What a run learns: its data, networks and losses.
 
-    A step takes the run's next batch through each learner in turn: losses, backward, update. A learner with several
-    parts that update apart (a generator, its discriminator) is several learners.
+    A step takes the run's next batch through each learner in turn: losses, backward, update. Parts that
+    update apart (a generator, its discriminator) are learners of their own.
     """
 
-    learners: Mapping[str, Learner]  # by name, in the order of a step
+    learners: Mapping[str, Learner]  # by name, in the order in which a step trains them
     columns: tuple[str, ...]  # losses in the log; the first is shown, and has to stay finite
     length: int  # items in an epoch of the data
 
     def items(self) -> Dataset:
-        """What a loader's processes read: a sample by its SampleKey, everything drawn for it by its number."""
+        """Returns the data set that loader workers read: items by SampleKey, all randomness by its sample number."""
         ...
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        """(B,) of each term; `loss` is what the learner minimises."""
+        """Returns each loss term as (B,); the learner minimises `loss`."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Nested dicts of every tensor that the run goes on from; loaded in place, then `loaded` is called."""
+        """Returns all tensors needed to resume, in nested dicts; they are loaded in place, then `loaded` is called."""
         ...
 
     def loaded(self) -> None: ...
 
     def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """File stem to tensors under upstream's keys: what a checkpoint holds for others to read."""
+        """Returns the weights that a checkpoint exports: tensors under upstream's keys, by the stem of their file."""
         ...
 
     def meta(self) -> dict[str, Any]:
-        """Plain values that a model is built from again."""
+        """Returns plain values from which the model can be built again."""
         ...
 
     def preview(self, step: int, folder: Path) -> None:
-        """Writes what the run makes so far; every rank calls this."""
+        """Writes samples of the run so far; every rank calls this."""
         ...
