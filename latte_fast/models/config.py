@@ -1,4 +1,4 @@
-"""The model of a run as its configuration has it: a preset or its sizes, for every family."""
+"""The `model` section of a run's configuration: a preset or explicit sizes, for every family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ def require(ok: bool, name: str, rule: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model: a preset, or its sizes; channels, latent side, frames and classes come from the data.
+    """The model: a preset or explicit sizes; channels, latent side, frames and classes come from the data.
 
-    With captions it is the text-to-video model, which has variant 1 alone; a folder to start from gives its sizes too.
+    Data with captions trains the text-to-video model, which has variant 1 only; a pretrained folder can give its sizes.
 
     Args:
-        preset: Latte-{S,B,L,XL}/{2,4,8}, whose sizes the four below override.
-        patch_size: of a patch's side in latent pixels.
-        hidden_size: width.
-        depth: blocks, spatial and temporal together; the published text-to-video model has 56.
-        num_heads: of an attention.
-        mlp_ratio: hidden width of the MLP over the width.
-        class_dropout_prob: how often a label or caption is dropped, for guidance; 0 leaves no null class.
-        learn_sigma: whether the model predicts its variance too.
-        variant: 1 to 4, the paper's order of space and time.
-        patch_frames: frames of a patch.
-        conditioning: by modulation or by tokens.
-        time_pos: sin-cos added once, or rotary.
-        full_attention: variant 4 with all heads in both attentions.
-        recompute: what the backward makes again instead of keeping: nothing, norms and GELU, fc1 too, or whole blocks.
+        preset: Latte-{S,B,L,XL}/{2,4,8}; the four sizes below override its own.
+        patch_size: side of a patch in latent pixels.
+        hidden_size: width of a token.
+        depth: number of blocks, spatial and temporal together; the published text-to-video model has 56.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden width of the MLP over the width of a token.
+        class_dropout_prob: probability of dropping a label or caption, for guidance; 0 leaves no null class.
+        learn_sigma: whether the model also predicts the variance.
+        variant: the paper's arrangement of space and time attention, 1 to 4.
+        patch_frames: number of frames in a patch.
+        conditioning: modulation of every block (adaln) or extra tokens (tokens).
+        time_pos: temporal positions, sin-cos added once (absolute) or rotary (rope).
+        full_attention: whether variant 4 has all heads in both attentions, rather than half in each.
+        recompute: what the backward computes again, not keeps: nothing, norms and GELU, fc1 too, or whole blocks.
     """
 
     preset: str | None = None
@@ -51,7 +51,7 @@ class ModelConfig:
     recompute: Literal["none", "elementwise", "mlp", "block"] = "none"
 
     def sizes(self, known: Mapping[str, int]) -> dict[str, Any]:
-        """The four sizes: given, the preset's, or those known otherwise."""
+        """Returns the four sizes: explicit ones first, then the preset's, then those in `known`."""
         presets = ", ".join(PRESETS)
         require(self.preset is None or self.preset in PRESETS, "model.preset", f"one of {presets}", self.preset)
         sizes = dict(known) | (dict(PRESETS[self.preset]) if self.preset else {})
