@@ -22,17 +22,17 @@ LEAST = {"fvd": 2, "fid": 2, "is": 2 * SPLITS}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A metric, the two sets it compares, and its settings; docs/evaluation.md says what published numbers are made with.
+    """A metric, the two sets it compares, and its settings; docs/evaluation.md has those of published numbers.
 
     Args:
-        samples: folder that `latte-fast sample` wrote (mp4, gif or npz), or a folder of films or of picture folders.
+        samples: folder that `latte-fast sample` wrote (mp4, gif or npz), or one of films or of picture folders.
         detector: TorchScript file of the network whose features are compared.
         metric: fvd, fid (of single frames), or is (inception score of clips, which has no real set).
         real: folder of the real set; may be left out where real_stats is there.
         kind: layout of the real set's folder, as in docs/data.md.
         clips: largest number of clips taken from each set, for fvd and is; None is 2048.
         frames: number of frames in a clip; None is 16.
-        interval: distance in a real video between a clip's frames; None is 3. Samples are not thinned out.
+        interval: distance between a clip's frames in a real video; None is 3. A sample gives its first frames.
         images: largest number of frames taken from each set, for fid; None is 50000.
         size: height and width in pixels at which both sets meet the detector.
         seed: seed of the choice of videos, starts and frames.

@@ -70,7 +70,7 @@ def prepare_real(how: Evaluation, detector: Detector) -> Real:
 
 
 def real_moments(how: Evaluation, detector: Detector, real: Real) -> tuple[Moments, dict[str, Any]]:
-    """Returns the real set's moments, kept ones or computed now, and what is known of the set; keeps new ones if asked."""
+    """Returns the real set's moments, kept or new, and what is known of the set; keeps new ones if asked to."""
     if real.kept and "kept" in real.about:
         held = real_stats.read_stats(real.kept)
         return held, real.about | {"count": held.count}
