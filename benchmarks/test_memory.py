@@ -17,7 +17,7 @@ from latte_fast import Latte, reference
 from latte_fast.modules.recompute import POLICIES
 
 CARDS = {"80 GB": 80e9, "141 GB": 141e9}
-STATE = 2 + 2 + 4 * 4  # bytes a parameter
+STATE = 2 + 2 + 4 * 4  # bytes per parameter
 
 
 def largest(parameters: int, kept: int, depth: int) -> str:

@@ -54,7 +54,6 @@ def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
 OPS = ("norm_modulate", "gate_residual", "gate_residual_norm_modulate", "bias_gelu", "attention over space",
        "attention over time")  # fmt: skip
 
-
 # op: (widths D moved per token, operations per element of the widest tensor)
 WORK = {"norm_modulate": (2, 8), "gate_residual": (3, 2), "gate_residual_norm_modulate": (4, 10), "bias_gelu": (8, 12)}
 

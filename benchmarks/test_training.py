@@ -13,7 +13,6 @@ HALF = torch.bfloat16
 # the recompute policy that is timed: norms and GELU are computed again, matrix products and attention are kept
 POLICY = "elementwise"
 
-
 CASES = [
     ("Latte-B/2", 1),
     large("Latte-XL/2", 5),

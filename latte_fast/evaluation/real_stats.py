@@ -28,7 +28,6 @@ def settings_of(how: Evaluation, detector: str, set_digest: str | None) -> dict[
 def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: dict[str, Any]) -> None:
     """Writes mean and scatter in float64, and as metadata the settings, the count and what is known of the set."""
     if path.exists():
-        # by another run, perhaps with other settings
         log.warning("real_stats was written by somebody else meanwhile, and is left as it is: %s", path)
         return
     held = json.dumps({"settings": settings, "count": moments.count, "about": about})

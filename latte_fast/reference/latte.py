@@ -90,7 +90,6 @@ class Latte(nn.Module):
         config, batch = self.config, x.shape[0]
         x = self.x_embedder(x) + self.pos_embed  # ((b f), n, d)
         frames = x.shape[0] // batch
-        # time step and label, a row per frame
         steps = repeat(t, "b d -> b f d", f=frames)
         labels = None if label is None else repeat(label, "b d -> b f d", f=frames - (0 if stills is None else images))
         if stills is not None and labels is not None:
@@ -135,7 +134,7 @@ class Latte(nn.Module):
         use_fp16: bool = False,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """Guidance over a batch [cond ; uncond] that shares x's first half; the variance channels stay unguided."""
+        """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y=y, use_fp16=use_fp16, text_embedding=text_embedding)
         eps, rest = out.split([self.in_channels, out.shape[2] - self.in_channels], dim=2)
@@ -145,7 +144,7 @@ class Latte(nn.Module):
 
 
 class LatteIMG(Latte):
-    """The joint image-video Latte: n images follow the frames, share t, and skip the temporal blocks."""
+    """The joint image-video Latte: n images follow the frames, share t, and skip all attention over time."""
 
     text_width = TEXT_WIDTH_JOINT
 
