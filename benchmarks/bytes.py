@@ -1,4 +1,4 @@
-"""Memory counted rather than measured: what a run has live at once, and what a forward keeps for its backward."""
+"""Counts memory: the most that a run has live at once, and what a forward keeps for its backward."""
 
 import itertools
 import weakref
@@ -15,7 +15,7 @@ from latte_fast._ext.linear import release_buffers
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the storages made inside, as they come and go."""
+    """Counts the bytes of storages made inside, as they are allocated and freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Live(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that was live at once of what `run` allocated, kept buffers included, by the allocator's own record."""
+    """Returns the most bytes allocated by `run` that were live at once, reused buffers included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -60,7 +60,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def kept_bytes(model: nn.Module, *args: Any) -> int:
-    """Bytes that live on for the backward once a forward is done, whoever holds them, its result not counted."""
+    """Returns the bytes that are still live after a forward, for its backward; its result is not counted."""
     with _Live() as seen:
         out = model(*args)
         kept = seen.live

@@ -1,6 +1,6 @@
-"""The fixtures behind every benchmark: correctness first, then a race, then the record that reports are made of.
+"""Fixtures of every benchmark: first a check of correctness, then a race, then the record that reports are made from.
 
-The default selection is what a CPU machine runs in ten minutes; `-m quick` is a part of it, `--full` the whole grid.
+A CPU runs the default selection in ten minutes; `-m quick` is a part of it, `--full` the whole grid.
 """
 
 import datetime
@@ -19,14 +19,14 @@ from benchmarks.report import Results, Row, load, save
 from latte_fast import info
 
 ROWS: list[Row] = []
-DONE: list[str] = []  # tests whose rows are in the file
+DONE: list[str] = []  # names of tests whose rows are in the file
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the whole grid instead of the default selection")
-    parser.addoption("--tiny", action="store_true", help="sizes at which everything runs in a moment: no figures")
+    parser.addoption("--full", action="store_true", help="run the whole grid instead of the default selection")
+    parser.addoption("--tiny", action="store_true", help="run everything at tiny sizes, whose times mean nothing")
     parser.addoption("--results", metavar="FILE", help="write every row to this JSON file, after every test")
-    parser.addoption("--resume", action="store_true", help="skip what --results holds from a run that was cut off")
+    parser.addoption("--resume", action="store_true", help="skip tests that --results has of an interrupted run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +50,7 @@ def results_file(config: pytest.Config) -> Path | None:
 
 
 def done_file(results: Path) -> Path:
-    """The names of the tests whose rows are in a results file."""
+    """Returns the path of the file that names the tests whose rows are in a results file."""
     return results.with_suffix(".tests")
 
 
@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
-    """Keeps the rows so far: a run that is cut off later has measured them."""
+    """Saves the rows so far, so that an interrupted run does not lose them."""
     report = yield
     path = results_file(item.config)
     if path and ROWS and report.when == "call" and report.passed:
@@ -94,7 +94,7 @@ def collected() -> Results:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[..., Row]:
-    """record(title, contender, **fields of a Row) keeps a row of this file's suite."""
+    """Gives record(title, contender, **fields of a Row), which adds a row to the suite of this file."""
 
     def keep(title: str, contender: str, **fields: Any) -> Row:
         suite = Path(str(request.node.fspath)).stem.removeprefix("test_")
@@ -106,10 +106,10 @@ def record(request: pytest.FixtureRequest) -> Callable[..., Row]:
 
 @pytest.fixture
 def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[str, Lap]]:
-    """compare(title, contenders, check): runs `check` first (a wrong result is not timed), then races the contenders.
+    """Gives compare(title, contenders, check): runs `check`, as no wrong result is timed, then races the contenders.
 
     "ours" is the contender that pytest-benchmark records; every contender becomes a row. `fields` go into all rows,
-    `each` into those of its keys.
+    `each` into the rows of the contenders that it names.
     """
 
     def run(
@@ -124,7 +124,7 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
         laps = race(contenders, seconds)
         ours = laps["ours"]
         assert not ours.reason, f"ours did not run: {ours.reason}"
-        benchmark.pedantic(lambda: None, rounds=1)  # the race has the times; this only enters the row below
+        benchmark.pedantic(lambda: None, rounds=1)  # makes the row that the race's time goes into
         benchmark.stats.stats.data[:] = [ours.median]
         for name, lap in laps.items():
             record(title, name, **lap.__dict__, **fields, **(each or {}).get(name, {}))
@@ -139,7 +139,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if path and ROWS:
         save(collected(), path)
     if DONE and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
-        session.exitstatus = pytest.ExitCode.OK  # all was measured before
+        session.exitstatus = pytest.ExitCode.OK  # an earlier run has measured everything
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

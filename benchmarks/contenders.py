@@ -1,4 +1,4 @@
-"""Who races: the oracle eager (upstream's code path), with SDPA and compiled, the matrix products alone, and ours."""
+"""The contenders: the oracle eager (upstream's code path), with SDPA, compiled; the matrix products alone; and ours."""
 
 import functools
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from latte_fast.config import PRESETS, SIZES
 
 FRAMES, SIDE = 16, 32
 WIDTHS = {size: (width, heads) for size, (_, width, heads) in SIZES.items()}
-# a model too slow for this machine is cut to the blocks that take about so many seconds, and says so in its title
+# seconds that a model may take: a slower one is cut to the blocks that fit, and its title says so
 PATIENCE = 0.6
 
 
 def shrink() -> None:
-    """Sizes at which every benchmark runs in a moment, to try the machinery: called before the suites are imported."""
+    """Shrinks all sizes, so that every benchmark can be tried in a moment; called before the suites are imported."""
     global FRAMES, SIDE, WIDTHS
     FRAMES, SIDE = 2, 8
     WIDTHS = dict.fromkeys(WIDTHS, (64, 2))
@@ -32,12 +32,12 @@ def device() -> torch.device:
 
 
 def large(*values: Any) -> Any:
-    """Parameters of a test that a GPU runs by default, and a CPU, which takes minutes for a lap, with --full."""
+    """Marks parameters that a GPU runs by default and a CPU, which takes minutes for a lap, only with --full."""
     return pytest.param(*values, marks=() if torch.cuda.is_available() else pytest.mark.full)
 
 
 def op_clips() -> int:
-    """Clips that ops race on: one, but on a GPU as many that none of their tensors stays in the L2 from lap to lap."""
+    """Returns the clips in races of ops: 1, or on a GPU so many that no tensor stays in the L2 between laps."""
     return 32 if torch.cuda.is_available() else 1
 
 
@@ -46,7 +46,7 @@ def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def affordable(name: str, batch: int, passes: int = 1) -> int:
-    """How many of a preset's blocks, even and at least 4, have products that take PATIENCE seconds over all passes."""
+    """Returns how many of a preset's blocks, even and at least 4, have GEMMs of PATIENCE seconds in all passes."""
     preset = PRESETS[name]
     tokens = passes * batch * FRAMES * (SIDE // preset["patch_size"]) ** 2
     seconds = 24 * preset["hidden_size"] ** 2 * tokens / ceilings()["gemm"]
@@ -70,7 +70,7 @@ def models(
     frames: int = 0,
     side: int = 0,
 ) -> tuple[nn.Module, nn.Module, tuple]:
-    """(oracle, ours, inputs) with the same refilled weights; by default 16 frames of 256 x 256 pixels."""
+    """Returns (oracle, ours, inputs), with the same refilled weights; by default 16 frames of 256 x 256 pixels."""
     frames, side = frames or FRAMES, side or SIDE
     torch.manual_seed(0)
     kwargs = PRESETS[name] | {"depth": depth, "num_frames": frames, "input_size": side}
@@ -83,13 +83,13 @@ def models(
 
 
 def flops(name: str, batch: int, depth: int) -> int:
-    """Of a forward's linear layers, whatever attention does beside them."""
+    """Returns the operations of a forward's linear layers, without attention."""
     d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2
     return 24 * d * d * tokens * depth
 
 
 def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[[], None]:
-    """The four linear layers of every block without their bias, results in reused buffers: the floor of a forward."""
+    """Returns a run of every block's four linear layers, without bias, into reused buffers: the floor of a forward."""
     d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2
 
     def rows(n: int) -> Tensor:
@@ -114,7 +114,7 @@ def compiled(model: nn.Module, **options: Any) -> nn.Module:
 
 
 def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:
-    """The oracle with scaled_dot_product_attention in the place of its math, its layouts as they are."""
+    """Returns the oracle with torch's scaled_dot_product_attention in its own layouts."""
     from latte_fast.reference import blocks
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -131,7 +131,7 @@ def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:
 
 
 def model_gate(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], None]:
-    """The tests' criterion on the very models that race."""
+    """Returns a check by the tests' criterion of the very models that race."""
 
     @torch.no_grad()
     def check() -> None:
@@ -148,7 +148,7 @@ def model_gate(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[]
 
 
 def gated(check: Callable[[], None], run: Callable[[], Any]) -> Callable[[], Any] | str:
-    """A contender beside ours with a check of its own; where that fails it is the reason, and the others race."""
+    """Returns a contender, or the reason that its own check failed for, so that the others still race."""
     try:
         check()
     except (AssertionError, RuntimeError) as error:
@@ -162,7 +162,7 @@ def through(backend: str, qkv: Tensor, axis: str) -> Tensor:
 
 
 def libraries(qkv: Tensor, axis: str) -> dict[str, Callable | str]:
-    """Attention of others on the very views; on a GPU flash-attn and xformers too, or why they can't."""
+    """Returns other libraries' attention on the same views; on a GPU flash-attn and xformers too, or why not."""
     names = {"sdpa": "SDPA on strided views"}
     if torch.cuda.is_available():
         names |= {"flash_attn": "flash-attn", "xformers": "xformers"}

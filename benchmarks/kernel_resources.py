@@ -23,7 +23,7 @@ from latte_fast.kernels import gate_residual_norm_modulate as fused
 
 DOCS = Path(__file__).parents[1] / "docs" / "kernels.md"
 DTYPES = {"bf16": (torch.bfloat16, torch.bfloat16), "fp32": (torch.float32, torch.float32)}
-# what autocast makes of the published model: an fp32 residual stream beside 16-bit partners
+# the published model under autocast: an fp32 residual stream, other activations in bf16
 DTYPES["fp32-bf16"] = (torch.float32, torch.bfloat16)
 B, F, N = 4, 16, 256
 HEADER = """# The Triton kernels, compiled ahead of time
@@ -78,7 +78,7 @@ def launch_attention(axis: str, frames: int, patches: int, heads: int, K: int, d
 
 
 def cases(size: str, dtype: str) -> Iterable[tuple]:
-    """(what it is, launcher, its arguments) of one preset."""
+    """Yields (name of the case, launcher, its arguments) for one preset."""
     _, width, heads = SIZES[size]
     wide, narrow = DTYPES[dtype]
     K = width // heads
@@ -93,7 +93,7 @@ def cases(size: str, dtype: str) -> Iterable[tuple]:
 
 
 def measure(sizes: list[str], dtypes: list[str], targets: list[int]) -> list[dict]:
-    """One record a kernel, preset, dtype and target."""
+    """Compiles the kernels; returns one record per kernel, preset, dtype and target."""
     found = {}
     for size in sizes:
         for dtype in dtypes:

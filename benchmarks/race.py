@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Lap:
-    """One contender's times in seconds, or the reason it did not run."""
+    """The times of one contender in seconds, or the reason it did not run."""
 
     median: float = float("nan")
     low: float = float("nan")
@@ -25,12 +25,12 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-# a contender faster than this is called several times a lap, or the clock and a cold start would be what is measured
+# contenders faster than this many seconds are called several times a lap, or the clock itself would be measured
 SHORT = 0.5e-3
 
 
 def lap(run: Callable[[], object], calls: int = 1) -> float:
-    """Seconds a call."""
+    """Returns seconds per call."""
     synchronise()
     begin = time.perf_counter()
     for _ in range(calls):
@@ -40,7 +40,7 @@ def lap(run: Callable[[], object], calls: int = 1) -> float:
 
 
 def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
-    """The contender after a call, or why it can't have one."""
+    """Calls a contender once; returns it, or the reason if it does not fit the GPU's memory."""
     try:
         lap(run)
     except torch.OutOfMemoryError as error:
@@ -55,10 +55,10 @@ def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
 def race(
     contenders: dict[str, Callable[[], object] | str], seconds: float = 6.0, rounds: tuple[int, int] = (3, 50)
 ) -> dict[str, Lap]:
-    """Laps by contender; a contender given as a string is a missing one with its reason.
+    """Times contenders round by round; one given as a string does not run, and the string is the reason.
 
-    A warm-up call each, which shows who does not fit the GPU's memory, then rounds in which everyone runs a lap, as
-    many as fit `seconds` within the bounds; a lap has the same number of calls for all.
+    After a warm-up call, which shows who does not fit the GPU's memory, every contender runs one lap a round, with the
+    same number of calls for all; the number of rounds is what fits `seconds`, within the bounds.
     """
     contenders = {name: run if isinstance(run, str) else warmed(run) for name, run in contenders.items()}
     runners = {name: run for name, run in contenders.items() if not isinstance(run, str)}
@@ -75,9 +75,9 @@ def race(
 
 @functools.cache
 def ceilings() -> dict[str, float]:
-    """What this machine does at best, measured once a run: bytes copied (in and out) and bf16 GEMM flops, a second.
+    """Measures, once per run, what this machine does at best per second: bytes copied (in and out), bf16 GEMM flops.
 
-    The GEMM is Latte-XL/2's second-widest, 4096 x 1152 x 3456; the copy is of what no cache holds.
+    The GEMM is Latte-XL/2's second-widest, 4096 x 1152 x 3456; the copy is larger than any cache.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device).zero_()

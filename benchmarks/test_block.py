@@ -1,4 +1,4 @@
-"""One pair of blocks at each preset's width, space and time, forward: the same with twice as many frames or patches."""
+"""The forward of one space and one time block at each preset's width."""
 
 from typing import Any
 

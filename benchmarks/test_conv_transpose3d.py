@@ -27,7 +27,7 @@ def title(case: tuple, what: str) -> str:
     return f"conv_transpose3d {depth}->{cols} at {size}, kernel {kernel}, stride {stride}, bf16, {what}"
 
 
-# a decoder's middle layer, Latte's own, and kernel == stride: the rest is for --full
+# a decoder's middle layer, Latte's own, and kernel == stride; the others run with --full
 KEPT = {CASES[2], CASES[6], CASES[8]}
 GRID = [pytest.param(case, marks=[] if case in KEPT else pytest.mark.full) for case in CASES]
 

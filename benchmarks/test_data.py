@@ -1,4 +1,4 @@
-"""A training clip out of a video file and out of latents, and what encoding costs beside the VAE; on one core."""
+"""Reading a training clip from a video file or from latents, and encoding without the VAE's own time; on one core."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -30,7 +30,7 @@ def one_core() -> Iterator[None]:
 
 
 def film(length: int = LENGTH) -> np.ndarray:
-    """uint8 (F, 256, 256, 3): a textured picture that pans the whole time under sensor noise; hard on a codec."""
+    """Draws uint8 (F, 256, 256, 3): a textured picture that pans all the time, under sensor noise; hard on a codec."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.normal(size=(1, 3, 64, 64)))
     wide = F.interpolate(coarse, size=(512, 512), mode="bicubic")[0].permute(1, 2, 0).numpy()
@@ -45,7 +45,7 @@ def film(length: int = LENGTH) -> np.ndarray:
 
 @pytest.mark.parametrize("gop", [250, 50], ids=lambda gop: f"keyframe-each-{gop}")
 def test_clip_from_h264(compare: Callable[..., Any], tmp_path: Path, gop: int) -> None:
-    """Against decoding the whole file and taking the frames from it, as upstream does."""
+    """Races our reader against decoding the whole file and taking the frames from it, as upstream does."""
     path = tmp_path / "a.mp4"
     write_mp4(path, film(), fps=25, crf=23, gop=gop)
     data = open_dataset(DataConfig(kind="videos", path=str(tmp_path), interval=INTERVAL), FRAMES, SIZE)
@@ -73,12 +73,12 @@ def test_clip_from_h264(compare: Callable[..., Any], tmp_path: Path, gop: int) -
 
 @pytest.mark.parametrize("kind", ["latents", "encode"])
 def test_latents(compare: Callable[..., Any], tmp_path: Path, kind: str) -> None:
-    """A clip of 4x32x32 latents read back; and 300 frames through `encode` without a VAE: decode, pass on, write."""
+    """Reads a clip of 4x32x32 latents; or runs 300 frames through `encode` without a VAE: decode, pass on, write."""
     write_mp4(tmp_path / "set" / "a.mp4", film(), fps=25, crf=23)
     config, numbers = DataConfig(kind="videos", path=str(tmp_path / "set")), count()
 
     class Mean8(Identity):
-        """A stand-in of a VAE's shapes, 4 channels of an eighth of the side."""
+        """Stands in for a VAE, with the same shapes: 4 channels, an eighth of the side."""
 
         channels, factor, random = 4, 8, True
 

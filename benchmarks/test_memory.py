@@ -1,7 +1,7 @@
-"""What a training forward keeps for its backward: counted on two and on four blocks, from which a whole model follows.
+"""What a training forward keeps for its backward, counted on two and four blocks and extended to the whole model.
 
-From it the largest batch on 80 and 141 GB: weights and gradients in bf16, AdamW's two moments, the master weights and
-their average in fp32; half a block's activations on top are live in the backward.
+The largest batch on 80 and 141 GB follows, with weights and gradients in bf16, AdamW's two moments, master weights and
+their average in fp32; in the backward one block's activations are live on top.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from latte_fast import Latte, reference
 from latte_fast.modules.recompute import POLICIES
 
 CARDS = {"80 GB": 80e9, "141 GB": 141e9}
-STATE = 2 + 2 + 4 * 4  # bytes a parameter
+STATE = 2 + 2 + 4 * 4  # bytes per parameter
 
 
 def largest(parameters: int, kept: int, depth: int) -> str:

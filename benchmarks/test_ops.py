@@ -21,7 +21,7 @@ def rows(*shape: int) -> Tensor:
 
 
 def gate(fn: Callable, ref: Callable, args: tuple) -> Callable[[], None]:
-    """The criterion of the tests, on these very shapes."""
+    """Returns a check by the tests' criterion on these very shapes."""
 
     def check() -> None:
         with torch.no_grad():
@@ -54,13 +54,12 @@ def forward_case(op: str, size: str) -> tuple[Callable, Callable, tuple]:
 OPS = ("norm_modulate", "gate_residual", "gate_residual_norm_modulate", "bias_gelu", "attention over space",
        "attention over time")  # fmt: skip
 
-
-# activations moved, and operations on each element of the widest
+# op: (widths D moved per token, operations per element of the widest tensor)
 WORK = {"norm_modulate": (2, 8), "gate_residual": (3, 2), "gate_residual_norm_modulate": (4, 10), "bias_gelu": (8, 12)}
 
 
 def work(op: str, size: str) -> dict[str, int]:
-    """Bytes that a forward has to move and operations it has to do."""
+    """Returns the bytes that a forward has to move and the operations it has to do."""
     elements = op_clips() * FRAMES * PATCHES * WIDTHS[size][0]
     if op in WORK:
         moved, each = WORK[op]
@@ -75,7 +74,7 @@ def title(op: str, size: str, what: str) -> str:
 
 
 def layout_copies(qkv: Tensor, axis: str) -> Tensor:
-    """The oracle's attention with the copies that upstream's layouts need: (b n) f d and back."""
+    """Runs the oracle's attention with the copies that upstream's layouts need: (b n) f d and back."""
     if axis == "time":
         qkv = qkv.transpose(1, 2).contiguous().transpose(1, 2)
         return R.axis_attention_qkv_ref(qkv, axis).transpose(1, 2).contiguous()
@@ -83,7 +82,7 @@ def layout_copies(qkv: Tensor, axis: str) -> Tensor:
 
 
 def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
-    """GELU without the cost of mapping its result afresh, for both: torch's without the bias, ours with it."""
+    """Returns GELU into a reused buffer, so that no new memory is mapped: torch's without the bias, ours with it."""
     out = torch.empty_like(u)
     found: dict[str, Callable] = {
         "torch eager": no_grad(lambda: torch.ops.aten.gelu.out(u, approximate="tanh", out=out)),
@@ -94,7 +93,7 @@ def into_reused_buffers(u: Tensor, b: Tensor) -> dict[str, Callable]:
 
 
 def attention_into_reused_buffer(qkv: Tensor, axis: str) -> dict[str, Callable]:
-    """Ours likewise; torch's attention allocates its result."""
+    """Returns our attention into a reused buffer; torch's always allocates its result."""
     q, k, v = qkv.unbind(3)
     scale = q.shape[-1] ** -0.5
     if backends.choose("axis_attention", q, k, v, axis, None, scale, None) != "cpu":

@@ -17,9 +17,9 @@ HALF, STEPS, CLASSES = torch.bfloat16, 4, 101
 
 
 def decoder() -> Any:
-    """A diffusers AutoencoderKL of Stable Diffusion's shape at a quarter of its width; random, so it makes noise.
+    """Builds a diffusers AutoencoderKL of Stable Diffusion's shape, a quarter as wide, with random weights.
 
-    None without diffusers: the loop is worth a race by itself.
+    Without diffusers it is None, and the sampling loop races without a decoder.
     """
     try:
         from diffusers import AutoencoderKL

@@ -1,4 +1,4 @@
-"""Time against frames, tokens and batch: ours beside the oracle, a pair of blocks; reports fit the exponents."""
+"""Time of a pair of blocks, ours and the oracle's, against frames, patches and clips; reports fit the exponents."""
 
 from functools import partial
 from typing import Any

@@ -22,7 +22,7 @@ SHAPE |= {"cross_attention_dim": 72 * HEADS, "caption_channels": 4096, "video_le
     ("side", "layers"), [(SIDE, LAYERS), pytest.param(2 * SIDE, 28, marks=pytest.mark.full)], ids=["256px", "512px"]
 )
 def test_forward(side: int, layers: int, compare: Any) -> None:
-    """One step without guidance; the prompt stays the same from step to step, as in sampling."""
+    """Races one step without guidance; the prompt stays the same from lap to lap, as in sampling."""
     torch.manual_seed(0)
     ours = LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
     oracle = reference.latte_t2v.LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
@@ -43,7 +43,7 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
         from diffusers import LatteTransformer3DModel
     except ImportError:
         contenders |= dict.fromkeys(("diffusers eager", "diffusers under torch.compile"), "diffusers is not installed")
-        # which has diffusers' numbers and copies
+        # the oracle has diffusers' numbers and layout copies
         jit = compiled(oracle)
         contenders["oracle eager"] = no_grad(lambda: oracle(x, t, text))
         contenders["oracle under torch.compile"] = no_grad(lambda: jit(x, t, text))

@@ -10,9 +10,8 @@ from benchmarks.bytes import kept_bytes
 from benchmarks.contenders import affordable, compiled, large, model_gate, models, titled
 
 HALF = torch.bfloat16
-# the policy of the speed row: norms and GELU are made again, matrix products and attention are kept
+# the recompute policy that is timed: norms and GELU are computed again, matrix products and attention are kept
 POLICY = "elementwise"
-
 
 CASES = [
     ("Latte-B/2", 1),
@@ -22,7 +21,7 @@ CASES = [
 
 
 def kept(model: nn.Module, *args: Any) -> dict[str, int]:
-    """Fields of a row; none where a forward does not fit the GPU's memory, as its race will say."""
+    """Returns kept_bytes of a row; nothing where a forward does not fit the GPU's memory, as its race will say."""
     try:
         return {"kept_bytes": kept_bytes(model, *args)}
     except torch.OutOfMemoryError:

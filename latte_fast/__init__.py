@@ -1,4 +1,4 @@
-"""latte_fast: the fast backbone for Latte, the latent diffusion transformer for video."""
+"""latte_fast: fast training and sampling of Latte, the latent diffusion transformer for video."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
-"""`python -m latte_fast` and `torchrun -m latte_fast`: the command where no script of it is on the path."""
+"""Runs the `latte-fast` command as `python -m latte_fast` or `torchrun -m latte_fast`."""
 
 from latte_fast.cli import main
 
-# processes that are spawned import this module again
+# spawned processes import this module again
 if __name__ == "__main__":
     main()

@@ -11,13 +11,13 @@ Probe = Callable[..., str | None]
 NAMES = ("reference", "triton", "cuda", "cpu", "cudnn", "sdpa", "flash_attn", "xformers", "auto")
 
 log = logging.getLogger("latte_fast")
-_probes: dict[str, dict[str, Probe]] = {}  # op -> backend -> its probe, in order of preference
+_probes: dict[str, dict[str, Probe]] = {}  # op -> backend -> probe, in order of preference
 _forced: dict[str, str] = {}
 _said: set[str] = set()
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot serve the call."""
+    """Raised when a backend was asked for by name and cannot serve the call."""
 
 
 def register(op: str, probes: dict[str, Probe]) -> None:
@@ -34,7 +34,7 @@ def candidates(op: str) -> tuple[str, ...]:
 
 
 def why_not(op: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
-    """Why `backend` can't serve `op` on these arguments, or None where it can."""
+    """Returns why `backend` can't serve `op` on these arguments, or None where it can."""
     if op not in _probes:
         raise ValueError(f"why_not: op must be one of {', '.join(_probes)}, got {op!r}")
     if backend not in _probes[op]:
@@ -43,21 +43,21 @@ def why_not(op: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
 
 
 def forced(op: str) -> bool:
-    """Whether somebody asked for a backend of op by name."""
+    """Returns whether a backend of op was asked for by name."""
     return _forced.get(op, "auto") != "auto"
 
 
 def state() -> dict[str, str]:
-    """Who was asked for by name, op by op."""
+    """Returns the backend that was asked for by name, for each op."""
     return dict(_forced)
 
 
 def choose(op: str, *args: Any, **kwargs: Any) -> str:
-    """The backend that serves this call: the forced one, else the first that can."""
+    """Returns the backend that serves this call: the forced one, else the first that can."""
     forced = _forced.get(op, "auto")
     tangents = forward_ad._current_level >= 0
     if tangents and forced == "auto":
-        return "reference"  # a kernel would drop them without a word
+        return "reference"  # a kernel would silently drop the tangents
     if forced != "auto":
         reason = _probes[op][forced](*args, **kwargs)
         if tangents and forced != "reference":
@@ -75,7 +75,7 @@ def choose(op: str, *args: Any, **kwargs: Any) -> str:
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast asks for on a device, or None where it is off."""
+    """Returns the dtype that autocast asks for on a device, or None where it is off."""
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)

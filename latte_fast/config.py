@@ -1,4 +1,4 @@
-"""LatteConfig and the presets: the only home of widths, heads and depths. Plain numbers, importable by every layer."""
+"""LatteConfig, LatteT2VConfig and the presets: the only place for widths, heads and depths, importable anywhere."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ SIZES = {
 }
 PATCHES = (2, 4, 8)
 TEXT_WIDTH = 77 * 768  # extras=78: one CLIP sequence, flattened
-TEXT_WIDTH_JOINT = 1024  # the same in the joint image-video model
-# every name upstream accepts; here all compute the same, right thing
+TEXT_WIDTH_JOINT = 1024  # the text width of the joint image-video model
+# upstream's names; here all of them compute the same, exact attention
 ATTENTION_MODES = ("math", "flash", "xformers")
 CONDITIONING = ("adaln", "tokens")
 TIME_POSITIONS = ("absolute", "rope")
@@ -25,7 +25,7 @@ class LatteConfig:
     """Upstream's constructor keywords, then the rest of the paper's design space.
 
     Args:
-        input_size: the latent side, pixels / 8.
+        input_size: side of the latent, pixels / 8.
         variant: 1, space and time blocks in turn; 2, all space blocks, then all time blocks; 3, both attentions one
             after the other in each block; 4, both in parallel with half the heads each, their outputs added.
         patch_frames: 1, uniform frames; s > 1, compression frames: patches of s frames, and a transposed convolution
@@ -90,7 +90,7 @@ class LatteConfig:
 
     @property
     def heads_each(self) -> int:
-        """Heads of one attention: half of them in variant 4, which has two in parallel."""
+        """Heads of one attention: half of num_heads in variant 4, which has two attentions in parallel."""
         return self.num_heads // 2 if self.variant == 4 and not self.full_attention else self.num_heads
 
     @property
@@ -103,7 +103,7 @@ class LatteConfig:
         return 0 if self.conditioning == "adaln" else 1 + (self.extras != 1)
 
     def axis(self, block: int) -> str:
-        """What block i attends over: "space", "time" or "both"."""
+        """Returns what block i attends over: "space", "time" or "both"."""
         if self.variant > 2:
             return "both"
         time = block % 2 == 1 if self.variant == 1 else block >= self.depth // 2
@@ -111,7 +111,7 @@ class LatteConfig:
 
     @property
     def first_time_block(self) -> int:
-        """The block before whose time attention the absolute temporal embedding enters, once."""
+        """The block before whose time attention absolute temporal positions are added, once."""
         return next(i for i in range(self.depth) if self.axis(i) != "space")
 
     @property
@@ -136,10 +136,10 @@ class LatteT2VConfig:
     """The text-to-video model's fields, by the names of diffusers' config; the defaults are the published values.
 
     Args:
-        num_layers: pairs of a space and a time block.
-        sample_size: the latent side that the position table is made for; other sizes stretch it.
-        caption_channels: width of the text encoder.
-        video_length: frames that the time table holds; a clip has as many, or one.
+        num_layers: number of pairs of a space and a time block.
+        sample_size: side of the latent that the position table is made for; other sizes stretch it.
+        caption_channels: width of the text encoder's output.
+        video_length: number of frames in the time table; a clip has as many, or one.
     """
 
     num_attention_heads: int = 16
@@ -194,12 +194,12 @@ class LatteT2VConfig:
 
     @property
     def interpolation(self) -> int:
-        """What positions on the grid are divided by: they stay below 64 / patch_size whatever the size."""
+        """The divisor of positions on the grid, which keeps them below 64 / patch_size at any size."""
         return max(self.sample_size // 64, 1)
 
 
 def preset(size: str, patch: int) -> dict[str, int]:
-    """The constructor keywords of Latte-{size}/{patch}."""
+    """Returns the constructor keywords of Latte-{size}/{patch}."""
     if size not in SIZES:
         raise ValueError(f"preset: size must be one of {', '.join(SIZES)}, got {size!r}")
     depth, width, heads = SIZES[size]

@@ -6,9 +6,9 @@ from typing import Any
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, LatteConfig
 
 FREQUENCIES = 256
-# tensors of width D that a token of one block leaves for the backward, by models.latte.Latte's policies
+# widths D that a block keeps per token for the backward, by Latte's recompute policy
 KEPT_WIDTHS = {"none": 18, "elementwise": 11, "mlp": 7, "block": 1}
-# of width D that a token of one block moves outside its GEMMs: two fused passes of four, attention of four
+# widths D that a block moves per token outside its GEMMs: two fused passes of 4 each, attention 4
 MOVED_WIDTHS = 12
 
 
@@ -17,15 +17,15 @@ class Cost:
     """The cost of one forward.
 
     Args:
-        parameters: trained ones, as the paper counts.
-        frozen: values of the position tables.
-        macs_needed: multiply-adds with the condition's linear layers once a clip; what latte_fast runs.
-        macs_upstream: the same on rows repeated per frame and patch; what upstream runs.
-        macs_paper: linear layers and convolutions on repeated rows plus two a normalised value, attention left out; the
-            paper's tables give this at batch 3 as "FLOPs".
-        weight_bytes: at `bytes_each` a parameter.
-        moved_bytes: what the elementwise passes and attention of a forward read and write.
-        kept_bytes: by recompute policy, what a forward keeps for its backward.
+        parameters: number of trained parameters, as the paper counts.
+        frozen: number of values in the position tables.
+        macs_needed: multiply-adds that latte_fast runs, with the condition's linear layers once per clip.
+        macs_upstream: multiply-adds that upstream runs, with these layers on rows repeated per frame and patch.
+        macs_paper: multiply-adds of linear layers and convolutions on repeated rows, plus two per normalised value,
+            without attention; the paper's tables give this at batch 3 as "FLOPs".
+        weight_bytes: bytes of the parameters at `bytes_each`.
+        moved_bytes: bytes that the elementwise passes and attention of a forward read and write.
+        kept_bytes: bytes that a forward keeps for its backward, by recompute policy.
     """
 
     parameters: int
@@ -38,7 +38,7 @@ class Cost:
     kept_bytes: dict[str, int]
 
     def floor_seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """The forward's products at that rate, then everything else at that bandwidth."""
+        """Returns the least time of a forward: multiply-adds at that rate, then all other passes at that bandwidth."""
         return 2 * self.macs_needed / flops_per_second + self.moved_bytes / bytes_per_second
 
 
@@ -50,14 +50,14 @@ def cost(
     *,
     bytes_each: int = 2,
 ) -> Cost:
-    """The cost of a forward of `batch` clips.
+    """Computes the cost of a forward of `batch` clips.
 
     Args:
         config: a LatteConfig or a preset's name.
-        batch: clips.
-        frames: of a clip, by default the config's.
-        size: pixels, a side or (height, width), by default the config's; a latent pixel is 8 of them.
-        bytes_each: of a weight and an activation, 2 for bf16.
+        batch: number of clips.
+        frames: number of frames in a clip, by default the config's.
+        size: side or (height, width) in pixels, by default the config's; a latent pixel is 8 of them.
+        bytes_each: bytes of a weight or an activation, 2 for bf16.
     """
     if isinstance(config, str):
         known = PRESETS | TABLE_3_PRESETS
@@ -88,7 +88,7 @@ def cost(
 
 
 class _Counter:
-    """Multiply-adds of one forward, part by part."""
+    """Counts the multiply-adds of one forward, part by part."""
 
     def __init__(self, config: LatteConfig, batch: int, frames: int, latent: tuple[int, int]):
         self.config, self.batch, self.frames = config, batch, frames
@@ -97,7 +97,7 @@ class _Counter:
         self.tokens = batch * frames * self.length
 
     def products(self, repeated: bool) -> int:
-        """Linear layers and convolutions; the condition's rows repeated per frame and patch, or one a clip."""
+        """Counts linear layers and convolutions, on condition rows repeated per frame and patch or one per clip."""
         c = self.config
         d, inner = c.hidden_size, c.heads_each * c.head_width
         patch = c.in_channels * c.patch_frames * c.patch_size**2
@@ -119,14 +119,14 @@ class _Counter:
         return total
 
     def attention(self) -> int:
-        """q k^T and p v."""
+        """Counts q k^T and p v."""
         c = self.config
         keys = {"space": self.length, "time": self.frames, "both": self.length + self.frames}
         inner = c.heads_each * c.head_width
         return sum(2 * self.tokens * inner * keys[c.axis(i)] for i in range(c.depth))
 
     def norms(self) -> int:
-        """Two a normalised value: a norm a sublayer, and the head's."""
+        """Counts two per normalised value: one norm per sublayer, and the head's."""
         sublayers = 3 if self.config.variant == 3 else 2
         head = self.batch * self.frames * self.patches
         return 2 * self.config.hidden_size * (self.config.depth * sublayers * self.tokens + head)
@@ -154,7 +154,7 @@ def _parameters(c: LatteConfig) -> int:
 
 
 def rows(name: str, batch: int, result: Cost) -> list[tuple[str, Any]]:
-    """A cost as lines for people."""
+    """Formats a cost as lines (name, value)."""
     kept = ", ".join(f"{policy} {value / 1e9:.2f}" for policy, value in result.kept_bytes.items())
     return [
         ("model", f"{name}, batch {batch}"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path`, flushed to disk and renamed to it on success, removed on failure."""
+    """Yields a temporary file beside `path`, flushed to disk and renamed to it on success, removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -30,7 +30,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself is on disk only when its folder is; where folders can't be opened there is nothing to do."""
+    """Flushes a folder to disk, and with it a rename inside; does nothing where folders can't be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What `latte-fast doctor` prints: versions, GPU, the extension and how it was built, and op x backend with reasons."""
+"""The report of `latte-fast doctor`: versions, GPU, CPU, how the extension was built, and why a backend can't serve."""
 
 import importlib.metadata
 import importlib.util
@@ -33,7 +33,7 @@ def gpu() -> str:
 
 
 def cpu() -> str:
-    """The processor's name, its threads, and what torch uses of it."""
+    """Returns the processor's name, torch's number of threads and its instruction set."""
     names = (
         re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
         if Path("/proc/cpuinfo").exists()
@@ -44,7 +44,7 @@ def cpu() -> str:
 
 
 def openmp_runtimes() -> list[str]:
-    """The OpenMP libraries mapped into this process; two of them fight over the cores."""
+    """Returns the OpenMP libraries in this process; two of them would compete for the cores."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
@@ -72,7 +72,7 @@ def extension() -> list[str]:
 
 
 def example(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
-    """Arguments as a Latte-S/2 would pass them to a backend's probe."""
+    """Returns arguments as a Latte-S/2 would pass them to a backend's probe."""
 
     def rows(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, device=device, dtype=dtype)
@@ -95,7 +95,7 @@ def example(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
 
 
 def table(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, str, str]]:
-    """(op, backend, "yes" or the reason) for every op and backend."""
+    """Returns (op, backend, "yes" or the reason) for every op and backend."""
     rows = []
     for op in backends.ops():
         args = example(op, device, dtype)

@@ -1,4 +1,4 @@
-"""How the project judges a fast path: torch's own error is the measure, random upstream gradients, refilled zeros."""
+"""The criterion for fast paths: torch's own error as the limit, random upstream gradients, refilled zero weights."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ def relative_error(got: Tensor, oracle: Tensor) -> float:
 
 
 def ulp(value: float, dtype: torch.dtype) -> float:
-    """The spacing of dtype at value."""
+    """Returns the spacing of dtype at value."""
     return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(value)) if value else 0.0
 
 
@@ -54,7 +54,7 @@ def wider(dtype: torch.dtype) -> torch.dtype:
 
 
 def run_with_grads(fn: Callable, args: Sequence[Any], dout: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """(outputs, gradients of the floating tensor arguments that require them), under the upstream gradients dout."""
+    """Returns (outputs, gradients of the tensor arguments that require them), under upstream gradients dout."""
     args = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
     out = fn(*args)
     out = [out] if isinstance(out, Tensor) else list(out)
@@ -64,7 +64,7 @@ def run_with_grads(fn: Callable, args: Sequence[Any], dout: Sequence[Tensor]) ->
 
 
 def compare(fn: Callable, ref: Callable, args: Sequence[Any], names: Sequence[str], seed: int = 0) -> None:
-    """fn against its oracle: every output and every gradient, by the criterion, under random upstream gradients.
+    """Compares fn with its oracle: every output and gradient, by the criterion, under random upstream gradients.
 
     args are fn's positional arguments; tensors that require a gradient get one compared. names label the outputs, then
     the gradients. The oracle runs in float64 for float32 arguments and in float32 for 16-bit ones.
@@ -97,7 +97,7 @@ def compare(fn: Callable, ref: Callable, args: Sequence[Any], names: Sequence[st
 def refill(model: nn.Module, seed: int = 0) -> nn.Module:
     """Refills every zero-initialised weight and the t and y embedders: N(0, 1/fan_in) matrices, N(0, 0.1^2) vectors.
 
-    A fresh Latte outputs exactly 0, so that without this nothing is tested.
+    A new Latte outputs exactly 0: without refilling, a test would compare zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def refill(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def require_backend(op: str, *args: Any, **kwargs: Any) -> str:
-    """The backend that serves these arguments; skips the test, with the reasons, where that is the oracle itself."""
+    """Returns the backend that serves these arguments; skips the test, with reasons, if that is the oracle itself."""
     import pytest
 
     from latte_fast import backends
@@ -123,7 +123,7 @@ def require_backend(op: str, *args: Any, **kwargs: Any) -> str:
 
 
 def pairwise(axes: dict[str, Iterable], seed: int = 0) -> list[dict]:
-    """A small list of cells in which every pair of values of any two axes occurs together at least once."""
+    """Returns a small list of cells in which every pair of values of any two axes occurs at least once."""
     rng = random.Random(seed)
     names = list(axes)
     values = {n: list(axes[n]) for n in names}

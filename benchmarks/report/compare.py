@@ -1,4 +1,4 @@
-"""Two runs of one machine: what of ours got slower by more than the noise of both, or keeps more memory."""
+"""Compares two runs of one machine: where ours got slower by more than the noise of both, or keeps more memory."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.report.record import Results, Row
 
 OURS = "ours"
-LEAST = 0.05  # a change below this share is never called one
+LEAST = 0.05  # a slowdown by less than this share is never reported
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Change:
 
 
 def is_ours(contender: str) -> bool:
-    """Ours, and ours under another policy: `ours, recompute = block`."""
+    """Returns whether a contender is ours, under any recompute policy: `ours, recompute = block`."""
     return contender == OURS or contender.startswith(OURS + ",")
 
 
 def changes(before: Results, after: Results) -> list[Change]:
-    """Each of ours in every race of `before`: its time, and the bytes it keeps.
+    """Returns the changes of time and kept bytes of each of our contenders in every race of `before`.
 
-    A machine that drifted drifts for all: times are judged relative to the other contenders of the race where both
-    runs have one, by the sum of both rows' noise.
+    A machine that got slower is slower for all: times are judged relative to another contender of the race, if both
+    runs have one, and by the sum of the rows' noise.
     """
     if before.device != after.device:
         raise ValueError(f"compare: the runs must come from one device, got {before.device!r} and {after.device!r}")
@@ -59,7 +59,7 @@ def _row_changes(title: str, old: Row, new: Row | None, drift: float, drift_nois
         allowed = max(LEAST, old.noise + new.noise + drift_noise)
         found.append(Change(title, old.median * 1e3, new.median * 1e3 / drift, allowed))
     if old.kept_bytes:
-        # a count, which has no noise; without the row its time says so already
+        # a count has no noise; a missing row is reported once, by its time
         if new is not None and new.kept_bytes:
             found.append(Change(title, old.kept_bytes / 1e6, new.kept_bytes / 1e6, 0.0, unit="MB"))
         elif not found or not found[0].gone:
@@ -68,7 +68,7 @@ def _row_changes(title: str, old: Row, new: Row | None, drift: float, drift_nois
 
 
 def _drift(old: dict[str, Row], new: dict[str, Row]) -> tuple[float, float]:
-    """(how much slower the machine was for everyone else, the noise of that); (1, 0) where nobody else ran twice."""
+    """Returns (slowdown of the quietest other contender, its noise), or (1, 0) if no other one ran in both."""
     shared = [n for n, r in old.items() if not is_ours(n) and r.timed and n in new and new[n].timed]
     if not shared:
         return 1.0, 0.0

@@ -1,4 +1,4 @@
-"""A run as Markdown, and the marked places of README and docs that are made from one."""
+"""Writes a run as Markdown, and fills the marked places of README and docs."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def speed(row: Row, results: Results) -> str:
-    """GB/s or TFLOP/s, whichever is nearer to its ceiling, and its share of the ceiling measured in the same run."""
+    """Returns GB/s or TFLOP/s, whichever is nearer to its ceiling, and the share of that ceiling of the same run."""
     found = []
     for amount, unit, scale, ceiling in ((row.bytes, "GB/s", 1e9, "copy"), (row.flops, "TFLOP/s", 1e12, "gemm")):
         if amount and row.timed:
@@ -33,7 +33,7 @@ def megabytes(count: int) -> str:
 
 
 def against(row: Row, ours: Row | None) -> str:
-    """How many times ours' time a contender took; of memory where nothing was timed."""
+    """Returns a contender's time as a multiple of ours, or its memory if nothing was timed."""
     if ours is None or row is ours:
         return ""
     if row.timed and ours.timed:
@@ -42,7 +42,7 @@ def against(row: Row, ours: Row | None) -> str:
 
 
 def contenders_table(results: Results, suite: str) -> str:
-    """Every race of a suite: each contender's median and spread, and its time as a multiple of ours."""
+    """Tabulates every race of a suite: each contender's median, spread, and time as a multiple of ours."""
     columns = ("race", "contender", "median", "low .. high", "times ours", "speed", "peak", "kept for backward", "")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for (name, title), race in results.races():
@@ -61,7 +61,7 @@ def contenders_table(results: Results, suite: str) -> str:
 
 
 def ratios_table(results: Results, suite: str) -> str:
-    """Every race of a suite in one line: ours, and how many times as much each other contender took."""
+    """Tabulates every race of a suite in one line: our time, and the others' as multiples of it."""
     races = [(title, race) for (name, title), race in results.races() if name == suite and OURS in race]
     others = list(dict.fromkeys(n for _, race in races for n in race if n != OURS))
     lines = ["| | ours | " + " | ".join(others) + " |", "|---" * (len(others) + 2) + "|"]
@@ -83,7 +83,7 @@ def about(results: Results) -> str:
 
 
 def report(results: Results) -> str:
-    """The whole run as one page."""
+    """Writes the whole run as one page."""
     how = "Medians of interleaved rounds in one process, after a check of every result."
     parts = [f"# Benchmarks\n\n{about(results)}\n\n{how}"]
     for suite in dict.fromkeys(row.suite for row in results.rows):
@@ -92,7 +92,7 @@ def report(results: Results) -> str:
 
 
 def figures(name: str, results: Results) -> str:
-    """The text of a marked place: `about`, or a suite's name for its line-a-race table."""
+    """Returns the text of a marked place: `about`, or a suite's name for its ratios_table."""
     if name == "about":
         return about(results) + "\n"
     suites = {row.suite for row in results.rows}
@@ -102,7 +102,7 @@ def figures(name: str, results: Results) -> str:
 
 
 def refresh(page: Path, root: Path) -> str:
-    """The page's text with every marked place made anew from the results file it names."""
+    """Returns the page's text, every marked place made anew from the results file that it names."""
 
     def remake(match: re.Match) -> str:
         return match[1] + "\n" + figures(match["name"], load(root / match["path"])) + "\n" + match[5]

@@ -23,7 +23,7 @@ def pyplot() -> Any:
 
 
 def save_all(results: Results, folder: Path) -> list[Path]:
-    """bars-<suite>.png for every suite with a race, roofline.png and scaling.png where there is something to show."""
+    """Saves bars-<suite>.png of every suite with a race, roofline.png and scaling.png if there are rows for them."""
     plt = pyplot()
     made = []
     for suite in dict.fromkeys(row.suite for row in results.rows if not row.curve):
@@ -45,7 +45,7 @@ def finish(plt: Any, figure: Any, path: Path) -> Path:
 
 
 def bars(plt: Any, results: Results, suite: str, path: Path) -> Path | None:
-    """How many times ours' time each contender took; ours is the line at 1."""
+    """Plots each contender's time as a multiple of ours, which is the line at 1."""
     races = [(title, race) for (name, title), race in results.races() if name == suite]
     races = [(t, race) for t, race in races if OURS in race and race[OURS].timed and len(race) > 1]
     if not races:
@@ -72,7 +72,7 @@ def bars(plt: Any, results: Results, suite: str, path: Path) -> Path | None:
 
 
 def roofline(plt: Any, results: Results, path: Path) -> Path:
-    """Speed against arithmetic intensity, under the ceilings measured in the same run."""
+    """Plots speed against arithmetic intensity, under the ceilings measured in the same run."""
     copy, gemm = results.ceilings["copy"], results.ceilings["gemm"]
     figure, axes = plt.subplots(figsize=(8, 5))
     rows = [r for r in results.rows if r.bytes and r.flops and r.timed]
@@ -95,7 +95,7 @@ def roofline(plt: Any, results: Results, path: Path) -> Path:
 
 
 def exponent(points: Iterable[tuple[float, float]]) -> float:
-    """The slope of log time over log size, by least squares."""
+    """Fits the slope of log time over log size by least squares."""
     logs = [(math.log(x), math.log(y)) for x, y in points]
     mean_x, mean_y = (sum(v) / len(logs) for v in zip(*logs, strict=True))
     spread = sum((x - mean_x) ** 2 for x, _ in logs)
@@ -103,7 +103,7 @@ def exponent(points: Iterable[tuple[float, float]]) -> float:
 
 
 def scaling(plt: Any, rows: list[Row], path: Path) -> Path:
-    """Time against size, one panel an axis; the legend has the fitted exponents, the dashed line the ideal one of 1."""
+    """Plots time against size, one panel per axis; the legend has fitted exponents, the dashed line the exponent 1."""
     kinds = list(dict.fromkeys(r.axis for r in rows))
     figure, panels = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 4), squeeze=False)
     for axes, kind in zip(panels[0], kinds, strict=True):

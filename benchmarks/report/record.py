@@ -23,10 +23,10 @@ class Row:
     high: float = float("nan")
     rounds: int = 0
     reason: str = ""
-    bytes: int = 0  # that have to be moved, where a figure of bandwidth makes sense
-    flops: int = 0  # that have to be done, where a figure of speed makes sense
-    peak_bytes: int = 0  # live at once beside the weights, where it was counted
-    kept_bytes: int = 0  # kept by a forward for its backward, where it was counted
+    bytes: int = 0  # bytes that have to be moved, where a bandwidth makes sense
+    flops: int = 0  # operations that have to be done, where a rate makes sense
+    peak_bytes: int = 0  # most bytes live at once besides the weights, where counted
+    kept_bytes: int = 0  # bytes kept by a forward for its backward, where counted
     note: str = ""
     # a point on a curve: the name of the curve and of its axis, and the place on it
     curve: str = ""
@@ -43,13 +43,13 @@ class Row:
 
     @property
     def noise(self) -> float:
-        """How far a round strayed from the median, as a share of it."""
+        """The largest distance of a round from the median, as a share of the median."""
         return max(self.high - self.median, self.median - self.low) / self.median if self.timed else 0.0
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run: where and with what, the ceilings measured in it, and its rows."""
+    """A run: device, date, commit and versions, the ceilings measured in it, and its rows."""
 
     device: str
     date: str
@@ -59,7 +59,7 @@ class Results:
     rows: tuple[Row, ...] = ()
 
     def races(self) -> Iterator[tuple[tuple[str, str], dict[str, Row]]]:
-        """((suite, title), rows by contender), in the order they ran."""
+        """Yields ((suite, title), rows by contender), in the order they ran."""
         found: dict[tuple[str, str], dict[str, Row]] = {}
         for row in self.rows:
             found.setdefault((row.suite, row.title), {})[row.contender] = row
@@ -72,7 +72,7 @@ def save(results: Results, path: Path) -> None:
 
 
 def load(path: Path | str) -> Results:
-    """The results of a file, or a ValueError that names what is wrong with it."""
+    """Reads the results of a file; raises a ValueError that names what is wrong with it."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -87,7 +87,7 @@ def load(path: Path | str) -> Results:
 
 
 def merged(parts: list[Results]) -> Results:
-    """Runs of one machine and commit as one: a suite's rows come from the last part that has it."""
+    """Merges runs of one machine and commit; a row that several parts have comes from the last of them."""
     last = parts[-1]
     for part in parts:
         if (part.device, part.commit) != (last.device, last.commit):

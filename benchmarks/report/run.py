@@ -21,7 +21,7 @@ def bench(
     merge: tuple[Path, ...] = (),
     compare: tuple[Path, Path] | None = None,
 ) -> None:
-    """Measures, or merges or compares what was measured; the arguments are those of `latte-fast bench`."""
+    """Measures, or merges or compares earlier runs; the arguments are those of `latte-fast bench`."""
     try:
         if compare is not None:
             found = comparing.changes(results.load(compare[0]), results.load(compare[1]))
@@ -34,7 +34,7 @@ def bench(
 
 
 def measure(suites: tuple[str, ...], everything: bool, full: bool) -> results.Results:
-    """Runs pytest on the suites and reads what it wrote."""
+    """Runs pytest on the suites and reads the results that it wrote."""
     for name in ("pytest", "pytest_benchmark"):
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"needs {name.replace('_', '-')}: pip install 'latte_fast[test]'")

@@ -1,4 +1,4 @@
-"""Diffusion for any model callable; `create_diffusion` takes upstream's arguments and gives upstream's methods."""
+"""Diffusion for any model callable; `create_diffusion` has upstream's arguments, its result upstream's methods."""
 
 from collections.abc import Sequence
 
@@ -23,17 +23,17 @@ def create_diffusion(
     prediction: str | None = None,
     min_snr: float | None = None,
 ) -> Diffusion:
-    """A diffusion process by upstream's arguments.
+    """Builds a diffusion process from upstream's arguments.
 
     Args:
         timestep_respacing: "" for all steps, "250", "ddim50" or "10,15,20" for fewer.
         noise_schedule: "linear" or "squaredcos_cap_v2".
-        use_kl: train on the whole variational bound.
-        sigma_small: without a learned variance, the posterior's instead of the schedule's.
-        predict_xstart: the model predicts x_0 instead of the noise.
-        learn_sigma: the model's last C channels are its variance.
-        rescale_learned_sigmas: weigh the bound's term by T / 1000.
-        diffusion_steps: of the original process.
+        use_kl: whether to train on the whole variational bound.
+        sigma_small: whether a variance that is not learned is the posterior's instead of the schedule's.
+        predict_xstart: whether the model predicts x_0 instead of the noise.
+        learn_sigma: whether the model's last C channels are its variance.
+        rescale_learned_sigmas: whether to weight the bound's term by T / 1000.
+        diffusion_steps: number of steps of the original process.
         prediction: "epsilon", "start_x" or "v"; overrides predict_xstart.
         min_snr: gamma of min-SNR weighting, 5 is usual.
     """

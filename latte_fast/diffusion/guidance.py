@@ -9,13 +9,13 @@ from latte_fast.diffusion.process import Model
 
 
 class Guided:
-    """A model called on a doubled batch, its two halves combined; see `guided`."""
+    """Calls a model on a doubled batch and combines the two halves of its output; see `guided`."""
 
     def __init__(self, model: Model, scale: float, order: str):
         self.model, self.scale, self.order = model, scale, order
 
     def both(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        """(2B, F, C', H, W), with and without the condition."""
+        """Returns the outputs with and without the condition, (2B, F, C', H, W)."""
         return self.model(torch.cat([x, x]), torch.cat([t, t]), **kwargs)
 
     def combine(self, out: Tensor, channels: int) -> Tensor:
@@ -33,11 +33,11 @@ def guided_output(guide: Guided | None, out: Tensor, x: Tensor) -> Tensor:
 
 
 def guided(model: Model, scale: float, order: str = "cond_uncond") -> Guided:
-    """Classifier-free guidance around a model that sees a doubled batch.
+    """Wraps a model in classifier-free guidance, which calls it on a doubled batch.
 
     Args:
         model: a callable on (2B, F, C, H, W); its first C output channels are guided, others (a variance) are not.
-        scale: of the guidance; 1 is none.
+        scale: guidance scale; 1 is no guidance.
         order: "cond_uncond" as the class-conditional Latte stacks its conditions, "uncond_cond" as pipelines do.
     """
     if order not in ("cond_uncond", "uncond_cond"):

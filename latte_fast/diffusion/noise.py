@@ -1,4 +1,4 @@
-"""Random numbers by (seed, sample number): the same for any number of ranks, any batch and any resume.
+"""Random numbers by (seed, sample number): the same for any number of ranks, any batch size and after any resume.
 
 Philox is keyed by the pair, so nothing has to be stored or advanced; torch's CPU generator keeps 32 bits of its seed.
 """
@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# how many there are: a key's half has 64 bits
+# number of seeds: each half of a Philox key has 64 bits
 SEEDS = 1 << 64
 
 
 class Use(IntEnum):
-    """What numbers are drawn for; each use is a stream of its own."""
+    """What random numbers are for; each use has a stream of its own."""
 
     NOISE = 0  # a training sample's noise
-    TIME = 1  # its step and its dropped labels
+    TIME = 1  # a training sample's time step and dropped labels
     LATENT = 2  # the VAE's posterior
-    START = 3  # a generated sample's first x
-    STEP = 4  # the noise of each of its steps
-    LABEL = 5  # its class, where none is asked for
+    START = 3  # a generated sample's initial noise
+    STEP = 4  # the noise of each sampling step
+    LABEL = 5  # a generated sample's class, where none is asked for
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:
@@ -32,13 +32,13 @@ def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np
 
 
 def normal(seed: int, number: int, shape: Sequence[int], use: Use = Use.NOISE, step: int = 0) -> Tensor:
-    """N(0, 1) in fp32, on the CPU."""
+    """Draws N(0, 1) in fp32 on the CPU."""
     drawn = generator(seed, number, use, step).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
 
 
 class StepNoise:
-    """Called with x (B, ...), the next step's noise of each sample `numbers` (B,), like x."""
+    """Draws the noise of each sampling step by sample number: called with x (B, ...), returns the next step's noise."""
 
     def __init__(self, seed: int, numbers: Sequence[int]):
         self.seed, self.numbers, self.step = seed, list(numbers), 0
@@ -50,6 +50,6 @@ class StepNoise:
         self.step += 1
         drawn = torch.stack(rows)
         if x.device.type == "cuda":
-            # from pinned memory the copy does not hold up the host
+            # a copy from pinned memory does not block the host
             return drawn.pin_memory().to(x.device, x.dtype, non_blocking=True)
         return drawn.to(x.device, x.dtype)

@@ -21,14 +21,14 @@ class Process:
     """A diffusion process over (B, F, C, H, W), or any layout whose channels are axis 2.
 
     Args:
-        betas: (T,) of the steps it has.
-        timestep_map: the original step of each of its steps, what the model is given; by default the same.
-        prediction: what the model's first C channels are: "epsilon", "start_x" or "v".
+        betas: noise variances of the process's steps, (T,).
+        timestep_map: original step of each step, which is what the model is given; by default the step itself.
+        prediction: meaning of the model's first C channels: "epsilon", "start_x" or "v".
         variance: "learned_range" reads the model's last C channels as a fraction between the posterior's and the
-            schedule's log variance.
-        loss: "mse" adds the bound's term with its mean detached; the rescaled forms multiply the bound by T / 1000
+            schedule's log variance; "fixed_small" is the posterior's, "fixed_large" the schedule's.
+        loss: "mse" adds the bound's term with the mean detached; the rescaled forms multiply the bound by T / 1000
             (mse) or T (kl).
-        min_snr: the gamma of min-SNR weighting of the mean squared error, or None.
+        min_snr: gamma of the min-SNR weighting of the mean squared error, or None.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Process:
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """The table `name` at steps t (B,), as fp32 that broadcasts over `like`; tables reach a device once."""
+        """Returns the table `name` at steps t (B,), fp32, to broadcast over `like`; copies a table to a device once."""
         key = (name, t.device)
         if key not in self._on_device:
             if name == "timestep_map":
                 self._on_device[key] = torch.tensor(self.timestep_map, device=t.device)
             else:
-                # rounded here: some devices have no float64
+                # rounded on the CPU: some devices have no float64
                 self._on_device[key] = torch.from_numpy(getattr(self.tables, name)).float().to(t.device)
         try:
-            # unlike [t] it takes no -1 for the last step
+            # unlike [t], index_select does not take -1 for the last step
             values = self._on_device[key].index_select(0, t)
         except IndexError:
             steps = f"{self.num_timesteps} steps, in [0, {self.num_timesteps})"
@@ -71,28 +71,28 @@ class Process:
         return values.view(-1, *(1,) * (like.dim() - 1))
 
     def model_time(self, t: Tensor) -> Tensor:
-        """The original steps that the model was trained with."""
+        """Returns the original steps, which the model was trained with."""
         return self.at("timestep_map", t, t)
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and log variance of q(x_t | x_0)."""
+        """Returns mean, variance and log variance of q(x_t | x_0)."""
         log_variance = self.at("log_one_minus_alphas_cumprod", t, x_start)
         return self.at("sqrt_alphas_cumprod", t, x_start) * x_start, log_variance.exp(), log_variance
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """x_t given x_0."""
+        """Draws x_t given x_0."""
         noise = torch.randn_like(x_start) if noise is None else noise
         signal = self.at("sqrt_alphas_cumprod", t, x_start)
         return signal * x_start + self.at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0)."""
+        """Returns mean, variance and clipped log variance of q(x_{t-1} | x_t, x_0)."""
         mean = self.at("posterior_mean_coef1", t, x_t) * x_start + self.at("posterior_mean_coef2", t, x_t) * x_t
         variance = self.at("posterior_variance", t, x_t)
         return mean, variance, self.at("posterior_log_variance_clipped", t, x_t)
 
     def predict_start(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_0 from what the model predicts."""
+        """Computes x_0 from the model's prediction."""
         if self.prediction == "start_x":
             return out
         if self.prediction == "v":
@@ -101,7 +101,7 @@ class Process:
         return self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * out
 
     def predict_noise(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise that takes x_0 to x_t."""
+        """Computes the noise that takes x_0 to x_t."""
         recip = self.at("sqrt_recip_alphas_cumprod", t, x_t)
         return (recip * x_t - x_start) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
 
@@ -114,7 +114,7 @@ class Process:
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """mean, variance, log_variance of p(x_{t-1} | x_t), and pred_xstart."""
+        """Calls the model; returns mean, variance, log_variance of p(x_{t-1} | x_t), and pred_xstart."""
         out = model(x, self.model_time(t), **(model_kwargs or {}))
         return self.mean_variance_of(out, x, t, clip_denoised, denoised_fn)
 
@@ -126,7 +126,7 @@ class Process:
         clip_denoised: bool = True,
         denoised_fn: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """p_mean_variance of a model output that is at hand."""
+        """Computes p_mean_variance from the model's output."""
         out, fraction = self._halves(out, x)
         if fraction is not None:
             low, high = self.at("posterior_log_variance_clipped", t, x), self.at("log_betas", t, x)
@@ -148,7 +148,7 @@ class Process:
         return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": start}
 
     def _halves(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the model predicts, and its variance where that is learned."""
+        """Splits the model's output into the prediction and, where it is learned, the variance."""
         channels, learned = x.shape[2], self.variance == "learned_range"
         wanted, name = (2 * channels, "2C") if learned else (channels, "C")
         if out.shape[2] != wanted:
@@ -156,7 +156,7 @@ class Process:
         return (out[:, :, :channels], out[:, :, channels:]) if learned else (out, None)
 
     def bound_term(self, out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool = False) -> Tensor:
-        """(B,) bits a dimension: KL(q || p), or at step 0 the decoder's negative log likelihood."""
+        """Returns bits per dimension (B,): KL(q || p), or at step 0 the decoder's negative log likelihood."""
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         p = self.mean_variance_of(out, x_t, t, clip_denoised)
         kl = _mean(normal_kl(true_mean, true_log_variance, p["mean"], p["log_variance"])) / math.log(2)
@@ -171,7 +171,7 @@ class Process:
         model_kwargs: dict[str, Any] | None = None,
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """(B,) each: "loss", and for the mse losses "mse" and, with a learned variance, "vb"."""
+        """Returns (B,) each: "loss", and for the mse losses "mse" and, with a learned variance, "vb"."""
         if t.shape != x_start.shape[:1]:
             raise ValueError(f"training_losses: t must be (B,) with B = {x_start.shape[0]}, got {tuple(t.shape)}")
         noise = torch.randn_like(x_start) if noise is None else noise
@@ -209,5 +209,5 @@ class Process:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Over every axis but the batch."""
+    """Averages over every axis but the batch."""
     return x.flatten(1).mean(1)

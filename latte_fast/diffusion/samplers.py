@@ -28,7 +28,7 @@ class Diffusion(Process):
         model_kwargs: dict[str, Any] | None = None,
         draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
-        """One DDPM step: "sample" x_{t-1} and "pred_xstart"; `draw` makes the step's noise, like x."""
+        """Takes one DDPM step; returns "sample" x_{t-1} and "pred_xstart". `draw` makes noise like x."""
         out, guide = self._model_output(model, x, t, model_kwargs)
         return self._update("ddpm", out, x, t, draw(x), guide, clip_denoised, denoised_fn)
 
@@ -43,14 +43,14 @@ class Diffusion(Process):
         eta: float = 0.0,
         draw: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> dict[str, Tensor]:
-        """One DDIM step; the learned variance plays no part; `draw` makes the step's noise, like x."""
+        """Takes one DDIM step, which ignores the learned variance. `draw` makes noise like x."""
         out, guide = self._model_output(model, x, t, model_kwargs)
         return self._update("ddim", out, x, t, draw(x), guide, clip_denoised, denoised_fn, eta)
 
     def compile_updates(self, **options: Any) -> "Diffusion":
-        """Makes what follows the model in a step of DDPM or DDIM (guidance, mean, noise) one compiled region each.
+        """Compiles what follows the model in a DDPM or DDIM step (guidance, mean, noise) into one region each.
 
-        It costs a compilation on the first step, so it is for long or many runs; options are torch.compile's.
+        The first step pays for the compilation, so this is for long or many runs; options are torch.compile's.
         """
         for name in ("ddpm", "ddim"):
             self._updates[name] = torch.compile(getattr(self, f"_{name}"), fullgraph=True, **options)
@@ -60,7 +60,7 @@ class Diffusion(Process):
     def _model_output(
         self, model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None
     ) -> tuple[Tensor, Guided | None]:
-        """The model's output, and the guidance it still needs."""
+        """Calls the model; returns its output and the guidance that is still to be applied."""
         kwargs, times = model_kwargs or {}, self.model_time(t)
         if isinstance(model, Guided):
             return model.both(x, times, **kwargs), model
@@ -68,7 +68,7 @@ class Diffusion(Process):
 
     def _update(self, name: str, out: Tensor, x: Tensor, t: Tensor, *args: Any) -> dict[str, Tensor]:
         if name in self._compiled:
-            # tables reach the device before anything is traced
+            # copies the tables to the device before anything is traced
             for table in self.tables.names():
                 self.at(table, t, x)
         return self._updates[name](out, x, t, *args)
@@ -106,7 +106,7 @@ class Diffusion(Process):
         start = self.mean_variance_of(guided_output(guide, out, x), x, t, clip_denoised, denoised_fn)["pred_xstart"]
         eps = self.predict_noise(start, x, t)
         before, level = self.at("alphas_cumprod_prev", t, x), self.at("one_minus_alphas_cumprod_prev", t, x)
-        # upstream's 1 - before - sigma^2, whose fp32 difference falls below 0 where few steps are left and eta is 1
+        # level * (1 - drawn) is upstream's 1 - before - sigma^2, which falls below 0 in fp32 at few steps and eta 1
         drawn = eta**2 * self.at("posterior_share", t, x)
         sigma = torch.sqrt(level * drawn)
         mean = start * torch.sqrt(before) + torch.sqrt(level * (1 - drawn)) * eps
@@ -114,13 +114,13 @@ class Diffusion(Process):
         return {"sample": mean + moving * sigma * noise, "pred_xstart": start}
 
     def p_sample_loop(self, model: Model, shape: tuple[int, ...], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """x_0 by DDPM; takes p_sample's keywords, `device` and `progress`."""
+        """Samples x_0 by DDPM; takes p_sample's keywords, `device` and `progress`."""
         return _last(self.p_sample_loop_progressive(model, shape, noise, **kwargs))
 
     def ddim_sample_loop(
         self, model: Model, shape: tuple[int, ...], noise: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """x_0 by DDIM; takes ddim_sample's keywords, `device` and `progress`."""
+        """Samples x_0 by DDIM; takes ddim_sample's keywords, `device` and `progress`."""
         return _last(self.ddim_sample_loop_progressive(model, shape, noise, **kwargs))
 
     def p_sample_loop_progressive(
@@ -144,11 +144,11 @@ class Diffusion(Process):
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """x_0 by DPM-Solver++(2M): second order in x_0 predictions, the first and last step of first order."""
+        """Samples x_0 by DPM-Solver++(2M): second order in x_0 predictions, first order in the first and last step."""
         x, times = self._begin(model, shape, noise, device)
         before: Tensor | None = None
         bars = torch.as_tensor(self.tables.alphas_cumprod)
-        # half the log of the signal-to-noise ratio, on the host: the coefficients need no synchronisation
+        # half the log of the signal-to-noise ratio, on the CPU, so that no coefficient waits for the GPU
         lambdas = 0.5 * torch.log(bars / (1 - bars))
         for i in tqdm(range(self.num_timesteps - 1, -1, -1), disable=not progress):
             with torch.no_grad():
@@ -167,7 +167,7 @@ class Diffusion(Process):
         raise AssertionError("a process has at least one step")
 
     def sample(self, method: str, model: Model, shape: tuple[int, ...], **kwargs: Any) -> Tensor:
-        """x_0 by a method of METHODS."""
+        """Samples x_0 by one of METHODS."""
         loops: dict[str, Callable[..., Tensor]] = {
             "ddpm": self.p_sample_loop,
             "ddim": self.ddim_sample_loop,
@@ -180,7 +180,7 @@ class Diffusion(Process):
     def _begin(
         self, model: Model, shape: tuple[int, ...], noise: Tensor | None, device: torch.device | str | None
     ) -> tuple[Tensor, Tensor]:
-        """The first x and every step as a tensor on its device."""
+        """Returns the initial noise, and all steps as a tensor on its device."""
         if noise is not None and tuple(noise.shape) != tuple(shape):
             raise ValueError(f"sample: noise must have shape {tuple(shape)}, got {tuple(noise.shape)}")
         if device is None:
@@ -207,7 +207,7 @@ class Diffusion(Process):
 
 
 def _device_of(model: Model) -> torch.device:
-    """Where the model's parameters are, it being a module or a module's method; else the CPU."""
+    """Returns the device of the parameters of a module or a module's method; the CPU for other callables."""
     owner = model.model if isinstance(model, Guided) else model
     owner = getattr(owner, "__self__", owner)
     first = next(owner.parameters(), None) if isinstance(owner, torch.nn.Module) else None

@@ -12,7 +12,7 @@ SCHEDULES = ("linear", "squaredcos_cap_v2")
 
 
 def beta_schedule(name: str, steps: int) -> np.ndarray:
-    """(T,) float64: "linear" from 1e-4 to 0.02 at T = 1000, stretched to others; "squaredcos_cap_v2" the cosine one."""
+    """Returns betas (T,), float64: "linear", 1e-4 to 0.02 times 1000 / T, or "squaredcos_cap_v2", the cosine one."""
     if steps < 1:
         raise ValueError(f"beta_schedule: steps must be positive, got {steps}")
     if name == "linear":
@@ -27,12 +27,12 @@ def beta_schedule(name: str, steps: int) -> np.ndarray:
 
 
 def space_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[int]:
-    """The original steps that a respaced process keeps, ascending.
+    """Returns the original steps that a respaced process keeps, ascending.
 
     Args:
-        steps: of the original process.
-        respacing: "" or None, all; "ddimN", N of an integer stride from 0; "a,b,c" or a list, a, b, c steps of equal
-            sections, each spread from its section's first step to its last.
+        steps: number of steps of the original process.
+        respacing: "" or None keeps all; "ddimN" keeps N steps at an integer stride from 0; "a,b,c" or a list keeps a, b
+            and c steps of equal sections, each spread from its section's first step to its last.
     """
     if respacing is None or respacing in ("", []):
         return list(range(steps))
@@ -63,7 +63,7 @@ def space_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[i
 
 
 def _counts(respacing: object) -> list[int]:
-    """Steps of each section."""
+    """Returns the number of steps of each section."""
     if isinstance(respacing, str):
         return [_positive(part, respacing) for part in respacing.split(",")]
     if not isinstance(respacing, Sequence) or not all(isinstance(count, Integral) for count in respacing):
@@ -83,7 +83,7 @@ def _refused(respacing: object) -> ValueError:
 
 
 class Tables:
-    """Everything that depends on the step alone, (T,) float64 each."""
+    """Coefficients that depend on the step alone, (T,) float64 each."""
 
     def __init__(self, betas: np.ndarray):
         if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
@@ -128,7 +128,7 @@ class Tables:
 
     @cached_property
     def posterior_share(self) -> np.ndarray:
-        """The posterior's variance over that of x_{t-1}, at most 1."""
+        """The posterior's variance over 1 - alphas_cumprod_prev, at most 1."""
         return np.minimum(self.betas / (1 - self.alphas_cumprod), 1.0)
 
     @cached_property
@@ -137,7 +137,7 @@ class Tables:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
-        """Step 0, whose variance is 0, takes step 1's."""
+        """Log of the posterior's variance; step 0, whose variance is 0, takes step 1's."""
         variance = self.posterior_variance
         return np.log(np.append(variance[1], variance[1:])) if len(variance) > 1 else np.log(self.betas)
 
@@ -167,6 +167,6 @@ class Tables:
 
 
 def respaced_betas(betas: np.ndarray, kept: Sequence[int]) -> np.ndarray:
-    """The betas under which the kept steps have the original process's cumulative alphas."""
+    """Returns betas for which the kept steps have the original process's cumulative alphas."""
     bars = np.cumprod(1 - betas)[list(kept)]
     return 1 - bars / np.append(1.0, bars[:-1])

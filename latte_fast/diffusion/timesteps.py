@@ -1,4 +1,4 @@
-"""Which steps a training batch sees."""
+"""Time steps of a training batch."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def sample_timesteps(
     mean: float = 0.0,
     std: float = 1.0,
 ) -> Tensor:
-    """(B,) steps in [0, steps): "uniform", or "lognormal": sigmoid(N(mean, std^2)), dense in the middle."""
+    """Draws (B,) steps in [0, steps): "uniform", or "lognormal": sigmoid(N(mean, std^2)), dense in the middle."""
     if kind == "uniform":
         return torch.randint(0, steps, (batch,), device=device, generator=generator)
     if kind == "lognormal":

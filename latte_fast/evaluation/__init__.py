@@ -1,4 +1,4 @@
-"""Evaluation: how far samples are from a real set (FVD, FID), and the inception score of clips."""
+"""Evaluation of samples: FVD and FID against a real set, the inception score, and a classifier of moving shapes."""
 
 from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.frechet import Moments, frechet_distance, merge, moments, moments_of

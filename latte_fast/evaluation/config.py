@@ -1,4 +1,4 @@
-"""What is to be measured: one frozen description, checked as it is made."""
+"""The settings of a measurement, checked as they are made."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,38 +9,38 @@ from latte_fast.evaluation.inception_score import SPLITS
 
 Metric = Literal["fvd", "fid", "is"]
 METRICS: tuple[str, ...] = get_args(Metric)
-# what published numbers are made with; a metric has no setting that is not here
+# the settings of published numbers; a metric has no others
 PROTOCOL = {
     "fvd": {"clips": 2048, "frames": 16, "interval": 3, "batch": 8},
     "fid": {"images": 50_000, "batch": 64},
     "is": {"clips": 2048, "frames": 16, "batch": 8},
 }
 REAL_KINDS = tuple(kind for kind in KINDS if kind not in ("latents", "shapes"))
-# a covariance needs two, and so does each of the score's parts
+# least clips or frames: a covariance needs two, and so does each split of the inception score
 LEAST = {"fvd": 2, "fid": 2, "is": 2 * SPLITS}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A metric, the two sets it compares, and how; docs/evaluation.md says what published numbers are made with.
+    """A metric, the two sets it compares, and its settings; docs/evaluation.md has those of published numbers.
 
     Args:
-        samples: folder of what `latte-fast sample` wrote (mp4, gif or npz), or of any films or folders of pictures.
+        samples: folder that `latte-fast sample` wrote (mp4, gif or npz), or one of films or of picture folders.
         detector: TorchScript file of the network whose features are compared.
         metric: fvd, fid (of single frames), or is (inception score of clips, which has no real set).
         real: folder of the real set; may be left out where real_stats is there.
-        kind: how that folder is laid out, as in docs/data.md.
-        clips: taken of each set at most, for fvd and is; None is 2048.
-        frames: of a clip; None is 16.
-        interval: frames of a real video from one of the clip's to the next; None is 3. Samples are taken as they are.
-        images: frames taken of each set at most, for fid; None is 50000.
+        kind: layout of the real set's folder, as in docs/data.md.
+        clips: largest number of clips taken from each set, for fvd and is; None is 2048.
+        frames: number of frames in a clip; None is 16.
+        interval: distance between a clip's frames in a real video; None is 3. A sample gives its first frames.
+        images: largest number of frames taken from each set, for fid; None is 50000.
         size: height and width in pixels at which both sets meet the detector.
-        seed: of the choice of videos, starts and frames.
-        batch: clips or frames that the detector takes at once; None is 8 clips or 64 frames.
-        workers: processes that decode.
-        device: on which the detector runs.
-        real_stats: .safetensors file of the real set's moments, written when absent, else used where it fits.
-        index: file that keeps the real videos' frame times.
+        seed: seed of the choice of videos, starts and frames.
+        batch: number of clips or frames in one call of the detector; None is 8 clips or 64 frames.
+        workers: number of processes that decode.
+        device: device that the detector runs on.
+        real_stats: .safetensors file of the real set's moments, written if absent, else read and checked.
+        index: file in which the frame times of the real videos are kept.
     """
 
     samples: str | Path
@@ -95,16 +95,16 @@ class Evaluation:
         raise ValueError(f"evaluate: {name} must {rule}, got {'none' if value == '' else value}")
 
     def of(self, name: str) -> int:
-        """A setting of this metric: as asked for, or the protocol's."""
+        """Returns a setting of this metric: the given value, or the protocol's."""
         value = getattr(self, name)
         return PROTOCOL[self.metric][name] if value is None else value
 
     @property
     def unit(self) -> str:
-        """What one row of features is of."""
+        """What one row of features describes."""
         return "frame" if self.metric == "fid" else "clip"
 
     @property
     def count(self) -> int:
-        """Rows of features asked for of each set."""
+        """Number of rows of features to take from each set."""
         return self.of("images" if self.metric == "fid" else "clips")

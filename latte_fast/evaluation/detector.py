@@ -1,4 +1,4 @@
-"""A TorchScript network that turns clips or frames into features: opened, called and checked as its metric asks."""
+"""TorchScript networks that turn clips or frames into features, opened, called and checked as a metric requires."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from latte_fast.evaluation.inception_score import check_probabilities
 
 @dataclass(frozen=True)
 class Call:
-    """What a metric asks of its detector.
+    """How a metric calls its detector.
 
     Args:
-        file: which published numbers are made with.
-        what: that file holds.
-        flags: given by name, all True.
-        shape: of the uint8 it takes.
-        gives: what comes back, a row a clip or frame.
+        file: name of the file that published numbers are made with.
+        what: network in that file.
+        flags: names of keyword arguments, all of which are True.
+        shape: shape of the uint8 input.
+        gives: shape of the output, one row per clip or frame.
     """
 
     file: str
@@ -54,7 +54,7 @@ CALLS = {
 
 
 class Detector:
-    """The network of a file, for one metric; `sha256` is the file's."""
+    """A detector's file opened for one metric; `sha256` is the digest of the file."""
 
     def __init__(self, metric: str, path: Path, device: str = "cpu") -> None:
         self.metric, self.path, self.device, self.call = metric, path, check_device(device), CALLS[metric]
@@ -77,7 +77,7 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, D) on the CPU of uint8 (B, [F,] 3, H, W) frames; the first call checks what every later one may trust."""
+        """Computes checked features (B, D), on the CPU, of uint8 x (B, [F,] 3, H, W)."""
         x = x.to(self.device, non_blocking=True)
         x = x.movedim(1, 2).contiguous() if x.ndim == 5 else x
         flags: dict[str, Any] = dict.fromkeys(self.call.flags, True)
@@ -89,7 +89,7 @@ class Detector:
         except (RuntimeError, torch.jit.Error) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"evaluate: detector must take uint8 {tuple(x.shape)}, got from it: {reason}") from error
-        # a copy: what is kept must neither be a buffer that the next call fills nor hold all that it is a part of
+        # a copy: the rows may lie in a buffer that the next call overwrites, or in a much larger storage
         return self._checked(rows, len(x)).to("cpu", copy=True)
 
     def _checked(self, rows: object, count: int) -> Tensor:
@@ -107,14 +107,14 @@ class Detector:
 
 
 def check_detector(metric: str, path: Path) -> Path:
-    """The file, when there is one."""
+    """Returns the path of a detector's file, or raises ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"evaluate: detector must be a TorchScript file, got {path}, no file; {CALLS[metric].advice}")
     return path
 
 
 def check_device(name: str) -> torch.device:
-    """One that torch knows, sees, and computes on."""
+    """Returns the device of this name, or raises ValueError if torch cannot compute on it."""
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
@@ -133,8 +133,8 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """fp32 as it is on a GPU, where cuDNN rounds to TF32 unless told not to."""
-    # torch 2.9 has a switch for convolutions alone; reading the old one raises once somebody has set that
+    """Makes cuDNN compute fp32 convolutions in full precision, where its default is TF32."""
+    # torch 2.9 has a switch for convolutions alone; reading the old switch raises once the new one was set
     apart = getattr(torch.backends.cudnn, "conv", None)
     switch, name, exact = (
         (torch.backends.cudnn, "allow_tf32", False) if apart is None else (apart, "fp32_precision", "ieee")

@@ -1,4 +1,4 @@
-"""A detector's features of everything chosen of a set, a batch at a time."""
+"""Decodes the clips or frames chosen from a set and computes their features, batch by batch."""
 
 import logging
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ log = logging.getLogger("latte_fast.evaluation")
 
 
 class Pieces(Dataset):
-    """Each piece's pixels, uint8: (1, F, 3, S, S) of a clip, (n, 3, S, S) of frames; or why it does not decode.
+    """Items (pixels, height, width) of pieces; pixels are uint8, (1, F, 3, S, S) of a clip, (n, 3, S, S) of frames.
 
-    And the height and width that it had.
+    Height and width are those of the file. A piece that does not decode gives the reason in the place of its pixels.
     """
 
     def __init__(self, choice: Choice, size: int) -> None:
@@ -41,7 +41,7 @@ class Pieces(Dataset):
 
 
 class Features:
-    """(n, D) features in the order of the choice; so far, `broken` films were left out, `sizes` of films were met."""
+    """Iterates over features (n, D) of a choice in order; notes `broken` films and the `sizes` of the others."""
 
     def __init__(self, name: str, choice: Choice, detector: Detector, how: Evaluation) -> None:
         self.name, self.choice, self.detector, self.how = name, choice, detector, how
@@ -56,7 +56,7 @@ class Features:
 
     def _pixels(self) -> Iterator[Tensor]:
         pieces = Pieces(self.choice, self.how.size)
-        # batches are made here: a piece may hold fewer frames than one, or more
+        # the loader gives single pieces, and regroup makes the batches: a piece may hold fewer or more frames than one
         loader = DataLoader(pieces, batch_size=None, num_workers=self.how.workers)
         for number, (x, *size) in enumerate(loader):
             if isinstance(x, Tensor):
@@ -70,7 +70,7 @@ class Features:
 
 
 def first_size(choice: Choice) -> list[int]:
-    """Height and width of the first frame chosen, before it is scaled."""
+    """Returns height and width of the first chosen frame before it is scaled."""
     piece = choice.pieces[0]
     try:
         return list(choice.films.films[piece.film].read(piece.places[:1]).shape[1:3])
@@ -81,5 +81,5 @@ def first_size(choice: Choice) -> list[int]:
 
 
 def gather(features: Features) -> Tensor:
-    """All of them, in float64."""
+    """Collects all features in one float64 tensor."""
     return torch.cat(list(blocks(features)))

@@ -20,7 +20,7 @@ from latte_fast.media.video import VideoError
 # beside the files that `latte-fast sample` writes
 SAMPLES_FILE = "samples.json"
 ARRAYS = (".npz",)
-# what damaged archives make zipfile and numpy raise; RuntimeError where a bit says encrypted
+# raised by zipfile and numpy on damaged archives; RuntimeError where a flipped bit says encrypted
 FAILURES = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -35,7 +35,7 @@ class ArrayFile:
         return self.frames
 
     def read(self, places: Sequence[int]) -> np.ndarray:
-        """uint8 (n, H, W, 3); VideoError when the file does not give them."""
+        """Reads frames, uint8 (n, H, W, 3); raises VideoError if the file does not give them."""
         try:
             with np.load(self.place.path) as held:
                 return held["video"][list(places)]
@@ -51,11 +51,11 @@ class FilmSet:
     """Films in a fixed order.
 
     Args:
-        root: their folder.
-        films: that open.
-        broken: names of files that do not.
-        strict: a film that does not decode ends the run, rather than being left out and named.
-        sampled: what samples.json says of them.
+        root: folder of the films.
+        films: films that open.
+        broken: names of files that do not open.
+        strict: whether a film that does not decode ends the run, rather than being left out and named.
+        sampled: request and count from samples.json, if the folder has one.
     """
 
     root: Path
@@ -69,13 +69,13 @@ class FilmSet:
 
 
 def open_real(kind: str, path: str | Path, index: str | Path = "") -> FilmSet:
-    """A set of a layout of docs/data.md; files that do not open are left out and named."""
+    """Opens a real set, laid out as docs/data.md says; files that do not open are left out and named."""
     found = open_sources(DataConfig(kind=cast(Kind, kind), path=str(path), index=str(index)))
     return FilmSet(found.root, found.sources, [Path(p).relative_to(found.root).as_posix() for p in found.broken])
 
 
 def open_samples(path: str | Path) -> FilmSet:
-    """Arrays, films or folders of pictures at any depth, of one format; one that does not open is an error."""
+    """Opens arrays, films or folders of pictures at any depth, of one format; raises if one does not open."""
     root = Path(path)
     rule = "evaluate: samples must be a folder of films (mp4, gif, ...), npz arrays or folders of pictures"
     if not root.is_dir():
@@ -91,14 +91,14 @@ def open_samples(path: str | Path) -> FilmSet:
     if found == {*ARRAYS}:
         films = [open_array(path) for path in layouts.files(root, ARRAYS)]
     else:
-        # the layouts that take any depth
+        # the layouts that allow any depth
         kind: Kind = "sky" if pictures else "ffs"
         films = open_sources(DataConfig(kind=kind, path=str(root), on_error="raise")).sources
     return FilmSet(root, films, strict=True, sampled=read_samples_file(root / SAMPLES_FILE))
 
 
 def open_array(path: Path) -> ArrayFile:
-    """A file of one clip; its header alone is read."""
+    """Opens an npz file of one clip, reading its header alone."""
     try:
         with zipfile.ZipFile(path) as box, box.open("video.npy") as member:
             version = np.lib.format.read_magic(member)
@@ -114,7 +114,7 @@ def open_array(path: Path) -> ArrayFile:
 
 
 def read_samples_file(path: Path) -> dict[str, Any]:
-    """What was asked for and how many samples it names; nothing where another tool made the folder."""
+    """Reads the request and the number of samples from samples.json; {} where another tool made the folder."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features: their moments in float64, put together from any parts."""
+"""Frechet distance between two sets of features, from moments in float64 that are merged from parts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# features taken in at once, however they arrive: moments do not depend on the batch, and large updates are cheap
+# features per update, whatever the batch: so moments do not depend on the batch, and large updates are cheap
 ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a set of features, all in float64.
+    """The moments of a set of features, in float64.
 
     Args:
-        count: how many.
-        mean: (D,).
-        scatter: (D, D), the sum over them of the outer products of what they are off the mean.
+        count: number of features.
+        mean: mean of the features, (D,).
+        scatter: sum of the outer products of the features' deviations from the mean, (D, D).
     """
 
     count: int
@@ -26,12 +26,12 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """Divided by the number of features, as StyleGAN-V's protocol has it, not by one less."""
+        """The scatter over the number of features, as in StyleGAN-V's protocol, not over one less."""
         return self.scatter / self.count
 
 
 def moments(features: Tensor) -> Moments:
-    """Of (N, D) features."""
+    """Computes the moments of features (N, D)."""
     if features.ndim != 2 or not len(features):
         raise ValueError(f"moments: features must be (N, D) with N at least 1, got {tuple(features.shape)}")
     x = features.detach().double()
@@ -41,7 +41,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Of two sets taken together. It never subtracts large sums from each other, so parts cost no digits."""
+    """Merges the moments of two sets. No large sums are subtracted from each other, so no digits are lost."""
     _same_width("merge", a, b)
     count = a.count + b.count
     step = b.mean - a.mean
@@ -50,7 +50,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def moments_of(parts: Iterable[Tensor]) -> Moments:
-    """Of all features that come, (n, D) at a time; how they are cut into parts changes nothing."""
+    """Computes the moments of features that come as parts (n, D); the sizes of the parts change nothing."""
     total: Moments | None = None
     for rows in blocks(parts):
         part = moments(rows)
@@ -61,10 +61,10 @@ def moments_of(parts: Iterable[Tensor]) -> Moments:
 
 
 def blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same features in the same order in float64, ROWS at a time, the rest last.
+    """Yields the same features in the same order in float64, ROWS at a time, the rest last.
 
-    Each part is copied and let go: small tensors that stay between batches of pixels keep the freed memory around them
-    from being used again, 3 MB a clip.
+    Each part is copied and freed: small tensors that stay between batches of pixels would fragment memory, and 3 MB a
+    clip could not be used again.
     """
     block: Tensor | None = None
     count = 0
@@ -81,14 +81,14 @@ def blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:
             rows, count = rows[took:], count + took
             if count == ROWS:
                 yield block
-        # held here, it would outlive the next part's making
+        # else this part would stay in memory while the next one is made
         del part, rows
     if block is not None and count < ROWS:
         yield block[:count]
 
 
 def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    """The same rows in the same order, `rows` at a time, the rest last."""
+    """Yields the same rows in the same order, `rows` at a time, the rest last."""
     held: list[Tensor] = []
     count = 0
     for part in parts:
@@ -110,15 +110,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             raise ValueError(f"frechet_distance: moments must be finite, got others in {name}")
     apart = (a.mean - b.mean).square().sum()
     own = a.covariance.trace() + b.covariance.trace()
-    # sqrt(S1 S2) has the trace that sqrt(S1) sqrt(S2) has as its sum of singular values: real and never negative
+    # the trace of sqrt(S1 S2) is the sum of the singular values of sqrt(S1) sqrt(S2): real and never negative
     shared = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
     return max(0.0, float(apart + own - 2 * shared))
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """(D, r) F with F F^T = S: S's own directions, without those that are nothing but rounding.
+    """Returns F (D, r) with F F^T = S, from S's eigenvectors without those whose eigenvalue is rounding error.
 
-    Where there are fewer features than D most of them are; the roots of their 1e-16 would be 1e-8.
+    With fewer features than D most eigenvalues are: about 1e-16, whose square roots would count as 1e-8.
     """
     values, directions = torch.linalg.eigh((covariance + covariance.T) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps

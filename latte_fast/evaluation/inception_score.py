@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 SPLITS = 10
-# of the order in which clips go into splits; StyleGAN-V's
+# seed of the order in which clips go into splits, StyleGAN-V's
 ORDER = 42
-# of a row's sum, which in half precision is this far from 1
+# largest distance of a row's sum from 1, which half precision reaches
 SUM_ERROR = 1e-2
 
 
 def inception_score(probabilities: Tensor, splits: int = SPLITS) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean KL(p || mean p)).
+    """Returns mean and standard deviation, over splits, of exp(mean KL(p || mean p)).
 
     Args:
-        probabilities: (N, classes), a row a clip.
-        splits: parts of the shuffled clips, each with a score of its own.
+        probabilities: class probabilities (N, classes), one row per clip.
+        splits: number of parts of the shuffled clips, each with a score of its own.
     """
     check_probabilities("inception_score", probabilities)
     if not 1 <= splits <= len(probabilities):
@@ -37,7 +37,7 @@ def _score(p: Tensor) -> float:
 
 
 def check_probabilities(name: str, p: Tensor) -> None:
-    """Rows of numbers that are not negative and sum to 1."""
+    """Raises ValueError unless p has rows of numbers that are not negative and sum to 1."""
     if p.ndim != 2 or not p.numel():
         raise ValueError(f"{name}: probabilities must be (N, classes), got {tuple(p.shape)}")
     off = (p.double().sum(1) - 1).abs().max().item()

@@ -1,4 +1,4 @@
-"""A metric from end to end: what can be refused, the real set's features, the samples', their comparison."""
+"""A metric from end to end: checks, features of the real set and of the samples, their comparison."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from latte_fast.evaluation.selection import Choice, choose_real, choose_samples,
 
 @dataclass(frozen=True)
 class Real:
-    """The real side: chosen pieces, kept moments, or both."""
+    """The real side of a comparison: chosen pieces, kept moments, or both."""
 
     choice: Choice | None
     settings: dict[str, Any]
@@ -26,7 +26,7 @@ class Real:
 
 
 def evaluate(how: Evaluation) -> Result:
-    """Measures; nothing is written but `how.real_stats`, where it is not there yet."""
+    """Measures one metric; writes nothing but `how.real_stats`, if that file does not exist yet."""
     check_detector(how.metric, Path(how.detector))
     check_device(how.device)
     if how.real_stats and not how.real and not Path(how.real_stats).is_file():
@@ -46,7 +46,7 @@ def evaluate(how: Evaluation) -> Result:
 
 
 def score(how: Evaluation, detector: Detector, samples: Choice, about: dict[str, Any]) -> Result:
-    """The inception score, of samples alone."""
+    """Computes the inception score, which needs samples alone."""
     features = Features("samples", samples, detector, how)
     probabilities = gather(features)
     value, spread = inception_score(probabilities)
@@ -55,7 +55,7 @@ def score(how: Evaluation, detector: Detector, samples: Choice, about: dict[str,
 
 
 def prepare_real(how: Evaluation, detector: Detector) -> Real:
-    """The real set opened and chosen from, and kept moments held against it, before anything is measured."""
+    """Opens the real set, chooses from it, and checks kept moments against it, before anything is measured."""
     choice = choose_real(open_real(how.kind, how.real, how.index), how) if how.real else None
     settings = real_stats.settings_of(how, detector.sha256, digest(choice) if choice else None)
     path = Path(how.real_stats) if how.real_stats else None
@@ -70,7 +70,7 @@ def prepare_real(how: Evaluation, detector: Detector) -> Real:
 
 
 def real_moments(how: Evaluation, detector: Detector, real: Real) -> tuple[Moments, dict[str, Any]]:
-    """Kept ones, or those of the set, which are then kept where that was asked for; and what is known of the set."""
+    """Returns the real set's moments, kept or new, and what is known of the set; keeps new ones if asked to."""
     if real.kept and "kept" in real.about:
         held = real_stats.read_stats(real.kept)
         return held, real.about | {"count": held.count}
@@ -88,7 +88,7 @@ def real_moments(how: Evaluation, detector: Detector, real: Real) -> tuple[Momen
 
 
 def about_of(choice: Choice) -> dict[str, Any]:
-    """What is known of a set before it is measured."""
+    """Returns what is known of a set before it is measured."""
     films = choice.films
     return {
         "films": len(films.films),

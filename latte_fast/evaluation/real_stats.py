@@ -1,4 +1,4 @@
-"""The real set's moments, kept in a file with all that made them, so that they are used for nothing else."""
+"""Keeps the real set's moments in a file, with the settings they were made with, and refuses them for others."""
 
 import json
 import logging
@@ -19,16 +19,15 @@ TENSORS = ("mean", "scatter")
 
 
 def settings_of(how: Evaluation, detector: str, set_digest: str | None) -> dict[str, Any]:
-    """What must be the same for kept moments to be those that a run would make; no digest where no set was given."""
+    """Returns the settings that kept moments must agree with; without a real set, no digest of it is among them."""
     asked = {name: how.of(name) for name in PROTOCOL[how.metric] if name != "batch"}
     made = {"version": VERSION, "metric": how.metric, "detector": detector, **asked, "size": how.size, "seed": how.seed}
     return made if set_digest is None else made | {"kind": how.kind, "set": set_digest}
 
 
 def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: dict[str, Any]) -> None:
-    """One file: mean and scatter in float64, and as metadata the settings, the count and what else is known."""
+    """Writes mean and scatter in float64, and as metadata the settings, the count and what is known of the set."""
     if path.exists():
-        # another run's, of whatever settings
         log.warning("real_stats was written by somebody else meanwhile, and is left as it is: %s", path)
         return
     held = json.dumps({"settings": settings, "count": moments.count, "about": about})
@@ -38,7 +37,7 @@ def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: d
 
 
 def read_about(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the file says of its set; an error that names the setting that is not as it was. No tensor is read."""
+    """Reads what a file says of its set, but no tensor; raises ValueError naming a setting that does not agree."""
     held = _held(path)
     for name, wanted in settings.items():
         had = held["settings"].get(name)
@@ -54,7 +53,7 @@ def read_about(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_stats(path: Path) -> Moments:
-    """The moments of a file that `read_about` accepted."""
+    """Reads the moments of a file that `read_about` accepted."""
     count = _held(path)["count"]
     with safe_open(path, "pt") as file:
         return Moments(count, *(file.get_tensor(name) for name in TENSORS))

@@ -1,4 +1,4 @@
-"""What was measured: the number, all that it depends on, and what keeps it from being compared."""
+"""The result of a measurement: the value, all that it depends on, and reasons not to compare it."""
 
 import importlib.metadata
 import json
@@ -22,12 +22,12 @@ class Result:
     """A metric of a folder of samples.
 
     Args:
-        how: it was measured.
-        value: the distance or score.
-        spread: of the score over its splits.
-        features: the detector's width.
-        detector: sha256 of its file.
-        samples: what is known of them.
+        how: settings of the measurement.
+        value: distance or score.
+        spread: standard deviation of the score over its splits.
+        features: width of the detector's features.
+        detector: sha256 of the detector's file.
+        samples: what is known of the samples.
         real: what is known of the real set.
     """
 
@@ -41,7 +41,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """Why the number is not one to compare, or to trust; none where the protocol was kept."""
+        """Reasons not to compare or trust the value; empty if the protocol was followed."""
         how, said = self.how, []
         protocol = PROTOCOL[how.metric]["images" if how.metric == "fid" else "clips"]
         counts = {"samples": self.samples["count"]} | ({"real": self.real["count"]} if self.real else {})
@@ -69,7 +69,7 @@ class Result:
         return said
 
     def lines(self) -> list[str]:
-        """The number, what it is of, what to compare it with."""
+        """Returns lines of text: the value, what was measured, and what it may be compared with."""
         how = self.how
         spread = "" if self.spread is None else f" +- {self.spread:.3g}"
         of = f"{self.samples['count']} samples"
@@ -93,7 +93,7 @@ class Result:
         return said + [f"  warning: {warning}" for warning in self.warnings]
 
     def record(self) -> dict[str, Any]:
-        """Everything needed to repeat it."""
+        """Returns everything that is needed to repeat the measurement."""
         how = self.how
         asked = {name: how.of(name) for name in PROTOCOL[how.metric]}
         return {
@@ -120,7 +120,7 @@ def versions() -> dict[str, str]:
 
 
 def check_out(path: Path) -> Path:
-    """A .json file that is not there yet, in a folder that may be written to."""
+    """Returns the path if it is that of a new .json file in a writable folder, else raises ValueError."""
     if path.suffix != ".json":
         raise ValueError(f"evaluate: out must end in .json, got {path}")
     if path.exists():
@@ -129,7 +129,7 @@ def check_out(path: Path) -> Path:
 
 
 def check_writable(name: str, path: Path) -> Path:
-    """Refused now rather than after the work: a file below what is no folder, or may not be written to."""
+    """Returns the path if its folder can be written to, else raises ValueError: before the work, not after it."""
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"evaluate: {name} must be in a folder that can be written to, got {path}")
@@ -137,6 +137,6 @@ def check_writable(name: str, path: Path) -> Path:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """The record as JSON, which appears whole or not at all."""
+    """Writes the record as JSON; the file appears whole or not at all."""
     with atomic(check_out(path)) as partial:
         partial.write_text(json.dumps(result.record(), indent=1) + "\n")

@@ -11,11 +11,11 @@ from latte_fast.data.seeding import draw_places, generator
 from latte_fast.evaluation.config import LEAST, Evaluation
 from latte_fast.evaluation.film_sets import Film, FilmSet
 
-# frames decoded as one piece, of a film of which many are taken
+# most frames of one film that are decoded as one piece
 PIECE = 64
-# bytes of a file that tell it from another of the same size: so many at its start, in its middle and at its end
+# bytes hashed at the start, middle and end of a file, to tell it from others of the same size
 SPOT = 4096
-# what is drawn, in the generator's key; the third is of a film's number
+# parts of the generator's key; START is followed by the number of a film
 WHICH_REAL, WHICH_SAMPLES, START = range(3)
 
 
@@ -29,7 +29,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Choice:
-    """Pieces of a set, each a clip or frames to be taken one by one; and how many films were too short for a clip."""
+    """Chosen pieces of a set, each a clip or single frames, and the number of films too short for a clip."""
 
     films: FilmSet
     pieces: list[Piece]
@@ -38,12 +38,12 @@ class Choice:
 
     @property
     def count(self) -> int:
-        """Of clips, or of frames."""
+        """Number of clips, or of frames."""
         return len(self.pieces) if self.clips else sum(len(piece.places) for piece in self.pieces)
 
 
 def choose_real(films: FilmSet, how: Evaluation) -> Choice:
-    """Videos drawn without replacement, each with a start drawn among all that fit; or single frames of all videos."""
+    """Draws videos without replacement, and a start in each; for fid, single frames of all videos."""
     lengths = [len(film) for film in films.films]
     rng = generator(how.seed, WHICH_REAL)
     if how.metric == "fid":
@@ -62,7 +62,7 @@ def choose_real(films: FilmSet, how: Evaluation) -> Choice:
 
 
 def choose_samples(films: FilmSet, how: Evaluation) -> Choice:
-    """The first frames of samples, as they are; drawn without replacement where there are more than asked for."""
+    """Chooses the first frames of every sample, or of samples drawn without replacement if there are too many."""
     lengths = [len(film) for film in films.films]
     rng = generator(how.seed, WHICH_SAMPLES)
     if how.metric == "fid":
@@ -79,12 +79,12 @@ def choose_samples(films: FilmSet, how: Evaluation) -> Choice:
 
 
 def draw(rng: np.random.Generator, numbers: list[int], count: int) -> list[int]:
-    """That many of them, in their own order; more hold those that fewer would."""
+    """Draws `count` of the numbers, in their own order; a larger draw contains every smaller one."""
     return sorted(numbers[i] for i in rng.permutation(len(numbers))[:count])
 
 
 def choose_frames(rng: np.random.Generator, lengths: list[int], count: int) -> list[Piece]:
-    """That many of all frames, drawn without replacement, those of one film together."""
+    """Draws `count` of all frames without replacement, and groups them by film."""
     ends = np.cumsum(lengths)
     total = int(ends[-1])
     if total < LEAST["fid"]:
@@ -100,14 +100,14 @@ def choose_frames(rng: np.random.Generator, lengths: list[int], count: int) -> l
 
 
 def digest(choice: Choice) -> str:
-    """Of what is read: names, frames, and sizes and some bytes of the files they come from."""
+    """Returns a digest of a choice: names, frames, and the sizes and some bytes of the files they come from."""
     films = choice.films
     rows = [[films.name(p.film), p.places, stored(films.films[p.film], p.places)] for p in choice.pieces]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def stored(film: Film, places: list[int]) -> str:
-    """A digest of the files that hold these frames: all of short ones, of long ones the size and three spots."""
+    """Returns a digest of the files that hold these frames: of a short file all bytes, else size and three spots."""
     place = film.place
     held = hashlib.sha256()
     for path in [place.path / place.pictures[i] for i in places] if place.pictures else [place.path]:
@@ -119,6 +119,6 @@ def stored(film: Film, places: list[int]) -> str:
                     file.seek(start)
                     held.update(file.read(SPOT))
         except OSError as error:
-            # whoever decodes it names it and leaves it out
+            # decoding will name the file and leave it out
             held.update(f"{error.errno}".encode())
     return held.hexdigest()

@@ -1,4 +1,4 @@
-"""A small classifier of moving shapes: whether samples show what they were asked for."""
+"""A small classifier of moving shapes, which tells whether samples show the class that was asked for."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from latte_fast.media.pixels import normalise
 
 
 class Recogniser(nn.Module):
-    """Video (B, F, 3, H, W) in [-1, 1] -> (B, classes): frames side by side as channels, so that motion is local."""
+    """Classifies video (B, F, 3, H, W) in [-1, 1] -> (B, classes); frames are channels, so that motion is local."""
 
     def __init__(self, frames: int, classes: int = len(CLASSES)):
         super().__init__()
@@ -32,7 +32,7 @@ class Recogniser(nn.Module):
 
 
 def shapes_batch(labels: Tensor, seeds: Tensor, frames: int, size: int) -> Tensor:
-    """Clips of `labels`, numbers in data.shapes.CLASSES, each by its seed, in [-1, 1]."""
+    """Draws clips in [-1, 1] of `labels`, numbers in data.shapes.CLASSES, each by its seed."""
     clips = [clip(label, seed, frames, size) for label, seed in zip(labels.tolist(), seeds.tolist(), strict=True)]
     return normalise(torch.stack(clips))
 
@@ -46,7 +46,7 @@ def train_recogniser(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Recogniser, float]:
-    """The classifier of `classes`, by their place among them, and its accuracy on 20 unseen clips of each."""
+    """Trains a classifier of `classes`, numbered in order; returns it and its accuracy on 20 unseen clips of each."""
     known = torch.tensor(list(classes))
     source = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -71,5 +71,5 @@ def train_recogniser(
 
 @torch.no_grad()
 def recognised(model: Recogniser, video: Tensor, labels: Tensor) -> float:
-    """The share of clips whose class the classifier sees."""
+    """Returns the share of clips that are classified right."""
     return (model(video).argmax(1) == labels).float().mean().item()

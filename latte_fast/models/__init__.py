@@ -1,1 +1,1 @@
-"""Whole models: Latte, its joint image-video form, checkpoints and patching."""
+"""Whole models: a folder for each family, the adapter protocol that families implement, configurations, checkpoints."""

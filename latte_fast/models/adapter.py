@@ -1,4 +1,4 @@
-"""What training and sampling ask of a family of models; each family's folder answers in its adapter.py."""
+"""The protocol by which training and sampling use a family of models; each family implements it in its adapter.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ Conditions = dict[str, Tensor]
 
 
 class Condition(NamedTuple):
-    """What samples are conditioned on: the model's keywords, the same for nothing, and a name for each sample."""
+    """The model's keywords for samples with their condition and with the null condition, and a name for each sample."""
 
     given: Conditions
     null: Conditions
@@ -33,7 +33,7 @@ class Captions(Protocol):
 
 
 class DataSizes(NamedTuple):
-    """The clips that a model is made for: latent channels, latent side, frames."""
+    """Sizes of the clips that a model is built for: latent channels, latent side, frames."""
 
     channels: int
     side: int
@@ -41,22 +41,22 @@ class DataSizes(NamedTuple):
 
 
 class Adapter(Protocol):
-    """How a model is built, conditioned, and called on (B, F, C, h, w).
+    """Builds the models of a family, makes their conditions, and calls them on (B, F, C, h, w).
 
     Args:
-        config: the constructor's keywords as a dataclass.
-        classes: names of the classes that it knows, kept with the weights.
-        captions: what its conditions are read from; None for a model that is only built and called.
+        config: the model's constructor keywords as a dataclass.
+        classes: names of the model's classes, saved with the weights.
+        captions: captions with their embeddings, which conditions are made from; None for a model that needs none.
     """
 
-    name: str  # of the family, kept in checkpoints
-    labels: str  # what a label is: classes or captions
+    name: str  # the family's name, saved in checkpoints
+    labels: str  # what labels stand for: "classes" or "captions"
     config_type: type[Any]
-    starts_from: str  # what --pretrained takes
-    in_pipelines: bool  # whether it can stand in a text-to-video pipeline
+    starts_from: str  # what `--pretrained` may name
+    in_pipelines: bool  # whether the model can serve in a text-to-video pipeline
     config: Any
     classes: list[str]
-    choices: int  # labels that there are; 0 where nothing is asked for
+    choices: int  # number of labels; 0 for an unconditional model
 
     def __init__(self, config: Any, classes: Sequence[str] = (), captions: Captions | None = None): ...
 
@@ -64,7 +64,7 @@ class Adapter(Protocol):
     def fit(
         cls, model: ModelConfig, sizes: DataSizes, classes: list[str], captions: Captions | None, start: str | None
     ) -> "Adapter":
-        """The model for data of these sizes; `start` is what it will take its first weights from."""
+        """Returns the adapter of a model sized for the data; `start` is the path of its initial weights, if any."""
         ...
 
     @classmethod
@@ -72,46 +72,46 @@ class Adapter(Protocol):
 
     @classmethod
     def check_export(cls, out: Path) -> None:
-        """Raises ValueError where `out` is no name for this family's exported weights."""
+        """Raises ValueError unless `out` can be the name of this family's exported weights."""
         ...
 
     @classmethod
     def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
-        """Writes a model's weights as others read them."""
+        """Writes a model's weights in the layout of the original code."""
         ...
 
     def build(self, images: int = 0, recompute: str = "none") -> nn.Module:
-        """A new model, drawn by torch's generator."""
+        """Returns a new model, its weights drawn from torch's global generator."""
         ...
 
     def start(self, model: nn.Module, path: str) -> str:
-        """Takes another model's weights; says which."""
+        """Loads the initial weights at `path` into the model; returns a report of what was loaded."""
         ...
 
     def read(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is added to an item of the data where it is read: `label`, `image_labels` and `drop` are in it."""
+        """Returns tensors to add to a loaded data item, which has a `label`, and may have `image_labels` and `drop`."""
         ...
 
     def conditions(self, batch: Mapping[str, Any], images: int = 0) -> dict[str, Any]:
-        """The model's keywords for a batch of items."""
+        """Returns the model's conditioning keywords for a training batch."""
         ...
 
     def condition_for(self, labels: Sequence[int], guidable: bool) -> Condition:
-        """The same for samples of these labels, and for none where the model was trained to do without."""
+        """Returns the condition of samples with these labels; its null condition is empty unless `guidable`."""
         ...
 
     def label_names(self) -> Sequence[str]: ...
 
     def sample_shape(self, size: int, factor: int) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of a sample; `size` in pixels and the codec's `factor` where the config does not say."""
+        """Returns a sample's (F, C, h, w), by the config or from `size` in pixels and the codec's spatial `factor`."""
         ...
 
     def learns_sigma(self) -> bool: ...
 
     def guidable(self, dropout: float) -> bool:
-        """Whether it was trained without condition now and then; `dropout` is how often its run left it out."""
+        """Returns whether the model was trained with label dropout; `dropout` is the probability its run used."""
         ...
 
     def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        """The model on x (B, F, C, h, w) -> (B, F, C or 2C, h, w)."""
+        """Calls the model on x (B, F, C, h, w) -> (B, F, C or 2C, h, w)."""
         ...

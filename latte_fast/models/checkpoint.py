@@ -1,4 +1,4 @@
-"""Checkpoints: upstream's .pt and safetensors in, safetensors out; checked as a whole before the model changes."""
+"""Checkpoint files: reads and writes upstream's .pt and safetensors; checks every key before a model changes."""
 
 import os
 import pickle
@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from latte_fast.files import atomic
 
 PREFIXES = ("_orig_mod.", "module.")
-_WORDED = (SafetensorError, RuntimeError, OSError, ValueError)
-# an unpickler that meets bytes that are no pickle raises the second row
-_UNREADABLE = (*_WORDED, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
+# their own message says what is wrong with the file
+_EXPLAINED = (SafetensorError, RuntimeError, OSError, ValueError)
+# bytes that are no pickle make the unpickler raise any of the others
+_UNREADABLE = (*_EXPLAINED, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be loaded as asked; the model is as it was before."""
+    """A file that cannot be loaded; the model is left unchanged."""
 
 
 def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, Tensor]:
-    """The state dict of a file: safetensors, or a .pt that is flat or holds "ema" and / or "model".
+    """Reads a file's state dict: safetensors, or a .pt that is flat or holds "ema" and / or "model".
 
-    Only tensors are ever unpickled; `_orig_mod.` and `module.` prefixes are stripped. Where there is no average the
-    weights themselves stand in for it, but it never stands in for them.
+    Only tensors are ever unpickled; `_orig_mod.` and `module.` prefixes are stripped. A file without "ema" gives its
+    "model" instead, but prefer="model" never gives "ema".
     """
     path = Path(path)
     if not path.is_file():
@@ -44,7 +45,7 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
         what = f": {found[1]}" if found else ""
         raise CheckpointError(f"{path}: holds more than tensors, or is damaged, and was not unpickled{what}") from None
     except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [""])[0] if isinstance(error, _WORDED) else ""
+        reason = (str(error).splitlines() or [""])[0] if isinstance(error, _EXPLAINED) else ""
         raise CheckpointError(f"{path}: truncated or not a checkpoint: {reason or 'no tensors found'}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a dict of tensors, got {type(content).__name__}")
@@ -73,9 +74,9 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike, prefer: str = "em
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str, assign: bool = False) -> None:
-    """load_state_dict(strict=True) after every key and shape has been checked; `source` names the file in errors.
+    """Checks every key and shape, then loads the state dict strictly; `source` names the file in errors.
 
-    assign puts the tensors themselves in the parameters' place, as a model made on the meta device needs.
+    assign=True replaces the parameters by the given tensors, as a model built on the meta device needs.
     """
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
@@ -113,12 +114,12 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         if path.suffix == ".pt":
-            # a view of a larger storage would be written with all of it
+            # torch.save would write the whole storage behind a view
             torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
         else:
             save_file(state, partial, metadata={"format": "pt"})
 
 
 def cast(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A state dict whose floating tensors have this dtype; None leaves them."""
+    """Returns the state dict with its floating tensors in this dtype; None keeps theirs."""
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}

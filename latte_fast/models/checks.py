@@ -1,4 +1,4 @@
-"""What every family checks of its keywords."""
+"""Checks of constructor keywords that every family shares."""
 
 from collections.abc import Sequence
 

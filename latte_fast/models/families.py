@@ -1,4 +1,4 @@
-"""The families of models that a run can train, by the name that its checkpoints keep."""
+"""The families of models that a run can train, by the names saved in checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from latte_fast.models.latte_t2v.adapter import LatteT2VAdapter
 from latte_fast.models.latte_t2v.model import LatteT2V
 
 FAMILIES: dict[str, type[Adapter]] = {family.name: family for family in (LatteAdapter, LatteT2VAdapter)}
-# one of them is in a text-to-video model's folder, or in its pipeline's
+# the first lies in a text-to-video model's folder, the second in a pipeline's
 MODEL_FOLDER = ("config.json", "model_index.json")
 
 
 def family_for(captioned: bool) -> type[Adapter]:
-    """The family that trains on clips with captions, or on those with classes or nothing."""
+    """Returns the family for clips with captions, or for clips with classes or no labels."""
     return LatteT2VAdapter if captioned else LatteAdapter
 
 
@@ -26,13 +26,13 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_model_folder(path: Path, dtype: torch.dtype | None = None) -> tuple[nn.Module, Adapter]:
-    """The model of a folder that diffusers reads too, in evaluation, and its adapter."""
+    """Loads a folder in diffusers' layout; returns the model in eval mode and its adapter."""
     model = LatteT2V.from_pretrained(path, dtype=dtype)
     return model, LatteT2VAdapter(model.config)
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    """The adapter of a model that is at hand, by the type of its configuration."""
+    """Returns the adapter of an existing model, found by the type of its configuration."""
     config: Any = getattr(model, "config", None)
     for family in FAMILIES.values():
         if isinstance(config, family.config_type):

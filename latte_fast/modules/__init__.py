@@ -1,1 +1,1 @@
-"""nn.Modules on the ops, with upstream's parameter names."""
+"""Parts that no family owns: embedders, linear layers, pending residuals, recompute, prompt cache, hooks."""

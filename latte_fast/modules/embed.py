@@ -1,4 +1,4 @@
-"""Patches, time step, label and positions into width D. Parameter names are upstream's."""
+"""Embeds patches, time steps, labels and positions into width D, with upstream's parameter names."""
 
 import math
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 def sincos(width: int, positions: Tensor) -> Tensor:
-    """(M,) as (M, width): [sin | cos] of position * 10000^(-2k / width), computed in float64, returned in fp32."""
+    """Encodes positions (M,) as (M, width): [sin | cos] of position * 10000^(-2k / width), in float64, then fp32."""
     rates = 10000.0 ** (torch.arange(width // 2, dtype=torch.float64, device=positions.device) / (-width / 2))
     angles = positions.double()[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def time_table(width: int, frames: int, device: torch.device | None = None) -> Tensor:
-    """(1, F, D)."""
+    """Returns the sin-cos positions of F frames, (1, F, D)."""
     return sincos(width, torch.arange(frames, device=device))[None]
 
 
 def space_table(
     width: int, rows: int, columns: int, device: torch.device | None = None, grid: int = 0, scale: float = 1.0
 ) -> Tensor:
-    """(1, N, D): the first half of D encodes the column, the second the row.
+    """Returns sin-cos positions (1, N, D): the first half of D encodes the column, the second the row.
 
-    With a grid both axes are stretched to positions from 0 to grid / scale, whatever rows and columns are.
+    A nonzero grid stretches both axes to positions from 0 to grid / scale, whatever rows and columns are.
     """
     row, column = (torch.arange(n, device=device) for n in (rows, columns))
     if grid:
@@ -37,20 +37,20 @@ def space_table(
 
 
 def rope_tables(frames: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (F, K/2) fp32: the angle of pair i at frame f is f * 10000^(-2i / K)."""
+    """Returns (cos, sin), each (F, K/2) fp32: the angle of pair i at frame f is f * 10000^(-2i / K)."""
     rates = 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64, device=device) / -width)
     angles = torch.arange(frames, dtype=torch.float64, device=device)[:, None] * rates
     return angles.cos().float(), angles.sin().float()
 
 
 def stretch_time(table: Tensor, frames: int) -> Tensor:
-    """A (1, F, D) table linearly interpolated to another number of frames, its ends kept."""
+    """Interpolates a (1, F, D) table linearly to another number of frames, keeping its ends."""
     wide = F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=True)
     return wide.transpose(1, 2).to(table.dtype)
 
 
 def stretch_space(table: Tensor, rows: int, columns: int) -> Tensor:
-    """A square (1, N, D) table bicubically interpolated to a grid of rows x columns."""
+    """Interpolates a square (1, N, D) table bicubically to a grid of rows x columns."""
     side = math.isqrt(table.shape[1])
     grid = rearrange(table.float(), "1 (r c) d -> 1 d r c", r=side)
     grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
@@ -75,7 +75,7 @@ class PatchEmbed(nn.Module):
 
 
 def embed_patches(x: Tensor, proj: nn.Module) -> Tensor:
-    """x (B, F, C, H, W) under a convolution whose stride is its kernel, as one GEMM -> (B, F/s, N, D)."""
+    """Applies a convolution whose stride is its kernel to x (B, F, C, H, W), as one GEMM -> (B, F/s, N, D)."""
     weight = proj.weight
     p, s = weight.shape[-1], weight.shape[2] if weight.dim() == 5 else 1
     rows = rearrange(x, "b (f s) c (h p) (w q) -> b f (h w) (c s p q)", s=s, p=p, q=p)
@@ -83,7 +83,7 @@ def embed_patches(x: Tensor, proj: nn.Module) -> Tensor:
 
 
 def timestep_wave(t: Tensor, frequencies: int = 256) -> Tensor:
-    """(B,) as (B, frequencies) fp32: [cos | sin] of t * 10000^(-2k / frequencies)."""
+    """Encodes t (B,) as (B, frequencies) fp32: [cos | sin] of t * 10000^(-2k / frequencies)."""
     half = frequencies // 2
     rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * rates

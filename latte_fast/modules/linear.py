@@ -12,15 +12,15 @@ from latte_fast.modules.hooks import is_untouched
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
-    """Whether a layer is a `kind` whose weight may be read as it is: no LoRA, no hook, not quantised."""
+    """Returns whether a layer is a `kind` whose weight may be read directly: no LoRA, no hook, not quantised."""
     return type(layer) is kind and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
 def adds_its_bias(layer: Any, x: Tensor) -> bool:
-    """Whether a plain layer's product adds the bias for nothing: in its epilogue, on CUDA without gradients.
+    """Returns whether a plain layer's GEMM adds the bias at no cost: in its epilogue, on CUDA without gradients.
 
-    The gradient of a bias would be a pass over dy, while the pass that reads the result has it for nothing, so then the
-    bias is left to that one. On the CPU it always is: there a bias costs a product a sixth of its time.
+    With gradients the bias is left to the op that reads the result: its backward sums dy anyway, the GEMM's would need
+    a pass of its own. On the CPU the bias is always left to that op: in the GEMM it costs a sixth of the time.
     """
     return on_cuda(x) and not (torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad))
 
@@ -30,14 +30,14 @@ def on_cuda(x: Tensor) -> bool:
 
 
 def split_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(x w^T, b) for a plain layer; (layer(x), None) for anything put in its place, and where the bias is free."""
+    """Returns (x w^T, b) of a plain layer; (layer(x), None) of a replaced one, and where the GEMM adds b at no cost."""
     if not is_plain(layer) or adds_its_bias(layer, x):
         return layer(x), None
     return F.linear(x, layer.weight), layer.bias
 
 
 def mlp(fc1: Any, fc2: Any, h: Tensor) -> tuple[Tensor, Tensor | None]:
-    """tanh-GELU between two layers: the result without the second one's bias, and that bias."""
+    """Applies fc1, tanh-GELU and fc2; returns the result and the bias of fc2 that is still to be added, if any."""
     if is_plain(fc1) and is_plain(fc2) and not adds_its_bias(fc2, h):
         return ops.mlp_layer(h, fc1.weight, fc1.bias, fc2.weight), fc2.bias
     a = ops.linear_gelu(h, fc1.weight, fc1.bias) if is_plain(fc1) else ops.bias_gelu(fc1(h))
@@ -45,7 +45,7 @@ def mlp(fc1: Any, fc2: Any, h: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def share_storage(layers: Sequence[Any]) -> bool:
-    """Moves the weights, and the biases, of plain layers into one storage, one after the other; False where it can't.
+    """Moves plain layers' weights into one storage, one after the other, biases too; returns False where it can't.
 
     The parameters stay the same objects under the same names: `joined` then reads them as one, without a copy.
     """
@@ -61,7 +61,7 @@ def share_storage(layers: Sequence[Any]) -> bool:
         if len(kinds) > 1 or any(p.is_meta for p in group):
             return False
     for group in groups:
-        # a parameter made in inference mode takes no other data than such
+        # a parameter made in inference mode accepts only data that was made in it
         with torch.no_grad(), torch.inference_mode(group[0].is_inference()):
             whole = torch.cat([p.data for p in group])
             for p, part in zip(group, whole.split([p.shape[0] for p in group]), strict=True):
@@ -70,7 +70,7 @@ def share_storage(layers: Sequence[Any]) -> bool:
 
 
 def joined(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None] | None:
-    """(weight, bias) of plain layers as those of one layer, None where they do not lie one after the other."""
+    """Returns plain layers' weights and biases as those of one layer, None where they are not adjacent in memory."""
     if not all(is_plain(layer) for layer in layers):
         return None
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
@@ -98,12 +98,12 @@ def _adjacent(parts: Sequence[Tensor]) -> bool:
 
 
 class _Joined(torch.autograd.Function):
-    """Adjacent tensors as one view of their storage; its gradient is split among them."""
+    """Views adjacent tensors as one; splits its gradient among them."""
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.rows = [p.shape[0] for p in parts]
-        # read in the backward only so that a write to any part in between raises, as it would for one weight
+        # saved so that a write to any part before the backward raises, as it would for a single weight
         ctx.save_for_backward(*parts)
         return parts[0].as_strided((sum(ctx.rows), *parts[0].shape[1:]), parts[0].stride())
 

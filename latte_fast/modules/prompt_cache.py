@@ -1,4 +1,4 @@
-"""What depends on the prompt alone: computed once, kept for every step, and never used once anything has changed."""
+"""Caches what depends on the prompt alone: computed once, reused in every step, dropped when anything has changed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,11 +23,11 @@ class _Entry(NamedTuple):
 
 
 class PromptCache(Generic[T]):
-    """The value of a function of one tensor and some linear layers, for the last `KEPT` tensors it was asked about.
+    """Caches a function of one tensor and some linear layers, for the last `KEPT` tensors.
 
-    Kept only while no gradient is recorded, nothing is traced or captured and every layer is a plain nn.Linear. Used
-    again only for the very same tensor, unwritten since, with the same weights, unwritten since, under the same
-    autocast. A write through `.data` leaves no version behind: `forget` it.
+    A result is stored only while no gradient is recorded, nothing is traced or captured and every layer is a plain
+    nn.Linear. It is reused only for the same tensor object with the same weights, all of them unwritten since, under
+    the same autocast. A write through `.data` goes unnoticed: call `forget` after it.
     """
 
     KEPT = 2
@@ -36,7 +36,7 @@ class PromptCache(Generic[T]):
         self._entries: list[_Entry] = []
 
     def __call__(self, source: Tensor, layers: Sequence[nn.Module], compute: Callable[[Tensor], T]) -> T:
-        unfit = torch.is_grad_enabled() or source.is_inference() or _is_taped(source)
+        unfit = torch.is_grad_enabled() or source.is_inference() or _is_recorded(source)
         if unfit or type(source) is not Tensor or not all(is_plain(layer) for layer in layers):
             self.forget()
             return compute(source)
@@ -69,7 +69,7 @@ class PromptCache(Generic[T]):
 
 
 def is_gathered(model: nn.Module) -> bool:
-    """Whether FSDP gathers the model's weights for each call: a write to its shards leaves no version on them."""
+    """Returns whether FSDP gathers the weights for each call: writes to their shards would go unnoticed."""
     if torch.compiler.is_compiling() or not (distributed.is_available() and distributed.is_initialized()):
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -77,8 +77,8 @@ def is_gathered(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def _is_taped(source: Tensor) -> bool:
-    """Whether the call is recorded, to be run again with other values in the same places."""
+def _is_recorded(source: Tensor) -> bool:
+    """Returns whether the call is traced, compiled or captured, to run again with other values in the same tensors."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return source.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""What a block keeps for its backward. Matrix products and attention are kept, elementwise results are made again."""
+"""Recompute policies: what a block keeps for its backward, and what the backward computes again."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from latte_fast.modules.residual import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
-# and where their second factor stands among the arguments; the last is of fp8
+# matrix products, the last in fp8, and the position of the second factor among their arguments
 _PRODUCTS = {
     torch.ops.aten.mm.default: 1,
     torch.ops.aten.addmm.default: 2,
@@ -36,10 +36,10 @@ def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs
 
 
 def run_block(policy: str, block: nn.Module, *args: Any) -> tuple[Tensor, Pending | None]:
-    """block(*args) -> (x, pending) under a policy of POLICIES; `block.hidden` is the width of its MLP.
+    """Runs block(*args) -> (x, pending) under one of POLICIES; `block.hidden` is the hidden width of its MLP.
 
-    "elementwise" keeps x and every matrix product, "mlp" all but the widest one, fc1's, and "block" x alone, with the
-    residual resolved at the block's end so that only one tensor crosses it.
+    "elementwise" keeps x, attention and every matrix product, "mlp" all of these but fc1's, the widest, and "block" x
+    alone, with the residual added at the block's end so that one tensor passes to the next block.
     """
     if policy not in POLICIES:
         raise ValueError(f"recompute must be one of {', '.join(POLICIES)}, got {policy!r}")

@@ -1,4 +1,4 @@
-"""Residuals left pending: whoever normalises x next adds them in the same pass."""
+"""Residuals left pending, for the next norm of x to add in its own pass over x."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from latte_fast import ops
 
 
 class Pending(NamedTuple):
-    """A residual x + gate * (y + y_bias) not yet added; whoever normalises x next adds it in the same pass."""
+    """The residual gate * (y + y_bias), which is still to be added to x."""
 
     y: Tensor  # (B, F, N, D)
     gate: Tensor  # (G, D)
@@ -31,13 +31,13 @@ def add_and_norm(
     pos: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """(x', h): x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
+    """Returns x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
         return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
     if gate.shape[0] != shift.shape[0]:
-        # conditions a frame beside conditions a clip, or beside none, as joint models and plain norms have them
+        # one has a row per frame, as in joint models, the other a row per clip or, if plain, a single row
         groups = max(gate.shape[0], shift.shape[0])
         gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
     return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)

@@ -1,4 +1,4 @@
-"""The oracle: plain torch, upstream's maths to the letter, beside nothing fast."""
+"""The oracle: every op and both models in plain torch, upstream's maths to the letter, nothing made fast."""
 
 from latte_fast.reference import functional, latte, latte_t2v
 

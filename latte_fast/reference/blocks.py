@@ -64,7 +64,7 @@ class Block(nn.Module):
         return (None,) * 6 if self.plain else self.adaLN_modulation(c).chunk(6, dim=1)
 
     def forward(self, x: Tensor, c: Tensor | None, rope: Rope | None = None) -> Tensor:
-        """One axis: x (rows, L, D), c (rows, D)."""
+        """Runs a block of variants 1 and 2 over one axis: x (rows, L, D), c (rows, D)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
         x = self.add(x, self.attn(self.modulate(x, "norm1", shift_a, scale_a), rope), gate_a)
         return self.add(x, self.mlp(self.modulate(x, "norm2", shift_m, scale_m)), gate_m)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         temp: Tensor | None,
         rope: Rope | None,
     ) -> Tensor:
-        """Variants 3 and 4: x ((b f), n, D), the last n images outside time; temp enters before the time attention."""
+        """Runs a block of variants 3 and 4: x ((b f), n, D); images skip time attention, before which temp is added."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c_frames)
         shift_t, scale_t, gate_t, *_ = self.modulation(c_time)
         if self.variant == 4 and temp is not None:
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
     @staticmethod
     def to_time(x: Tensor, batch: int, images: int, temp: Tensor | None) -> tuple[Tensor, Tensor]:
-        """((b f), n, D) as (b n) f D: the video's frames, with temp added, and the images."""
+        """Splits ((b f), n, D) into the video ((b n), f, D), with temp added, and the images (b, n, images, D)."""
         x = rearrange(x, "(b f) n d -> b n f d", b=batch)
         video, still = x[:, :, : x.shape[2] - images].flatten(0, 1), x[:, :, x.shape[2] - images :]
         return video if temp is None else video + temp, still

@@ -9,32 +9,32 @@ from torch import Tensor, nn
 
 
 def sincos(width: int, positions: np.ndarray) -> np.ndarray:
-    """(M,) positions as (M, width): [sin | cos] of pos * 10000^(-k / (width / 2)), in float64."""
+    """Encodes positions (M,) as (M, width): [sin | cos] of pos * 10000^(-k / (width / 2)), in float64."""
     rates = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
     angles = np.outer(positions.astype(np.float64), rates)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def space_table(width: int, rows: int, columns: int) -> Tensor:
-    """(1, rows * columns, width): the first half of the width encodes the column, the second the row."""
+    """Returns (1, rows * columns, width): the first half of the width encodes the column, the second the row."""
     row, column = np.divmod(np.arange(rows * columns), columns)
     table = np.concatenate([sincos(width // 2, column), sincos(width // 2, row)], axis=1)
     return torch.from_numpy(table).float().unsqueeze(0)
 
 
 def time_table(width: int, frames: int) -> Tensor:
-    """(1, frames, width)."""
+    """Returns the sin-cos positions of the frames, (1, frames, width)."""
     return torch.from_numpy(sincos(width, np.arange(frames))).float().unsqueeze(0)
 
 
 def rope_tables(frames: int, width: int) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (frames, width / 2): the angle of pair i at frame f is f * 10000^(-2i / width)."""
+    """Returns (cos, sin), each (frames, width / 2): the angle of pair i at frame f is f * 10000^(-2i / width)."""
     angles = np.outer(np.arange(frames, dtype=np.float64), 10000.0 ** (-np.arange(0, width, 2) / width))
     return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
 
 
 class PatchEmbed(nn.Module):
-    """(B, F, C, H, W) to ((B F/s), N, D) by a strided convolution: 2-D, or 3-D over s frames."""
+    """Embeds (B, F, C, H, W) as ((B F/s), N, D) by a strided convolution: 2-D, or 3-D over s frames."""
 
     def __init__(self, patch: int, channels: int, width: int, frames: int = 1):
         super().__init__()
@@ -71,7 +71,7 @@ class LabelEmbedder(nn.Module):
         self.dropout_prob = dropout
 
     def forward(self, labels: Tensor, train: bool) -> Tensor:
-        """While training, a label becomes the null class with the dropout's probability, one draw a label."""
+        """Embeds labels; in training each becomes the null class with probability dropout_prob."""
         if train and self.dropout_prob > 0:
             drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
             labels = torch.where(drop, self.num_classes, labels)

@@ -1,4 +1,4 @@
-"""The oracle of every op: plain torch, any device, any dtype, one `<op>_ref` an op. Also what an op falls back to."""
+"""The oracle of every op, `<op>_ref`: plain torch on any device in any dtype. Ops without a faster backend run it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ Rope = tuple[Tensor, Tensor]
 
 
 def grouped(x: Tensor, groups: int) -> Tensor:
-    """(..., D) as (G, rows / G, D): G groups of consecutive rows."""
+    """Reshapes (..., D) to (G, rows / G, D): G groups of consecutive rows."""
     rows = x.numel() // x.shape[-1]
     return x.reshape(groups, rows // max(groups, 1), x.shape[-1])
 
@@ -82,7 +82,7 @@ def axis_attention_ref(
     """Softmax attention over one axis: q (B, F, Nq, H, K), k and v (B, F, Nk, H, K) -> (B, F, Nq, H*K).
 
     `space` attends over Nk inside a frame, `time` over F at a patch position. key_mask (B, keys) is True where a key
-    counts; a query with none gives 0. rope turns q and k on the time axis.
+    counts; a query without keys gives 0. rope rotates q and k on the time axis.
     """
     order = (0, 1, 3, 2, 4) if axis == "space" else (0, 2, 3, 1, 4)  # (B, F, H, N, K) or (B, N, H, F, K)
     q, k, v = (x.permute(order) for x in (q, k, v))
@@ -95,7 +95,7 @@ def axis_attention_ref(
 
 
 def axis_attention_qkv_ref(qkv: Tensor, axis: str, rope: Rope | None = None, scale: float | None = None) -> Tensor:
-    """axis_attention_ref on packed qkv (B, F, N, 3, H, K)."""
+    """Applies axis_attention_ref to packed qkv (B, F, N, 3, H, K)."""
     q, k, v = qkv.unbind(3)
     return axis_attention_ref(q, k, v, axis, rope, scale)
 

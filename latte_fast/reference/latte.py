@@ -1,7 +1,7 @@
 """The oracle: upstream's Latte to the letter, layout copies and repeated conditioning included; same keys, same call.
 
-This is also the eager contender of every benchmark, so nothing here is made faster. The rest of the design space
-is in the same style.
+This is also the eager contender of every benchmark, so nothing here is made faster. The variants that upstream lacks
+are written in the same style.
 """
 
 from functools import partial
@@ -86,11 +86,10 @@ class Latte(nn.Module):
         return None
 
     def run(self, x: Tensor, t: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0) -> Tensor:
-        """t and label (B, D); stills (B, n, D) the labels of n images, which follow the frames and skip time."""
+        """x (B, F+n, C, H, W), embeddings t and label (B, D), of image labels stills (B, n, D); images skip time."""
         config, batch = self.config, x.shape[0]
         x = self.x_embedder(x) + self.pos_embed  # ((b f), n, d)
         frames = x.shape[0] // batch
-        # a row a frame: the time step's, and the label's
         steps = repeat(t, "b d -> b f d", f=frames)
         labels = None if label is None else repeat(label, "b d -> b f d", f=frames - (0 if stills is None else images))
         if stills is not None and labels is not None:
@@ -103,7 +102,7 @@ class Latte(nn.Module):
         else:
             c_frames = (steps if labels is None else steps + labels).flatten(0, 1)
             c_time = repeat(t if label is None else t + label, "b d -> (b n) d", n=self.pos_embed.shape[1])
-            # with text the final layer sees t alone, as upstream has it
+            # with text upstream conditions the final layer on t alone
             final = steps.flatten(0, 1) if self.extras == 78 else c_frames
         rope = None
         if config.time_pos == "rope":
@@ -135,7 +134,7 @@ class Latte(nn.Module):
         use_fp16: bool = False,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """Guidance over a batch [cond ; uncond] that shares x's first half; the variance channels stay unguided."""
+        """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y=y, use_fp16=use_fp16, text_embedding=text_embedding)
         eps, rest = out.split([self.in_channels, out.shape[2] - self.in_channels], dim=2)
@@ -145,7 +144,7 @@ class Latte(nn.Module):
 
 
 class LatteIMG(Latte):
-    """The joint image-video Latte: n images follow the frames, share t, and skip the temporal blocks."""
+    """The joint image-video Latte: n images follow the frames, share t, and skip all attention over time."""
 
     text_width = TEXT_WIDTH_JOINT
 
@@ -162,7 +161,7 @@ class LatteIMG(Latte):
         use_image_num: int = 0,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """x (B, F+n, C, H, W); y_image: B tensors of n labels. Upstream raises in eval with n > 0, here as in train."""
+        """x (B, F+n, C, H, W); y_image: B tensors of n labels. Upstream fails in eval with n > 0, this does not."""
         label = self.embed_condition(y, text_embedding)
         stills = None
         if self.extras == 2 and use_image_num:

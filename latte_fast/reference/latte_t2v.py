@@ -1,7 +1,7 @@
 """The oracle of the text-to-video model: upstream's LatteT2V and diffusers' LatteTransformer3DModel, same keys.
 
-Upstream's layouts, copies and repeats. Where the two are wrong the maths here is what they document: a text mask
-reaches every frame, and joint training adds the temporal table with and without recompute.
+The layouts, copies and repeats are upstream's. Where their code departs from what they document, this follows the
+documentation: a text mask reaches every frame, and joint training adds the temporal table with and without recompute.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from latte_fast.reference.functional import attention_ref, gate_residual_ref, no
 
 
 def space_table(config: LatteT2VConfig, rows: int, columns: int) -> Tensor:
-    """(1, rows * columns, D): the column's half, then the row's, positions scaled to the grid the table is made for."""
+    """Returns (1, rows * columns, D): columns in the first half of D, then rows, scaled to positions on config.grid."""
     at = [np.arange(n, dtype=np.float32) / (n / config.grid) / config.interpolation for n in (rows, columns)]
     row, column = np.divmod(np.arange(rows * columns), columns)
     table = [sincos(config.width // 2, at[1][column]), sincos(config.width // 2, at[0][row])]
@@ -138,10 +138,10 @@ class LatteT2V(nn.Module):
         enable_temporal_attentions: bool = True,
         use_image_num: int = 0,
     ) -> Tensor:
-        """The mask is (B, T), True or 1 where a token counts.
+        """Predicts noise and variance; the mask is (B, T), True or 1 where a token counts.
 
         The last use_image_num frames are images with captions of their own: text (B, 1 + n, T, channels) and a mask
-        (B, 1 + n, T); they pass by the time blocks.
+        (B, 1 + n, T); they skip the time blocks.
         """
         x, config, images = hidden_states, self.config, use_image_num
         batch, frames = x.shape[0], x.shape[2] - images
@@ -174,7 +174,7 @@ class LatteT2V(nn.Module):
 
     @staticmethod
     def per_frame(x: Tensor, frames: int, images: int) -> Tensor:
-        """(B, T, ...) or (B, 1 + n, T, ...) as ((B (F + n)), T, ...): the first one for every frame."""
+        """Repeats (B, T, ...) or (B, 1 + n, T, ...) as ((B (F + n)), T, ...), the first one once per video frame."""
         if not images:
             return repeat(x, "b ... -> (b f) ...", f=frames)
         video = repeat(x[:, 0], "b ... -> b f ...", f=frames)

@@ -64,14 +64,15 @@ def sample(
         vae: decoder of the latents: folder of an AutoencoderKL, "identity" for pixels, or an open VAE; by default the
             VAE of the run.
         dtype: data type of weights and activations.
-        device: device for a model given as a path, by default the device of `ranks`, or the CPU.
+        device: device that a path is loaded to, by default that of `ranks`, else the GPU where there is one.
         out: folder for the files; None returns the pixels.
         format: kind of file: a film (mp4, gif) or an array (npz) for each sample, or a contact sheet (png) of a batch.
         fps: frames a second of the films.
         ranks: processes that share the work; see distributed.ranks.start.
         progress: whether to show a progress bar.
     """
-    ranks = ranks or Ranks()
+    if ranks is None:
+        ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     source = open_source(model, vae, classes, dtype, device or ranks.device)
     scale = guidance if guidance is not None else 4.0 if source.adapter.choices else 1.0
     if scale != 1.0 and not source.adapter.choices:

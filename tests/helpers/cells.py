@@ -1,4 +1,4 @@
-"""Names of the cells of a product of settings."""
+"""Test ids of combinations of settings."""
 
 
 def cell_id(cell: dict) -> str:

@@ -1,4 +1,4 @@
-"""Counts what runs: ops, matrix products, copies and the bytes of what they make. Counts, never times."""
+"""Counts ops, copies and the bytes that a call allocates; measures no times."""
 
 from collections import Counter
 from typing import Any
@@ -19,7 +19,7 @@ COPIES = ("clone", "copy_", "_to_copy", "contiguous", "cat", "stack", "repeat")
 
 
 class Count(TorchDispatchMode):
-    """Counts what runs, views left out; `copies` holds the sizes of copies, `bytes` what was newly made in all."""
+    """Counts ops by name, without views; `copies` holds the sizes of copies, `bytes` the sum of new storages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small TorchScript networks that are called as the published detectors are, and sets to show them."""
+"""Small TorchScript networks that are called as the published detectors are, and sets to run them on."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from tests.helpers.films import frame_folder
 
 
 class Motion(nn.Module):
-    """Two random convolutions over space and time, and what is left of them on average."""
+    """Averages of two random convolutions over space and time."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class Motion(nn.Module):
 
 
 class Numbers(nn.Module):
-    """The mean of each frame's first two colours: a film whose frames say which they are is read off."""
+    """Means of each frame's red and green, from which the frames of a `numbered` film can be told."""
 
     def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
         return x[:, :2].float().mean((3, 4)).flatten(1)
 
 
 class Colours(nn.Module):
-    """Of single pictures."""
+    """Mean colours of single pictures."""
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         assert return_features and x.ndim == 4
@@ -49,28 +49,28 @@ class Classes(nn.Module):
 
 
 class Logits(nn.Module):
-    """No probabilities."""
+    """Mean colours, which are no probabilities."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().mean((2, 3, 4))
 
 
 class Flat(nn.Module):
-    """One number a clip, without a width."""
+    """One number per clip, without an axis for features."""
 
     def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
         return x.float().mean((1, 2, 3, 4))
 
 
 class Averaged(nn.Module):
-    """One row for all that it is given."""
+    """One row for the whole batch."""
 
     def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
         return x.float().mean((0, 2, 3, 4))[None]
 
 
 class Reused(nn.Module):
-    """Means of colours, given in one buffer that each call fills anew."""
+    """Mean colours, returned in one buffer that each call overwrites."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Reused(nn.Module):
 
 
 class Infinite(nn.Module):
-    """Numbers that a division by nothing makes."""
+    """Features that a division by zero makes infinite."""
 
     def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
         return 1 / (x[:, :, 0, 0, 0].float() * 0)
@@ -97,7 +97,7 @@ def saved(network: nn.Module, path: Path) -> Path:
 
 
 def numbered(film: int, frames: int, side: int = 8) -> np.ndarray:
-    """uint8 (F, H, W, 3): each frame's colours are its number, its film's, and none."""
+    """Draws uint8 (F, H, W, 3): each frame's red is its number, its green the film's, its blue 0."""
     video = np.zeros((frames, side, side, 3), np.uint8)
     video[..., 0] = np.arange(frames)[:, None, None]
     video[..., 1] = film
@@ -105,14 +105,14 @@ def numbered(film: int, frames: int, side: int = 8) -> np.ndarray:
 
 
 def numbered_set(root: Path, lengths: list[int]) -> Path:
-    """A set of kind frames, whose films have these lengths."""
+    """Writes a set of kind frames, whose films have these lengths."""
     for film, length in enumerate(lengths):
         frame_folder(root / f"{film:03d}", numbered(film, length))
     return root
 
 
 def write_arrays(root: Path, videos: list[np.ndarray]) -> Path:
-    """A folder as `latte-fast sample --format npz` leaves it."""
+    """Writes a folder as `latte-fast sample --format npz` does."""
     root.mkdir(parents=True, exist_ok=True)
     for i, video in enumerate(videos):
         np.savez_compressed(root / f"{i:06d}.npz", video=video, name=str(i), number=i, seed=0)

@@ -1,4 +1,4 @@
-"""Videos and folders to test with, small and with frames that all differ."""
+"""Small videos and folders of pictures for tests, whose frames all differ."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ from latte_fast.media.write import write_png
 
 
 def moving(frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
-    """uint8 (F, H, W, 3): smooth texture that slides two pixels a frame."""
+    """Draws uint8 (F, H, W, 3): a smooth texture that slides two pixels per frame."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(float)
     waves = rng.uniform(0.05, 0.6, (3, 3, 2))
@@ -30,7 +30,7 @@ def encode(
     times: list[int] | None = None,
     pix_fmt: str = "yuv420p",
 ) -> Path:
-    """A video file of these frames, shown at `times` (in 1/25 s), by default one after the other."""
+    """Writes a video file of these frames, shown at `times` (in 1/25 s), by default one after the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options={"threads": "1", **(options or {})})
@@ -45,7 +45,7 @@ def encode(
 
 
 def decode(path: Path) -> np.ndarray:
-    """Every frame of a file, from first to last."""
+    """Reads every frame of a file, from first to last."""
     with av.open(str(path)) as box:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in box.decode(video=0)])
 
@@ -57,7 +57,7 @@ def frame_folder(folder: Path, video: np.ndarray, name: str = "{:04d}.png") -> P
 
 
 def layout(kind: str, root: Path, frames: int = 12) -> Path:
-    """Three small clips as upstream's documentation lays the set out."""
+    """Writes three small clips in the layout that upstream's documentation gives for this kind of set."""
     if kind == "ffs":
         for i in range(3):
             encode(root / "train" / "videos" / f"id{i}.mp4", moving(frames, 40, 32, i))

@@ -10,7 +10,7 @@ from latte_fast.training import Ranks, start
 
 
 def fork(run: Callable[[], object], **env: str) -> int:
-    """A child that runs and exits 0, or prints its traceback and exits 1."""
+    """Forks a child that calls run and exits 0, or prints its traceback and exits 1; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -27,7 +27,7 @@ def fork(run: Callable[[], object], **env: str) -> int:
 
 
 def finish(*children: int) -> None:
-    """Waits for all; a failed one ends the others, which would wait for it."""
+    """Waits for all children; if one fails, kills the others, which would wait for it."""
     left = set(children)
     while left:
         child, status = os.wait()
@@ -39,7 +39,7 @@ def finish(*children: int) -> None:
 
 
 def on_ranks(count: int, run: Callable[[Ranks], object]) -> None:
-    """Runs on `count` ranks as torchrun would start them; one is no group at all."""
+    """Calls run on `count` ranks as torchrun would start them; a single rank has no process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Kills runs, to be run as a process: torch is imported once, and each run is a fork of it.
+"""Kills training runs. To be run as a process: torch is imported once, and each training run is a fork.
 
 python -m tests.helpers.kills FOLDER KILLS SEED     at random moments, then compares with a run left alone
 python -m tests.helpers.kills FOLDER writing        at each stage of writing a checkpoint
@@ -39,7 +39,7 @@ def result(out: Path, steps: int) -> tuple[list[tuple[float, ...]], dict[str, to
 
 
 def at_random(folder: Path, kills: int, seed: int) -> None:
-    """Each kill comes a few steps after the child's start, at any moment of the step or of writing a checkpoint."""
+    """Kills each child a few steps after its start, at any moment of a step or of writing a checkpoint."""
     rng = random.Random(seed)
     steps = 3 * kills
     finish(fork(lambda: trained(folder / "alone", steps)))
@@ -61,7 +61,7 @@ def at_random(folder: Path, kills: int, seed: int) -> None:
                 if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
                     done += 1
                     during += any((out / checkpoint.FOLDER).glob(".*.partial"))
-                # a finished child was no kill, and the next one finds nothing to do and ends
+                # a child that had finished does not count as killed; the next one finds nothing to do and ends
         (log, ema), (log_alone, ema_alone) = result(out, steps), result(folder / "alone", steps)
         assert len(log) == steps, f"{len(log)} lines for {steps} steps"
         assert log == log_alone, "losses differ"
@@ -70,7 +70,7 @@ def at_random(folder: Path, kills: int, seed: int) -> None:
 
 
 def while_writing(folder: Path) -> None:
-    """A child that ends itself before or after each system call of writing costs at most the new checkpoint."""
+    """Kills a child before and after each call that writes a checkpoint: at most the new checkpoint is lost."""
     stages = [
         (torch.distributed.checkpoint, "save"),
         (checkpoint, "save_file"),
@@ -97,7 +97,7 @@ def while_writing(folder: Path) -> None:
             left = checkpoint.latest(out)
             assert left is not None and checkpoint.step_of(left) >= 3, f"killed in {name}: {left}"
             finish(fork(lambda out=out: trained(out, 6, keep=1)))  # type: ignore[misc]
-            # a kill after the rename leaves nothing to write, and what it left goes with the next checkpoint
+            # after the rename nothing is left to write; the next checkpoint removes what the killed run left behind
             names = [p.name for p in sorted((out / checkpoint.FOLDER).glob("step-*"))]
             assert names[-1:] == ["step-0000006"], names
     print(f"{2 * len(stages)} kills while writing")
@@ -105,7 +105,7 @@ def while_writing(folder: Path) -> None:
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
-    # what torch imports late is imported before the forks; no step is made, which would start threads
+    # makes torch import its lazy modules before the forks; trains no step, which would start threads
     Trainer(tiny(home / "unused"))
     if sys.argv[2] == "writing":
         while_writing(home)

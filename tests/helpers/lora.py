@@ -1,12 +1,10 @@
-"""A LoRA as adapter libraries put it in a layer's place."""
+"""A linear layer plus a trained update, as adapter libraries put it in a layer's place."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Lora(nn.Module):
-    """What an adapter library puts in a layer's place."""
-
     def __init__(self, base: nn.Linear):
         super().__init__()
         self.base = base

@@ -1,4 +1,4 @@
-"""Pairs of oracle and fast model with the same, refilled weights."""
+"""Pairs of an oracle and a fast model with the same refilled weights, their inputs and their gradients."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SMALL = {"input_size": 8, "num_frames": 3, "depth": 2, "hidden_size": 64, "num_h
 
 
 def build_pair(joint: bool = False, dtype: torch.dtype = torch.float32, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
-    """(oracle, fast), the oracle refilled and in a wider dtype where that is asked for by the caller."""
+    """Returns (oracle, fast) in `dtype`, with the same refilled weights."""
     keywords = SMALL | kwargs
     oracle = (reference.latte.LatteIMG if joint else reference.latte.Latte)(**keywords)
     testing.refill(oracle)
@@ -21,7 +21,7 @@ def build_pair(joint: bool = False, dtype: torch.dtype = torch.float32, **kwargs
 
 
 def build_inputs(model: nn.Module, batch: int = 2, images: int = 0, seed: int = 0) -> tuple[tuple, dict[str, Any]]:
-    """(x, t) with different t, and the condition the model's extras ask for, with different y."""
+    """Returns (x, t), t differing between samples, and the condition that the model takes, y differing too."""
     config = model.config
     generator = torch.Generator().manual_seed(seed)
     dtype = model.x_embedder.proj.weight.dtype
@@ -43,7 +43,7 @@ def build_inputs(model: nn.Module, batch: int = 2, images: int = 0, seed: int = 
 
 
 def forward_backward(model: nn.Module, args: tuple, kwargs: dict, dout: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """(output, gradient of every parameter by name) under the upstream gradient dout; label dropout is seeded."""
+    """Returns (output, gradients by parameter name) under the upstream gradient dout; label dropout is seeded."""
     model.zero_grad()
     torch.manual_seed(7)
     out = model(*args, **kwargs)
@@ -52,7 +52,7 @@ def forward_backward(model: nn.Module, args: tuple, kwargs: dict, dout: Tensor) 
 
 
 def assert_gradients(got: dict, oracle: dict, bound: float) -> None:
-    """Every gradient within `bound` of its largest value; one that is zero in exact arithmetic stays below noise."""
+    """Asserts that every gradient is within `bound` of its largest value, or noise if zero in exact arithmetic."""
     assert got.keys() == oracle.keys()
     largest = max(g.abs().max().item() for g in oracle.values())
     for name, exact in oracle.items():

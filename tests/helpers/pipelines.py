@@ -1,4 +1,4 @@
-"""A complete diffusers LattePipeline of tiny random parts; importing this skips where diffusers is missing."""
+"""A complete diffusers LattePipeline of tiny random parts; importing this file skips tests without diffusers."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def pipeline(**kwargs: Any) -> Any:
 
 
 def video(pipe: Any, prompt: Any = "a dog runs", **kwargs: Any) -> torch.Tensor:
-    """(B, F, 3, H, W) in [0, 1]."""
+    """Samples videos (B, F, 3, H, W) in [0, 1]."""
     defaults = {"num_inference_steps": 4, "height": 16, "width": 16, "video_length": 3, "clean_caption": False}
     noise = torch.Generator().manual_seed(1)
     return pipe(prompt, output_type="pt", generator=noise, **defaults | kwargs).frames

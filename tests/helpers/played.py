@@ -1,4 +1,4 @@
-"""What stands for CUDA graphs where there is no GPU, and the model and the clips that are replayed."""
+"""A stand-in for CUDA graphs where there is no GPU, and inputs for a replayed model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Played:
-    """Stands for CUDA graphs: a replay writes the captured call's output, from the captured call's own inputs."""
+    """Stands in for CUDA graphs: a replay repeats the captured call on its own inputs, into its own output."""
 
     def __init__(self) -> None:
         self.captures = self.replays = 0
@@ -18,7 +18,7 @@ class Played:
         self.captures += 1
         self.pools.append(pool)
         made = call()
-        assert not made.requires_grad  # its graph of gradients would keep every activation as long as the CUDA graph
+        assert not made.requires_grad  # else autograd's graph would keep every activation as long as the CUDA graph
         output = torch.full_like(made, float("nan"))
 
         def again() -> None:

@@ -1,4 +1,4 @@
-"""The same run on one, two and four ranks; to be run as a process: python -m tests.helpers.spread FOLDER COUNTS."""
+"""Makes the same run on one, two and four ranks. As a process: python -m tests.helpers.spread FOLDER COUNTS."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def losses(name: str) -> list[list[float]]:
 
 
 def guided(ranks: Ranks) -> None:
-    """A model sharded over ranks, called for guidance by its own method, gives what the whole gives."""
+    """Asserts that forward_with_cfg of a model sharded over ranks gives what the whole model's gives."""
     name = f"guided-{ranks.count}"
     config = replace(CONFIG, out=str(FOLDER / name), parallel="fsdp")
     trainer = Trainer(config, ranks, say=lambda text: None)
@@ -69,7 +69,7 @@ def sampled(count: int) -> dict[str, bytes]:
 
 
 def main(counts: list[int]) -> None:
-    # what torch imports late is imported before the forks; no step is made, which would start threads
+    # makes torch import its lazy modules before the forks; trains no step, which would start threads
     Trainer(replace(CONFIG, out=str(FOLDER / "unused")))
     train("one", 1)
     train("one-accumulated", 1, micro_batch=2)

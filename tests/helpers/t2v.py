@@ -1,4 +1,4 @@
-"""Pairs of oracle and fast text-to-video model with the same weights, their inputs and their gradients."""
+"""Pairs of an oracle and a fast text-to-video model with the same weights, their inputs and their gradients."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def pair(dtype: torch.dtype = torch.float32, **kwargs: Any) -> tuple[nn.Module, 
 
 
 def inputs(frames: int, height: int, width: int, images: int = 0, dtype: torch.dtype = torch.float32) -> tuple:
-    """x, t, text and a mask that drops some tokens of each caption."""
+    """Returns x, t, text and a mask that drops some tokens of each caption."""
     generator = torch.Generator().manual_seed(frames + height + images)
     x = torch.randn(2, 4, frames + images, height, width, generator=generator)
     captions = (1 + images,) if images else ()
@@ -37,7 +37,7 @@ def gradients(model: nn.Module, out: Tensor) -> dict[str, Tensor]:
 
 
 def assert_gradients(oracle: dict[str, Tensor], fast: dict[str, Tensor], limit: float) -> None:
-    """Relative to each gradient's own size, but for those that are zero in exact arithmetic (to_k.bias)."""
+    """Asserts errors below `limit` times a gradient's size, or noise if it is zero in exact arithmetic (to_k.bias)."""
     assert oracle.keys() == fast.keys()
     largest = max(g.abs().max().item() for g in oracle.values())
     for name, exact in oracle.items():

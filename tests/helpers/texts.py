@@ -1,4 +1,4 @@
-"""Captions for tests, and an encoder that needs no network."""
+"""Captions for tests, and a text encoder that needs no downloads."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ SHAPES = {name: f"a {name.split()[0]} that goes {name.split()[1]}" for name in C
 
 
 class Letters:
-    """A random row a word and place, padding too; stands in for T5."""
+    """Stands in for T5: a random row for each word and position, padding too."""
 
     name, channels, tokens = "letters", 12, 6
 
@@ -37,7 +37,7 @@ class Letters:
 
 
 def shapes_texts(folder: Path) -> Path:
-    """Captions of the moving shapes, embedded."""
+    """Writes the embedded captions of the moving shapes."""
     encode_text(SHAPES, folder, Letters(), dtype="float32")
     return folder
 

@@ -1,4 +1,4 @@
-"""The smallest Latte that checkpoints are tried on."""
+"""A small Latte for tests of checkpoints."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The smallest run there is: two blocks of width 16 on 8-pixel shapes."""
+"""The configuration of a tiny run: two blocks of width 16 on 8-pixel shapes."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ MODEL = ModelConfig(patch_size=4, hidden_size=16, depth=2, num_heads=2, class_dr
 
 
 def tiny(out: str | Path, **changes: Any) -> TrainConfig:
-    """Eleven clips and batches of four, so that epochs end within a batch."""
+    """Returns a configuration with eleven clips and batches of four, so that epochs end within a batch."""
     given: dict[str, Any] = {
         "model": MODEL,
         "data": DataConfig(kind="shapes", clips=11),

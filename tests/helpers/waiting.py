@@ -1,4 +1,4 @@
-"""What makes the host wait for a GPU, found without one: the meta device in the GPU's place."""
+"""Finds what would make the host wait for a GPU, without one: the meta device stands in for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ GPU = torch.device("meta")
 
 
 class _Copies(TorchDispatchMode):
-    """Refuses to bring a tensor of the host to the device; reading one from there is refused by the meta device."""
+    """Refuses copies of tensors from the host to the device; the meta device itself refuses copies back."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -25,7 +25,7 @@ class _Copies(TorchDispatchMode):
 
 
 class _Values(TorchFunctionMode):
-    """The same of Python's numbers, which the other does not see."""
+    """Refuses copies of Python's numbers, which a dispatch mode does not see."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -36,6 +36,6 @@ class _Values(TorchFunctionMode):
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Raises where the host would wait for a GPU: in here everything is to stay on it."""
+    """Raises where the host would wait for a GPU: all work inside has to stay on the device."""
     with _Copies(), _Values():
         yield

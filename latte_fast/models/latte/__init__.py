@@ -1,4 +1,4 @@
-"""Latte and LatteIMG: classes, text embeddings or no condition, in the paper's whole design space."""
+"""Latte and LatteIMG in the paper's whole design space: model, adapter, initialisation, and reading published files."""
 
 from latte_fast.models.latte.model import Latte, Latte_models, LatteIMG, LatteIMG_models
 

@@ -1,4 +1,4 @@
-"""Latte in training and sampling: clips of classes, or of nothing."""
+"""Latte in training and sampling: clips with classes, or without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -19,7 +19,7 @@ FILES = (".safetensors", ".pt")
 
 
 class LatteAdapter:
-    """See Adapter; a dropped label is the class after the last."""
+    """The Adapter of Latte and LatteIMG; a dropped label becomes the null class, number num_classes."""
 
     name, labels, config_type = "latte", "classes", LatteConfig
     starts_from, in_pipelines = "a file", False
@@ -32,7 +32,7 @@ class LatteAdapter:
     def fit(
         cls, model: ModelConfig, sizes: DataSizes, classes: list[str], captions: Captions | None, start: str | None
     ) -> "LatteAdapter":
-        """A Latte for this data; without classes it has no condition."""
+        """Returns the adapter of a Latte sized for the data; without classes the model is unconditional."""
         own = model.sizes({})
         common = {f.name for f in fields(model)} & {f.name for f in fields(LatteConfig)} - set(own)
         config = LatteConfig(
@@ -60,14 +60,14 @@ class LatteAdapter:
         save_state(cast(model.state_dict(), dtype), out)
 
     def build(self, images: int = 0, recompute: str = "none") -> Latte:
-        """Labels are dropped by sample number before they reach the model, so its own dropout is off."""
+        """Returns a new model, its own label dropout off: the data drops labels by sample number."""
         model = (LatteIMG if images else Latte)(**asdict(self.config), recompute=recompute)
         if self.choices:
             model.y_embedder.dropout_prob = 0.0
         return model
 
     def start(self, model: nn.Module, path: str) -> str:
-        """Loads a Latte's file strictly, or initialises from a DiT's, which has no positions in time."""
+        """Loads a Latte's file strictly, or initialises from a DiT's, which has no temporal positions."""
         state = read_checkpoint(path)
         if "temp_embed" in state or state.keys() == model.state_dict().keys():
             load_state(model, state, path)
@@ -105,7 +105,7 @@ class LatteAdapter:
         return config.num_frames, config.in_channels, config.input_size, config.input_size
 
     def guidable(self, dropout: float) -> bool:
-        # a table without a row for the null class was trained without dropout
+        # without dropout the label table has no row for the null class
         return self.config.class_dropout_prob > 0
 
     def learns_sigma(self) -> bool:

@@ -1,6 +1,6 @@
-"""Latte's blocks on (B, F, N, D): elementwise passes, GEMMs and attention, with the last residual left pending.
+"""Latte's blocks on (B, F, N, D); each returns its last residual pending, which the next block's norm adds.
 
-One class holds the paper's blocks: attention over one axis (variants 1 and 2), over space then time (3), or over both
+Block covers the paper's variants: attention over one axis (variants 1 and 2), over space then time (3), or over both
 in parallel with the outputs added (4); modulated by the condition (S-AdaLN) or plain (all-tokens).
 """
 
@@ -17,16 +17,16 @@ Rope = tuple[Tensor, Tensor]
 
 
 class BlockContext(NamedTuple):
-    """What a block is told beside its tokens: its axis, what enters before time attention, the images that skip it."""
+    """What a block needs besides its tokens and condition."""
 
     axis: str  # "space", "time" or "both"
-    pos: Tensor | None = None  # (F, 1, D)
-    rope: Rope | None = None  # (F, K/2) each
-    images: int = 0
+    pos: Tensor | None = None  # (F, 1, D), added before the first time attention
+    rope: Rope | None = None  # (cos, sin), (F, K/2) each
+    images: int = 0  # the last frames, which skip time attention
 
 
 class Attention(nn.Module):
-    """Multi-head attention over one axis, q, k, v read where the packed linear layer left them."""
+    """Multi-head attention over one axis; q, k and v are strided views of the packed projection."""
 
     def __init__(self, width: int, heads: int, inner: int | None = None):
         super().__init__()
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(inner, width)
 
     def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None]:
-        """The result without the projection's bias, and that bias."""
+        """Returns the projected result and the bias that is still to be added to it, if any."""
         return split_bias(self.proj, self.attend(h, axis, rope))
 
     def attend(self, h: Tensor, axis: str, rope: Rope | None = None) -> Tensor:
@@ -55,14 +55,14 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The result without the second layer's bias, and that bias."""
+        """Returns the result and the bias of fc2 that is still to be added to it, if any."""
         return mlp(self.fc1, self.fc2, h)
 
 
 class Block(nn.Module):
-    """Attention, then the MLP; see the module's first lines for its forms."""
+    """Attention, then an MLP, each added through a gate, in the forms that the top of this file lists."""
 
-    # on the class, so that a patched upstream instance has them too
+    # class attributes, so that an upstream block patched to this class has them too
     order = "one"
     plain = False
 
@@ -94,7 +94,7 @@ class Block(nn.Module):
         return self.mlp.fc1.out_features
 
     def modulation(self, silu_c: Tensor | None) -> tuple[Tensor, ...]:
-        """shift, scale, gate of attention and of the MLP, each (G, D); a plain block is one group that gates with 1."""
+        """Returns shift, scale, gate of attention, then of the MLP, (G, D) each; (1, D) with gates of 1 where plain."""
         if not self.plain:
             return self.adaLN_modulation[1](silu_c).chunk(6, dim=-1)
         return (*affine(self.norm1), *affine(self.norm2))
@@ -102,35 +102,35 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
     ) -> tuple[Tensor, Pending]:
-        """x (B, F, N, D), silu_c (G, D) the condition after its SiLU -> x' and this block's own last residual."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(silu_c)
-        before_time = self.order == "sequential"
-        x, h = add_and_norm(x, pending, shift_a, scale_a, None if before_time else context.pos)
+        """x (B, F, N, D), silu_c = SiLU(condition) (G, D) -> x and the MLP's residual, which is still to be added."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(silu_c)  # (G, D) each
+        pos = None if self.order == "sequential" else context.pos
+        x, h = add_and_norm(x, pending, shift_a, scale_a, pos)  # (B, F, N, D) each
         if self.order == "one":
-            y, bias = self.attn(h, context.axis, context.rope)
+            y, bias = self.attn(h, context.axis, context.rope)  # (B, F, N, D), (D,)
         elif self.order == "sequential":
             y, bias = self.attn(h, "space")
             x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_a, scale_a, context.pos)
             y, bias = self.temporal_attention(h, context)
         else:
             y, bias = self.in_parallel(h, context)
-        # what is done with goes at once, or sampling would hold it through the MLP
+        # freed before the MLP, the peak of memory in sampling
         del h, pending
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
         del y
         y, bias = self.mlp(h)
-        # a copy, so that no parameter of this block is read by the next
+        # a copy, so that the next block reads no parameter of this one
         return x, Pending(y, gate_m, None if bias is None else bias.clone())
 
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
-        """The time attention of variant 3; images get nothing from it, not even a bias."""
+        """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""
         if not context.images:
             return self.attn_time(h, "time", context.rope)
         y = self.attn_time.proj(self.attn_time.attend(h[:, : -context.images], "time", context.rope))
         return torch.cat([y, y.new_zeros(y.shape[0], context.images, *y.shape[2:])], dim=1), None
 
     def in_parallel(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
-        """Variant 4: both attentions read h, their projections add up."""
+        """Adds up space and time attention over the same h (variant 4)."""
         y, bias = self.attn(h, "space")
         if context.images:
             return y + self.temporal_attention(h, context)[0], bias
@@ -139,13 +139,13 @@ class Block(nn.Module):
 
 
 def affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """A LayerNorm's parameters as a modulation of one group: (shift, scale, gate), each (1, D)."""
+    """Returns a LayerNorm's weight and bias as the modulation of one group: (shift, scale, gate), (1, D) each."""
     weight, bias = norm.weight[None], norm.bias[None]
     return bias, weight - 1, torch.ones_like(bias)
 
 
 class FinalLayer(nn.Module):
-    """The head: modulated norm (or a plain one), then a linear layer to patches."""
+    """The head: a modulated (or plain) norm, then a linear layer from tokens to patches."""
 
     plain = False
 

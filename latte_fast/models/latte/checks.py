@@ -1,4 +1,4 @@
-"""What a Latte refuses before it does any work; each message names argument, rule and value."""
+"""Checks of a Latte's inputs before any work is done; each message names argument, rule and value."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
 
-_INTEGERS = (torch.int64, torch.int32)  # what torch looks up by
+_INTEGERS = (torch.int64, torch.int32)  # index dtypes of F.embedding
 
 
 def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
@@ -69,7 +69,7 @@ def _check_clip(model: Any, x: Tensor, images: int) -> None:
 
 
 def check_labels(model: Any, name: str, labels: Any, shape: tuple[int, ...]) -> None:
-    """Labels in [0, rows of the table): looked at on the CPU where nothing compiles; elsewhere the lookup asserts."""
+    """Checks labels' shape, dtype and range; the range on the CPU in eager mode only, elsewhere the lookup asserts."""
     classes = model.y_embedder.embedding_table.weight.shape[0]
     if labels is None:
         raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")

@@ -1,4 +1,4 @@
-"""Initialisation from an ImageNet DiT, as the paper says, for every variant."""
+"""Initialisation from an ImageNet DiT, as in the paper, for every variant."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from latte_fast.modules.embed import stretch_space
 
 @dataclass
 class InitReport:
-    """What an initialisation took, how it fitted some of it, and why it left the rest."""
+    """The tensors that an initialisation took, how some were fitted, and why the others were left."""
 
     taken: list[str] = field(default_factory=list)
     fitted: dict[str, str] = field(default_factory=dict)
@@ -26,10 +26,10 @@ class InitReport:
 def init_from_dit(model: nn.Module, path: str | os.PathLike) -> InitReport:
     """Initialises a Latte from a DiT's file and reports what was taken; on an error the model is untouched.
 
-    DiT's block i becomes Latte's block i. Its positions serve every frame (they broadcast over F), resized where the
-    grid differs. Its label table is dropped and Latte's own set to zero. What DiT has no counterpart for (temp_embed, a
-    second attention, plain norms) keeps its initialisation; variant 4 splits DiT's heads between its two attentions,
-    and a patch of s frames starts as the mean over its frames.
+    DiT's block i becomes Latte's block i. DiT's positions serve every frame (they broadcast over F), resized where the
+    grid differs. DiT's label table is dropped and Latte's own set to zero. Parameters that DiT lacks (temp_embed, a
+    second attention, plain norms) keep their initialisation; variant 4 splits DiT's heads between its two attentions,
+    and the embedding of a patch of s frames starts as the mean over its frames.
     """
     state, own = read_checkpoint(path), model.state_dict()
     report = InitReport()
@@ -59,7 +59,7 @@ def init_from_dit(model: nn.Module, path: str | os.PathLike) -> InitReport:
 
 
 def _is_new(key: str) -> bool:
-    """What only Latte's blocks have: a second attention, plain norms."""
+    """Returns whether DiT's blocks lack this parameter: it is of a second attention or a plain norm."""
     return ".attn_time." in key or ".norm1." in key or ".norm2." in key
 
 
@@ -77,7 +77,7 @@ def _fitted(key: str, value: Tensor, own: Tensor, report: InitReport) -> Tensor:
 
 
 def _split_heads(model: nn.Module, state: dict[str, Tensor], report: InitReport) -> dict[str, Tensor]:
-    """For variant 4: the first half of DiT's heads to the attention over space, the second half to that over time."""
+    """Gives the first half of DiT's heads to variant 4's space attention, the second half to its time attention."""
     config = model.config
     if config.heads_each == config.num_heads:
         return state
@@ -94,7 +94,7 @@ def _split_heads(model: nn.Module, state: dict[str, Tensor], report: InitReport)
             for columns, name in zip(value.chunk(2, dim=1), ("attn", "attn_time"), strict=True):
                 out[key.replace(".attn.", f".{name}.")] = columns
         else:
-            # the bias is added by each of the two projections
+            # both projections add their bias, so each gets half of it
             for name in ("attn", "attn_time"):
                 out[key.replace(".attn.", f".{name}.")] = value / 2
     return out

@@ -5,9 +5,9 @@ from torch import nn
 
 
 def initialize(model: nn.Module) -> None:
-    """Xavier linear layers and patches, N(0, 0.02) embedders, zero modulation and output.
+    """Draws linear layers and patches by Xavier, embedders from N(0, 0.02^2); modulation and output start at zero.
 
-    The transposed convolution of compression frames starts as a copy of each latent frame to its s frames.
+    With compression frames, the transposed convolution starts by copying each latent frame to its s frames.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

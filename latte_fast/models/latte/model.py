@@ -1,6 +1,6 @@
-"""Latte and LatteIMG, fast: upstream's constructor, call, keys and numbers, and the rest of the paper's design space.
+"""Latte and LatteIMG: upstream's constructor, call, parameter names and numbers, and the paper's other variants.
 
-Tokens stay (B, F, N, D) from patches to output, whatever the variant.
+Tokens stay (B, F, N, D) from patches to output in every variant.
 """
 
 from functools import partial
@@ -37,16 +37,16 @@ class Latte(nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
 
     Args:
-        recompute: what is made again in the backward instead of kept: "none"; "elementwise", norms and GELU (x, qkv,
+        recompute: what the backward computes again instead of keeping: "none"; "elementwise", norms and GELU (x, qkv,
             attention, both sublayer results and the pre-activation are kept); "mlp", fc1 too; "block", all but x.
-        extend_time: what to do where F is not num_frames: "error" as upstream, "sincos" (the table continued) or
-            "interpolate" (the stored table stretched). Rotary positions take any F.
-        extend_space: the same where H, W are not input_size; any multiple of the patch, square or not.
-        **kwargs: the fields of LatteConfig: upstream's constructor keywords and the paper's design space.
+        extend_time: positions where F is not num_frames: "error" refuses as upstream does, "sincos" continues the
+            table, "interpolate" stretches the stored table. Rotary positions take any F.
+        extend_space: positions where H, W are not input_size, by the same rules; any multiple of the patch is taken.
+        **kwargs: fields of LatteConfig: upstream's constructor keywords and the paper's design space.
     """
 
     text_width = TEXT_WIDTH
-    # on the class, so that a patched upstream instance has them too
+    # class attributes, so that an upstream model patched to this class has them too
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
@@ -99,7 +99,7 @@ class Latte(nn.Module):
         return self.run(x, self.t_embedder(t), self.embed_condition(y, text_embedding))
 
     def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
-        """(B, D) of the class or the text, None where there is neither."""
+        """Embeds the class or the text, (B, D); None for an unconditional model."""
         if self.extras == 2:
             return self.y_embedder(y, self.training)
         if self.extras == 78:
@@ -110,20 +110,20 @@ class Latte(nn.Module):
     def run(
         self, x: Tensor, time: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0
     ) -> Tensor:
-        """Patches, blocks, head; embedded time and label (B, D), stills (B, n, D) the labels of n images."""
-        config = self.config
-        rows, columns = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
+        """x (B, F, C, H, W), embeddings time and label (B, D), of image labels stills (B, n, D) -> (B, F, 2C, H, W)."""
+        config, p = self.config, self.patch_size
+        rows, columns = x.shape[3] // p, x.shape[4] // p
         x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
         frames = x.shape[1] - images
         extra = config.extra_tokens
-        if extra:
+        if extra:  # all-tokens conditioning
             x = torch.cat([self.tokens(time, label, stills, frames, images).to(x.dtype), x], dim=2)
-            silu_space = silu_time = silu_final = None
-        else:
-            silu_space, silu_time, silu_final = self.conditions(time, label, stills, frames)
-        pos, rope = self.time_positions(frames, x.device)
+            silu_space = silu_time = silu_head = None
+        else:  # S-AdaLN
+            silu_space, silu_time, silu_head = self.conditions(time, label, stills, frames)  # (G, D) each
+        pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
-            pos = pad(pos, (0, 0, 0, 0, 0, images))  # nothing for the images
+            pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
         pending: Pending | None = None
         for i, block in enumerate(self.blocks):
             axis = config.axis(i)
@@ -132,28 +132,28 @@ class Latte(nn.Module):
                 x, pending = self.beside_images(block, x, pending, silu_time, context), None
             else:
                 silu_c = silu_time if axis == "time" else silu_space
-                x, pending = run_block(self.recompute, block, x, pending, silu_c, context)
-        if extra and pending is not None:
-            x, pending = x[:, :, extra:], pending._replace(y=pending.y[:, :, extra:])
-        elif extra:
+                x, pending = run_block(self.recompute, block, x, pending, silu_c, context)  # (B, F, N, D)
+        if extra:
             x = x[:, :, extra:]
-        return self.unpatchify(self.final_layer(x, pending, silu_final), rows, columns)
+            pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
+        x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
+        return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
 
     def conditions(
         self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """SiLU of what conditions space, time and the head: (B, D), or one row a frame where images have labels."""
+        """Returns SiLU(condition) for space, time, head: (B, D), or (B*(F+n), D) but for time if images have labels."""
         clip = silu(time if label is None else time + label)
         if stills is not None:
             assert label is not None
             labels = torch.cat([label[:, None].expand(-1, frames, -1), stills], dim=1)  # (B, F+n, D)
             per_frame = silu(time[:, None] + labels).flatten(0, 1)
             return per_frame, clip, per_frame
-        # upstream's head sees the class, but of a text only the time step
+        # upstream conditions its head on the class, but not on the text
         return clip, clip, silu(time) if self.extras == 78 else clip
 
     def tokens(self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int, images: int) -> Tensor:
-        """The condition as (B, F+n, tokens, D): the time step's token, then the class's or text's."""
+        """Returns the condition's tokens (B, F+n, 1 or 2, D): the time step's, then the class's or text's."""
         out = [time[:, None].expand(-1, frames + images, -1)]
         if label is not None:
             labels = label[:, None].expand(-1, frames if stills is not None else frames + images, -1)
@@ -163,7 +163,7 @@ class Latte(nn.Module):
     def beside_images(
         self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
     ) -> Tensor:
-        """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
+        """Applies a time block to the video frames of (B, F+n, N, D); the n images only get their pending residual."""
         batch, frames = x.shape[0], x.shape[1] - context.images
         video, still = pending, pending
         if pending is not None:
@@ -174,11 +174,11 @@ class Latte(nn.Module):
             else:
                 gates = (gate, gate)
             video, still = Pending(y[:, :frames], gates[0], bias), Pending(y[:, frames:], gates[1], bias)
-        moved = resolve(*run_block(self.recompute, block, x[:, :frames], video, silu_c, context._replace(images=0)))
-        return torch.cat([moved, resolve(x[:, frames:], still)], dim=1)
+        after = resolve(*run_block(self.recompute, block, x[:, :frames], video, silu_c, context._replace(images=0)))
+        return torch.cat([after, resolve(x[:, frames:], still)], dim=1)
 
     def space_positions(self, rows: int, columns: int) -> Tensor:
-        """(1, N, D): the stored table, or extended by the model's rule."""
+        """Returns positions (1, N, D): the stored table, or for another grid the one that `extend_space` asks for."""
         table: Tensor = self.pos_embed
         side = int(table.shape[1] ** 0.5)
         if (rows, columns) == (side, side):
@@ -188,7 +188,7 @@ class Latte(nn.Module):
         return stretch_space(table, rows, columns)
 
     def time_positions(self, frames: int, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """(F, 1, D) added once, or rotary tables: the stored table, or extended by the model's rule."""
+        """Returns absolute positions (F, 1, D), which `extend_time` fits to another F, or rotary (cos, sin)."""
         if self.config.time_pos == "rope":
             return None, rope_tables(frames, self.config.head_width, device)
         table: Tensor = self.temp_embed
@@ -215,7 +215,7 @@ class Latte(nn.Module):
         use_fp16: bool = False,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """Guidance over a batch [cond ; uncond] that shares x's first half; the variance channels stay unguided."""
+        """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
         if x.shape[0] % 2:
             raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
         half = x[: len(x) // 2]
@@ -248,7 +248,7 @@ class LatteIMG(Latte):
         use_image_num: int = 0,
         text_embedding: Tensor | None = None,
     ) -> Tensor:
-        """x (B, F+n, C, H, W), the last n frames images; y_image their labels, B rows of n. Train and eval alike."""
+        """x (B, F+n, C, H, W), the last n frames images, with labels y_image (B, n); the same in train and eval."""
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding, images=use_image_num)
@@ -262,7 +262,7 @@ class LatteIMG(Latte):
 
 
 class _Registry(dict):
-    """Constructors by preset; an unknown name is answered with the known ones."""
+    """Constructors by preset name; the KeyError of an unknown name lists the known ones."""
 
     def __missing__(self, name: object) -> Any:
         raise KeyError(f"preset must be one of {', '.join(self)}, got {name!r}")

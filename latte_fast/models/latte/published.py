@@ -7,12 +7,12 @@ from torch import Tensor
 
 from latte_fast.config import SIZES, LatteConfig
 
-# in every file of a model of classes
+# a tensor of every Latte file, and of no text-to-video one
 MARK = "x_embedder.proj.weight"
 
 
 def config_of(state: dict[str, Tensor], source: str) -> LatteConfig:
-    """The configuration of a published Latte from its tensors' shapes; heads are the preset's of that width."""
+    """Derives a published Latte's configuration from its tensors' shapes; heads come from the preset of that width."""
     try:
         width, channels, patch = state["x_embedder.proj.weight"].shape[:3]
         side = isqrt(state["pos_embed"].shape[1]) * patch

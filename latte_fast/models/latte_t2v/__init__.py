@@ -1,4 +1,4 @@
-"""LatteT2V: text to video with the constructor, call, keys and numbers of diffusers and of upstream."""
+"""LatteT2V, the text-to-video model of upstream and diffusers: model, adapter, initialisation, and folders on disk."""
 
 from latte_fast.models.latte_t2v.model import LatteT2V
 

@@ -1,4 +1,4 @@
-"""LatteT2V in training and sampling: clips of captions, whose embeddings were written beforehand."""
+"""LatteT2V in training and sampling: clips with captions that were embedded beforehand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,24 +28,24 @@ FILES = (".safetensors", ".pt")
 
 
 class LatteT2VAdapter:
-    """See Adapter; a dropped caption is the empty one under its own mask, as in the pipeline's negative prompt."""
+    """The Adapter of LatteT2V; a dropped caption is the empty caption's embedding under the dropped one's mask."""
 
     name, labels, config_type = "latte_t2v", "captions", LatteT2VConfig
     starts_from, in_pipelines = "a file, or a model's folder", True
 
     def __init__(self, config: LatteT2VConfig, classes: Sequence[str] = (), captions: Captions | None = None):
         self.config, self.captions = config, captions
-        self.classes: list[str] = []  # captions stay in their folder
+        self.classes: list[str] = []  # captions stay in their folder and are not saved with the weights
         self.choices = len(captions.captions) if captions else 0
 
     @classmethod
     def fit(
         cls, model: ModelConfig, sizes: DataSizes, classes: list[str], captions: Captions | None, start: str | None
     ) -> "LatteT2VAdapter":
-        """A LatteT2V for this data.
+        """Returns the adapter of a LatteT2V sized for the data.
 
-        What is started from keeps its layers' form and the side its position table is made for, which is stretched to
-        the data's: so it starts as what it was.
+        Weights of a folder keep its norm_eps, attention_bias and sample_size; the position table is stretched to the
+        data's side, so that training starts from the same function.
         """
         assert captions is not None
         for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
@@ -115,7 +115,7 @@ class LatteT2VAdapter:
         return f"{path}: {len(state)} tensors taken"
 
     def read(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
-        """text (1 + n, T, C) and text_mask (1 + n, T), the clip's first."""
+        """Returns text (1 + n, T, C) and text_mask (1 + n, T): the clip's caption, then those of its n images."""
         assert self.captions is not None
         labels = [int(item["label"]), *item.get("image_labels", torch.tensor([], dtype=torch.long)).tolist()]
         text, mask = self.captions.told(labels, item["drop"].tolist() if "drop" in item else ())
@@ -138,7 +138,7 @@ class LatteT2VAdapter:
         return self.captions.captions if self.captions else []
 
     def sample_shape(self, size: int, factor: int) -> tuple[int, int, int, int]:
-        # the side of the data: the position table may be that of another model, which it was started from
+        # not config.sample_size, which may be that of the model this one started from
         side = size // factor
         return self.config.video_length, self.config.in_channels, side, side
 
@@ -149,14 +149,14 @@ class LatteT2VAdapter:
         return self.config.channels_out > self.config.in_channels
 
     def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        # the embeddings as they are where they can be: the model knows their keys by the tensor itself
+        # .to() copies nothing where the dtype fits: the prompt cache finds keys and values by the tensor's identity
         conditions["encoder_hidden_states"] = conditions["encoder_hidden_states"].to(x.dtype)
         out: Tensor = model(x.transpose(1, 2), t, **conditions).sample.transpose(1, 2)
         return out
 
 
 def start_config(path: str | None) -> dict[str, Any]:
-    """The config of the text-to-video or PixArt-alpha folder that is started from, empty for anything else."""
+    """Reads the config of a text-to-video or PixArt-alpha folder to start from; {} for anything else."""
     if path is None or not Path(path).is_dir():
         return {}
     return read_config(folder_of(path), CLASSES + PIXART_CLASSES)

@@ -1,7 +1,7 @@
 """The text-to-video model's blocks on (B, F, N, D), with diffusers' parameter names.
 
-A space block is self-attention, cross-attention to the text, MLP; a time block has no text. The modulation is a table
-of the block's own plus what the time step gives all blocks alike (adaLN-single).
+A space block is self-attention, cross-attention to the text, MLP; a time block has no cross-attention. The modulation
+is the block's own table plus a projection of the time step that all blocks share (adaLN-single).
 """
 
 from typing import NamedTuple
@@ -16,24 +16,24 @@ from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
 
 class Text(NamedTuple):
-    """The projected text of a call: one caption a clip, or with n images one for the video and one an image."""
+    """The projected text of a call: one caption per clip, with n images one for the video and one per image."""
 
     hidden: Tensor  # (B, T, D), or (B, 1 + n, T, D)
-    mask: Tensor | None  # the same without D, bool, True where a token counts
-    kept: bool = True  # whether its keys and values may be kept for the next call
+    mask: Tensor | None  # (B, T), or (B, 1 + n, T), bool, True where a token counts
+    kept: bool = True  # whether the next call may reuse its keys and values
 
 
 class BlockContextT2V(NamedTuple):
-    """What a block is told beside its tokens."""
+    """What a block needs besides its tokens and modulation."""
 
     axis: str  # "space" or "time"
     text: Text | None = None
-    pos: Tensor | None = None  # (F, 1, D)
-    images: int = 0
+    pos: Tensor | None = None  # (F, 1, D), added before the first time attention
+    images: int = 0  # the last frames, which have captions of their own
 
 
 class AttentionT2V(nn.Module):
-    """The parameters of an attention; the block reads them."""
+    """The parameters of an attention; BlockT2V's forward uses them."""
 
     def __init__(self, width: int, heads: int, bias: bool):
         super().__init__()
@@ -51,7 +51,7 @@ class GeluT2V(nn.Module):
 
 
 class FeedForwardT2V(nn.Module):
-    """The parameters of an MLP; the block reads them."""
+    """The parameters of an MLP; BlockT2V's forward uses them."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -59,10 +59,10 @@ class FeedForwardT2V(nn.Module):
 
 
 def self_attention(attn: nn.Module, h: Tensor, axis: str) -> Tensor:
-    """h (B, F, N, D) -> (B, F, N, D) before the output projection: one GEMM where the three weights lie together."""
-    one = joined((attn.to_q, attn.to_k, attn.to_v))
-    if one is not None:
-        return ops.attention_layer(h, *one, attn.heads, axis)
+    """h (B, F, N, D) -> (B, F, N, D) before the output projection; one GEMM where q, k, v weights share a storage."""
+    packed = joined((attn.to_q, attn.to_k, attn.to_v))
+    if packed is not None:
+        return ops.attention_layer(h, *packed, attn.heads, axis)
     q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
     return ops.axis_attention(q, k, v, axis)
 
@@ -84,24 +84,24 @@ class BlockT2V(nn.Module):
 
     @property
     def prompt_cache(self) -> PromptCache:
-        """The text's keys and values; made on first use, so that a patched instance has it too."""
+        """Cache of the text's keys and values; made on first use, so that a patched block has it too."""
         return self.__dict__.setdefault("_prompt_cache", PromptCache())
 
     def forward(
         self, x: Tensor, pending: Pending | None, t_modulation: Tensor, context: BlockContextT2V
     ) -> tuple[Tensor, Pending]:
-        """x (B, F, N, D), t_modulation (B, 6, D) -> x' and this block's own last residual."""
+        """x (B, F, N, D), t_modulation (B, 6, D) -> x and the MLP's residual, which is still to be added."""
         modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # (B, D) each
         eps = self.norm1.eps
-        # what is done with goes at once: sampling then holds 9 activations instead of 12
-        x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)
-        out = self_attention(self.attn1, h, context.axis)
+        # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
+        x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each
+        out = self_attention(self.attn1, h, context.axis)  # (B, F, N, D)
         del h, pending
         if context.text is None:
             y, bias = split_bias(self.attn1.to_out[0], out)
         else:
-            # the text's queries come from the sum itself, with no norm in between that could add it
+            # cross-attention reads x without a norm, so no norm can add this residual on the way
             x = resolve(x, Pending(self.attn1.to_out[0](out), gate_a, None))
             y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
             gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
@@ -109,11 +109,11 @@ class BlockT2V(nn.Module):
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps)
         del y
         y, bias = mlp(self.ff.net[0].proj, self.ff.net[2], h)
-        # a copy, so that no parameter of this block is read by the next
+        # a copy, so that the next block reads no parameter of this one
         return x, Pending(y, gate_m, None if bias is None else bias.clone())
 
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
-        """The F*N queries of a clip as one sequence against its caption, each image's N against its own."""
+        """Lets a clip's F*N tokens attend to its caption as one sequence, and each image's N tokens to its own."""
         q = self.attn2.to_q(x).unflatten(-1, (self.attn2.heads, -1))  # (B, F+n, N, H, K)
         layers = (self.attn2.to_k, self.attn2.to_v)
         k, v = self.prompt_cache(text.hidden, layers, self.keys) if text.kept else self.keys(text.hidden)
@@ -126,12 +126,12 @@ class BlockT2V(nn.Module):
         return torch.cat([video, out.view(x.shape[0], images, *x.shape[2:])], dim=1)
 
     def keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., T, D) -> keys and values (..., T, H, K)."""
+        """Projects text (..., T, D) to keys and values (..., T, H, K)."""
         k, v = self.attn2.to_k(hidden), self.attn2.to_v(hidden)
         return k.unflatten(-1, (self.attn2.heads, -1)), v.unflatten(-1, (self.attn2.heads, -1))
 
     @staticmethod
     def over_clip(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (B, F, N, H, K), k and v (B, T, H, K) -> (B, F, N, D)."""
+        """Attends over a clip's caption: q (B, F, N, H, K), k and v (B, T, H, K) -> (B, F, N, D)."""
         out = ops.axis_attention(q.flatten(1, 2)[:, None], k[:, None], v[:, None], "space", key_mask=mask)
         return out.view(*q.shape[:3], -1)

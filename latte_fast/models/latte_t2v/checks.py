@@ -1,4 +1,4 @@
-"""What the text-to-video model refuses before it does any work; each message names argument, rule and value."""
+"""Checks of LatteT2V's inputs before any work is done; each message names argument, rule and value."""
 
 from typing import Any
 
@@ -44,11 +44,11 @@ def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> Non
 
 
 def checked_time(timestep: Any, x: Tensor) -> Tensor:
-    """(B,) of a number, (1,) or (B,)."""
+    """Returns the time steps (B,), given as a number, (1,) or (B,)."""
     rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
     if not isinstance(timestep, Tensor | int | float):
         raise TypeError(f"{rule}, got {type(timestep).__name__}")
-    # a number is filled in on the device: a copy would wait for it, and no CUDA graph could hold it
+    # filled on the device: a copy from the host would wait for it, and a CUDA graph could not capture the copy
     t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=x.device)
     t = t.reshape(-1)
     if t.shape[0] not in (1, x.shape[0]):
@@ -57,10 +57,9 @@ def checked_time(timestep: Any, x: Tensor) -> Tensor:
 
 
 def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
-    """The mask as bool of the text's shape without its width, True where a token counts.
+    """Returns the mask as bool (B, T), with images (B, 1 + n, T), True where a token counts.
 
-    A 2-D mask, and a joint one, is 1 where a token counts; diffusers' 3-D bias, of floating numbers, is 0 there and
-    -10000 elsewhere.
+    A mask of that shape is 1 where a token counts; diffusers' floating bias (B, 1, T) is 0 there and -10000 elsewhere.
     """
     if mask is None:
         return None
@@ -77,12 +76,12 @@ def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
     raise ValueError(f"LatteT2V: encoder_attention_mask must be {rule}, got {tuple(mask.shape)}")
 
 
-# masks of floats that were read, and the version they had
+# floating masks that were checked, with their version at the time
 _read = WeakIdKeyDictionary()
 
 
 def _require_no_negative(mask: Tensor, message: str) -> None:
-    """Reads a mask once, not at each of a prompt's steps: every reading waits for a GPU, and none can be captured."""
+    """Checks a mask once, not at every sampling step: each check waits for the GPU, and none can be captured."""
     if mask.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     version = None if mask.is_inference() else mask._version

@@ -1,4 +1,4 @@
-"""Folders of the text-to-video model in and out, as diffusers and upstream lay them out; PixArt-alpha as a start."""
+"""Reads and writes folders of LatteT2V in diffusers' and upstream's layout, and starts from a PixArt-alpha folder."""
 
 import json
 import os
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=nn.Module)
 CLASSES = ("LatteTransformer3DModel", "LatteT2V")
 PIXART_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 STEM = "diffusion_pytorch_model"
-# saved by diffusers 0.24 with the caption's projection; no model reads it
+# diffusers 0.24 saved it with the caption projection; no model reads it
 STRAY = ("caption_projection.y_embedding",)
 
 
@@ -32,16 +32,16 @@ def load_t2v(
     variant: str | None = None,
     **overrides: Any,
 ) -> T:
-    """The model of folder[/subfolder]; everything is checked before a parameter is made.
+    """Loads the model of folder[/subfolder]; everything is checked before any parameter is allocated.
 
     Args:
         cls: LatteT2V.
-        folder: holds config.json and the weights, or a pipeline whose subfolder `transformer` does.
-        subfolder: of the folder; found by itself where it is `transformer`.
-        dtype: of the parameters; by default that of the file.
-        torch_dtype: the same by diffusers' older name.
-        variant: as in diffusion_pytorch_model.<variant>.safetensors.
-        **overrides: constructor keywords put in the place of the config's: video_length, recompute, ...
+        folder: folder with config.json and the weights, or a pipeline's folder, whose subfolder `transformer` has them.
+        subfolder: name of the model's subfolder; `transformer` is found without it.
+        dtype: dtype of the parameters; by default that of the file.
+        torch_dtype: dtype of the parameters, by diffusers' older name.
+        variant: name of the weights' variant, as in diffusion_pytorch_model.<variant>.safetensors.
+        **overrides: constructor keywords that replace the config's: video_length, recompute, ...
     """
     path = folder_of(folder, subfolder)
     config = read_config(path, CLASSES)
@@ -58,7 +58,7 @@ def load_t2v(
 
 
 def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]) -> None:
-    """config.json and one safetensors file; each appears whole or not at all, the config last."""
+    """Writes config.json and one safetensors file; each appears whole or not at all, the config last."""
     path = Path(folder)
     if path.is_file():
         raise ValueError(f"save_pretrained: folder must not be a file, got {path}")
@@ -70,7 +70,7 @@ def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]
 
 
 def folder_of(folder: str | os.PathLike, subfolder: str | None = None) -> Path:
-    """The folder of a model: itself, a subfolder, or a pipeline's `transformer`."""
+    """Returns the folder that holds the model: the given one, its subfolder, or a pipeline's `transformer`."""
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; models are read from local folders only")
@@ -84,7 +84,7 @@ def folder_of(folder: str | os.PathLike, subfolder: str | None = None) -> Path:
 
 
 def read_config(path: Path, classes: Iterable[str]) -> dict[str, Any]:
-    """config.json of a folder whose class must be one of `classes`."""
+    """Reads a folder's config.json, whose class must be one of `classes`."""
     file = path / "config.json"
     if not file.is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
@@ -100,7 +100,7 @@ def read_config(path: Path, classes: Iterable[str]) -> dict[str, Any]:
 
 
 def read_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
-    """The state dict of a folder: one file or shards, safetensors before .bin."""
+    """Reads a folder's state dict: one file or shards, safetensors before .bin."""
     middle = f".{variant}" if variant else ""
     for suffix in ("safetensors", "bin"):
         single = path / f"{STEM}{middle}.{suffix}"
@@ -114,7 +114,7 @@ def read_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
 
 
 def without_strays(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict less what older versions saved and no model reads."""
+    """Returns the state dict without the tensors that older versions saved and no model reads."""
     return {key: value for key, value in state.items() if key not in STRAY}
 
 
@@ -138,7 +138,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 @dataclass
 class StartReport:
-    """What a start from another model's weights gave, and what it did not."""
+    """Names of the tensors that were loaded, that kept their initialisation, and that the model does not have."""
 
     loaded: list[str]
     fresh: list[str]
@@ -155,15 +155,15 @@ class StartReport:
 def start_from_pixart(
     model: nn.Module, folder: str | os.PathLike, subfolder: str | None = None, variant: str | None = None
 ) -> StartReport:
-    """Space blocks, embedders and head from a PixArt-alpha folder; time blocks stay as they are.
+    """Loads space blocks, embedders and head from a PixArt-alpha folder; time blocks stay as they are.
 
-    A tensor of the same name and another shape is an error before anything is written.
+    A tensor of the same name but another shape raises before anything is loaded.
 
     Args:
-        model: that takes them, in place.
-        folder: holds config.json and the weights, or a pipeline whose subfolder `transformer` does.
-        subfolder: of the folder; found by itself where it is `transformer`.
-        variant: as in diffusion_pytorch_model.<variant>.safetensors.
+        model: LatteT2V to load into.
+        folder: folder with config.json and the weights, or a pipeline's folder, whose subfolder `transformer` has them.
+        subfolder: name of the model's subfolder; `transformer` is found without it.
+        variant: name of the weights' variant, as in diffusion_pytorch_model.<variant>.safetensors.
     """
     path = folder_of(folder, subfolder)
     read_config(path, PIXART_CLASSES)

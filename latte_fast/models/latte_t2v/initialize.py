@@ -1,10 +1,10 @@
-"""PixArt-alpha's initialisation, and time blocks that begin silent."""
+"""PixArt-alpha's initialisation, and time blocks whose output starts at zero."""
 
 from torch import nn
 
 
 def initialize(model: nn.Module) -> None:
-    """PixArt-alpha's: Xavier linear layers and patches, N(0, 0.02) embedders, text and output that start at 0."""
+    """Draws linear layers and patches by Xavier, embedders from N(0, 0.02^2); zeroes cross-attention and the head."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -22,7 +22,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def silence_time(model: nn.Module) -> None:
-    """Time blocks that add nothing yet, so that a model of pictures goes on as what it was."""
+    """Zeroes what time blocks add, so that a model started from an image model first computes the same pictures."""
     for block in model.temporal_transformer_blocks:
         for layer in (block.attn1.to_out[0], block.ff.net[2]):
             nn.init.zeros_(layer.weight)

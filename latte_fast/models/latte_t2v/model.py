@@ -1,4 +1,4 @@
-"""LatteT2V, fast: text to video with the constructor, call, keys and numbers of diffusers and of upstream."""
+"""LatteT2V: text to video with the constructor, call, parameter names and numbers of diffusers and of upstream."""
 
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -22,15 +22,15 @@ TIME_CHANNELS = 256
 
 
 class Output(NamedTuple):
-    """What a call returns unless return_dict is False."""
+    """The result of a call with return_dict=True."""
 
     sample: Tensor  # (B, C, F, H, W)
 
 
 class FastT2V(nn.Module):
-    """The forward, on whatever module has the parameters: LatteT2V's own tree or a patched one's."""
+    """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
-    # on the class, so that a patched instance has them too
+    # class attributes, so that a patched model has them too
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
@@ -38,7 +38,7 @@ class FastT2V(nn.Module):
 
     @property
     def prompt_cache(self) -> PromptCache:
-        """The projected text; made on first use, so that a patched instance has it too."""
+        """Cache of the projected text; made on first use, so that a patched model has it too."""
         return self.__dict__.setdefault("_prompt_cache", PromptCache())
 
     def forward(
@@ -56,7 +56,7 @@ class FastT2V(nn.Module):
         cross_attention_kwargs: dict[str, Any] | None = None,
         added_cond_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Noise and variance of hidden_states (B, C, F, H, W); the last four keywords are upstream's and do nothing.
+        """Predicts noise and variance, (B, 2C, F, H, W); the last four keywords are upstream's and do nothing.
 
         Args:
             hidden_states: (B, C, F, H, W) latents; with images (B, C, F + n, H, W), the images last.
@@ -65,8 +65,8 @@ class FastT2V(nn.Module):
             encoder_attention_mask: (B, T), 1 where a token counts, or the bias (B, 1, T) that is 0 there and
                 -10000 elsewhere; with images (B, 1 + n, T).
             enable_temporal_attentions: False skips the time blocks and the temporal table.
-            return_dict: an object with `.sample` instead of a tuple.
-            use_image_num: n, images that have captions of their own and skip all attention over time.
+            return_dict: whether to return an object with `.sample` instead of a tuple.
+            use_image_num: number n of images, which have captions of their own and skip all attention over time.
         """
         x, images = hidden_states, use_image_num
         check_inputs(self, x, encoder_hidden_states, images)
@@ -91,24 +91,24 @@ class FastT2V(nn.Module):
             frames_in = x.transpose(1, 2).flatten(0, 1)
             x = proj(frames_in).flatten(2).transpose(1, 2).contiguous().unflatten(0, (x.shape[0], -1))
         x = x + table.to(proj.weight.dtype)
-        embedded = self.embed_time(t)  # (B, D)
-        modulation = self.adaln_single.linear(silu(embedded)).unflatten(1, (6, -1))  # (B, 6, D)
+        time = self.embed_time(t)  # (B, D)
+        modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
         pending: Pending | None = None
         policy = "block" if self.gradient_checkpointing else self.recompute
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
-            x, pending = run_block(policy, space_block, x, pending, modulation, space)
+            x, pending = run_block(policy, space_block, x, pending, modulation, space)  # (B, F, N, D)
             if not temporal:
                 continue
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            time = BlockContextT2V("time", pos=pos)
+            context = BlockContextT2V("time", pos=pos)
             if images:
-                x, pending = self.beside_images(policy, time_block, x, pending, modulation, time, images), None
+                x, pending = self.beside_images(policy, time_block, x, pending, modulation, context, images), None
             else:
-                x, pending = run_block(policy, time_block, x, pending, modulation, time)
-        shift, scale = (self.scale_shift_table + embedded[:, None]).to(embedded.dtype).unbind(1)
-        x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])
+                x, pending = run_block(policy, time_block, x, pending, modulation, context)
+        shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
+        x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
@@ -126,7 +126,7 @@ class FastT2V(nn.Module):
         return layers.linear_2(silu(layers.linear_1(wave)))
 
     def time_positions(self, width: int, frames: int, x: Tensor) -> Tensor:
-        """(F, 1, D) in x's dtype: the table, or extended by the model's rule."""
+        """Returns positions (F, 1, D) in x's dtype, which `extend_time` fits to another F than video_length."""
         stored = self.config.video_length
         stretched = frames != stored and self.extend_time == "interpolate"
         table = time_table(width, stored if stretched else frames, x.device)
@@ -142,22 +142,22 @@ class FastT2V(nn.Module):
         context: BlockContextT2V,
         images: int,
     ) -> Tensor:
-        """A time block on the video frames of (B, F+n, N, D); the n images pass by, their residual added."""
+        """Applies a time block to the video frames of (B, F+n, N, D); the n images only get their pending residual."""
         frames = x.shape[1] - images
         video = None if pending is None else pending._replace(y=pending.y[:, :frames])
         still = None if pending is None else pending._replace(y=pending.y[:, frames:])
-        moved = resolve(*run_block(policy, block, x[:, :frames], video, modulation, context))
-        return torch.cat([moved, resolve(x[:, frames:], still)], dim=1)
+        after = resolve(*run_block(policy, block, x[:, :frames], video, modulation, context))
+        return torch.cat([after, resolve(x[:, frames:], still)], dim=1)
 
     def forget_text(self) -> None:
-        """Drops the kept text, its keys and values; needed only after writing weights or text through `.data`."""
+        """Empties the caches of text, keys and values; needed only after writing weights or text through `.data`."""
         for module in self.modules():
             kept = module.__dict__.get("_prompt_cache")
             if kept is not None:
                 kept.forget()
 
     def share_projections(self) -> list[str]:
-        """Lays to_q, to_k and to_v of each self-attention into one storage; the names of those that can't be."""
+        """Moves to_q, to_k, to_v of each self-attention into one storage; returns the attentions where that fails."""
         blocks = [*self.transformer_blocks.named_children(), *self.temporal_transformer_blocks.named_children()]
         kinds = ["transformer_blocks"] * len(self.transformer_blocks)
         kinds += ["temporal_transformer_blocks"] * len(self.temporal_transformer_blocks)
@@ -193,10 +193,10 @@ class LatteT2V(FastT2V):
     """x (B, C, F, H, W), t (B,), text (B, T, caption_channels) -> (B, 2C, F, H, W).
 
     Args:
-        recompute: what is made again in the backward instead of kept, as in Latte.
-        extend_time: what to do where F is neither 1 nor video_length: "error" as upstream, "sincos" (the table
-            continued) or "interpolate" (the table stretched).
-        **kwargs: the fields of LatteT2VConfig: diffusers' constructor keywords.
+        recompute: what the backward computes again instead of keeping, as in Latte.
+        extend_time: positions where F is neither 1 nor video_length: "error" refuses as upstream does, "sincos"
+            continues the table, "interpolate" stretches it.
+        **kwargs: fields of LatteT2VConfig: diffusers' constructor keywords.
     """
 
     def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
@@ -219,7 +219,7 @@ class LatteT2V(FastT2V):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Every block, in the order of the forward."""
+        """All blocks in the order of the forward."""
         pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         return [block for pair in pairs for block in pair]
 
@@ -239,13 +239,13 @@ class LatteT2V(FastT2V):
 
     @classmethod
     def from_pretrained(cls, folder: Any, **kwargs: Any) -> "LatteT2V":
-        """The model of a local folder; see latte_fast.models.latte_t2v.diffusers_folder.load_t2v."""
+        """Loads the model of a local folder; see latte_fast.models.latte_t2v.diffusers_folder.load_t2v."""
         from latte_fast.models.latte_t2v.diffusers_folder import load_t2v
 
         return load_t2v(cls, folder, **kwargs)
 
     def save_pretrained(self, folder: Any) -> None:
-        """config.json and the weights as safetensors, as diffusers' LatteTransformer3DModel reads them."""
+        """Writes config.json and the weights as safetensors, as diffusers' LatteTransformer3DModel reads them."""
         from latte_fast.models.latte_t2v.diffusers_folder import save_t2v
 
         save_t2v(self, folder, asdict(self.config))
