@@ -1,4 +1,4 @@
-"""A run that version 0.1 wrote (commit ac32be5), stopped between two lines of its log: it loads, and goes on as it would have."""
+"""A run that version 0.1 wrote, stopped between two lines of its log: it loads, and goes on as it would have."""
 
 import json
 import tarfile
