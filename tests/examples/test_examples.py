@@ -1,0 +1,76 @@
+"""Each example runs: in this process as a script is, the one for several processes under torchrun."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from latte_fast.data.shapes import CLASSES, clip
+from latte_fast.media.write import write_mp4
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    monkeypatch.syspath_prepend(str(ROOT))
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    for label in (0, 1):
+        (folder / CLASSES[label]).mkdir()
+        for number in range(4):
+            write_mp4(folder / CLASSES[label] / f"{number}.mp4", clip(label, number, 8, 16).permute(0, 2, 3, 1))
+    return folder
+
+
+def test_train_then_sample(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    out = tmp_path / "run"
+    run(monkeypatch, "train_on_a_folder.py", str(films), "--out", str(out), "--size", "16", "--steps", "2")
+    run(monkeypatch, "sample_in_python.py", str(out), "--out", str(tmp_path / "films"), "--steps", "2")
+    said = capsys.readouterr().out
+    assert "trained for 2 steps on 2 classes: circle left, circle right" in said
+    assert "(2, 8, 16, 16, 3) torch.uint8 pixels of ['circle left', 'circle left']" in said
+    assert len(list((tmp_path / "films").glob("*.mp4"))) == 4
+
+
+def test_patch_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from tests.helpers.pipelines import pipeline
+
+    pipeline().save_pretrained(tmp_path / "latte-1")
+    out = tmp_path / "film.mp4"
+    args = ("--prompt", "rain", "--out", str(out), "--steps", "2", "--size", "16")
+    monkeypatch.setattr("latte_fast.unpatch", lambda pipe: print(f"undone {type(pipe).__name__}"), raising=False)
+    run(monkeypatch, "patch_a_pipeline.py", str(tmp_path / "latte-1"), *args)
+    said = capsys.readouterr().out
+    assert "modules swapped" in said and "undone LattePipeline" in said and out.is_file()
+
+
+def test_train_with_torchrun(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "examples" / "train_with_torchrun.py"), str(films), "--out", str(out)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([*command, "--size", "16", "--steps", "2"], capture_output=True, text=True, env=env)
+    # torch's process group may abort after all was done; what was written is what is judged here
+    assert (out / "checkpoints" / "step-0000002" / "manifest.json").is_file(), done.stderr
+    assert len(list(Path(f"{out}-samples").glob("*.mp4"))) == 8, done.stderr
+
+
+@pytest.mark.parametrize("name", ["classes", "joint", "text"])
+def test_shapes_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    args = ("--out", str(tmp_path), "--only", name, "--steps", "2", "--per-class", "1", "--classifier-steps", "2")
+    with pytest.raises(SystemExit, match=f"fewer than 80% recognised: {name}"):
+        run(monkeypatch, "shapes_models.py", *args)
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["steps"] == 2 and 0 <= result["recognised"] <= 1
+    assert (tmp_path / name / "samples.png").is_file()
