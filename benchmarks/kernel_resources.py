@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latte_fast.config import SIZES
-from latte_fast.kernels import ahead, axis_attention, bias_gelu, gate_residual, norm_modulate
+from latte_fast.kernels import axis_attention, bias_gelu, compile_ahead, gate_residual, norm_modulate
 from latte_fast.kernels import gate_residual_norm_modulate as fused
 
 DOCS = Path(__file__).parents[1] / "docs" / "kernels.md"
@@ -95,14 +95,14 @@ def measure(sizes: list[str], dtypes: list[str], targets: list[int]) -> list[dic
         for dtype in dtypes:
             for what, launch, args in cases(size, dtype):
                 for target in targets:
-                    with ahead.compiling_for(target) as compiled:
+                    with compile_ahead.compiling_for(target) as compiled:
                         launch(*args)
                     for kernel in compiled:
                         name = kernel.name.removesuffix("_kernel")
                         name = f"{name} ({what.removeprefix('attention-')})" if what else name
                         # one reduction kernel serves several ops
                         if (name, size, dtype, target) not in found:
-                            found[name, size, dtype, target] = ahead.usage(kernel)
+                            found[name, size, dtype, target] = compile_ahead.usage(kernel)
     return [{"name": n, "size": s, "dtype": d, "target": t, **asdict(usage)} for (n, s, d, t), usage in found.items()]
 
 
@@ -128,7 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--targets", nargs="+", type=int, choices=ahead.SHARED, default=list(ahead.SHARED))
+    targets = list(compile_ahead.SHARED)
+    parser.add_argument("--targets", nargs="+", type=int, choices=targets, default=targets)
     parser.add_argument("--json", help="write the records here (- for stdout) instead of docs/kernels.md")
     args = parser.parse_args()
     records = measure(args.sizes, args.dtypes, args.targets)

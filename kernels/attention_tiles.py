@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 
 Rope = tuple[Tensor, Tensor]
 
@@ -137,7 +137,7 @@ def _problem(
         "H": H,
         "K": K,
         "K_MAIN": main,
-        "K_TAIL": max(16, tuning.power_of_2(K - main)) if main < K else 0,
+        "K_TAIL": max(16, tiles.power_of_2(K - main)) if main < K else 0,
         "HAS_MASK": has_mask,
         # 8 elements are 16 bytes at 16 bits; a stride such as 72 is no multiple of the 16 that Triton looks for
         "ALIGN": 8 if aligned else 1,

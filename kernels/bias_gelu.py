@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.rows import row_offset
 
 
@@ -69,21 +69,21 @@ def bias_gelu_bwd_kernel(
 
 def block_d(D: int) -> int:
     """1024, or 512 where that divides D better: 4608 is 9 x 512."""
-    return min(tuning.power_of_2(D), 512 if D % 1024 else 1024)
+    return min(tiles.power_of_2(D), 512 if D % 1024 else 1024)
 
 
-def config(kernel: str, u: Tensor) -> tuning.TileConfig:
+def config(kernel: str, u: Tensor) -> tiles.TileConfig:
     D = u.shape[-1]
     per_sm = 64 if kernel.endswith("fwd") else 7
-    default = tuning.TileConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
-    return tuning.choose(kernel, f"D{D}-{rows.NAMES[u.dtype]}", default, u.device)
+    default = tiles.TileConfig(block_r=max(1, 2048 // block_d(D)), warps=4, stages=1, programs_per_sm=per_sm)
+    return tiles.choose(kernel, f"D{D}-{rows.NAMES[u.dtype]}", default, u.device)
 
 
-def split(count: int, D: int, c: tuning.TileConfig, device: torch.device) -> tuple[int, int]:
+def split(count: int, D: int, c: tiles.TileConfig, device: torch.device) -> tuple[int, int]:
     """(programs over rows, programs over columns)."""
-    columns = tuning.ceil_div(D, block_d(D))
-    budget = c.programs_per_sm * tuning.gpu_of(device).multiprocessors // columns
-    return max(1, min(tuning.ceil_div(count, c.block_r), budget)), columns
+    columns = tiles.ceil_div(D, block_d(D))
+    budget = c.programs_per_sm * tiles.gpu_of(device).multiprocessors // columns
+    return max(1, min(tiles.ceil_div(count, c.block_r), budget)), columns
 
 
 def bias_gelu_fwd(u: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.attention_tiles import (
     Rope,
     by_heads,
@@ -194,7 +194,7 @@ def flash_attention_bwd(
     s_lse = strides(lse.unsqueeze(-1), axis)[:3]
     s = {name: strides(x, axis) for name, x in zip("oqkvODKV", (dout, q, k, v, out, dq, dk, dv), strict=True)}
     c = config("flash_attention_dq", q, job.T_q, job.T_k)
-    blocks = tuning.ceil_div(job.T_q, c.block_m)
+    blocks = tiles.ceil_div(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_dq_kernel[(job.sequences * blocks,)](
             dout, q, k, v, out, lse, mask, dq, stat, sums, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
@@ -203,7 +203,7 @@ def flash_attention_bwd(
             num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
         c = config("flash_attention_dkdv", q, job.T_k, job.T_q)
-        blocks = tuning.ceil_div(job.T_k, c.block_m)
+        blocks = tiles.ceil_div(job.T_k, c.block_m)
         flash_attention_dkdv_kernel[(job.sequences * blocks,)](
             dout, q, k, v, stat, sums, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
             *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,

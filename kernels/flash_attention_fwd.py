@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.attention_tiles import (
     Rope,
     bytes_of,
@@ -80,26 +80,26 @@ def flash_attention_fwd_kernel(
         tl.store(p_lse, (b_max + tl.log2(b_sum)) * 0.6931471805599453, mask=o_q < T_q)
 
 
-def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tuning.FlashConfig:
+def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tiles.FlashConfig:
     """Blocks no longer than the sequences; in fp32 the dots are IEEE, without tensor cores, and small."""
     forward = kernel.endswith("fwd")
     if q.dtype == torch.float32:
-        default = tuning.FlashConfig(block_m=32, block_n=16 if forward and q.shape[-1] > 64 else 32, warps=8, stages=1)
+        default = tiles.FlashConfig(block_m=32, block_n=16 if forward and q.shape[-1] > 64 else 32, warps=8, stages=1)
     elif forward:
-        default = tuning.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
+        default = tiles.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
     else:
         # before sm_90, and on sm_120 again, accumulators and operands share the registers, and at K = 72 a block of 64
         # overflows them
-        block_n = 64 if tuning.gpu_of(q.device).major in (9, 10, 11) else 32
-        default = tuning.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
-    name = f"T{tuning.power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
-    c = tuning.choose(kernel, name, default, q.device)
+        block_n = 64 if tiles.gpu_of(q.device).major in (9, 10, 11) else 32
+        default = tiles.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
+    name = f"T{tiles.power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
+    c = tiles.choose(kernel, name, default, q.device)
     block_m, block_n = min(c.block_m, longest(T_own)), min(c.block_n, longest(T_other))
     same = (block_m, block_n) == (c.block_m, c.block_n)
-    return c if same else tuning.replace(c, block_m=block_m, block_n=block_n)
+    return c if same else tiles.replace(c, block_m=block_m, block_n=block_n)
 
 
-def register_limit(q: Tensor, c: tuning.FlashConfig, plain: bool) -> dict[str, int]:
+def register_limit(q: Tensor, c: tiles.FlashConfig, plain: bool) -> dict[str, int]:
     """Registers a thread where ptxas, left alone, takes a few too many, or too few and puts values on the stack.
 
     16 bits, sm_90 to sm_110: two programs of eight warps a multiprocessor instead of one. Triton 3.7 gives heads of 72
@@ -107,15 +107,15 @@ def register_limit(q: Tensor, c: tuning.FlashConfig, plain: bool) -> dict[str, i
     masked keys, at heads of 88 on sm_100, from 120 on, and with mma.sync (sm_80, sm_120) it would. fp32 there, heads of
     32 and 64: 64 registers and a stack.
     """
-    K, major = q.shape[-1], tuning.gpu_of(q.device).major
+    K, major = q.shape[-1], tiles.gpu_of(q.device).major
     if q.element_size() == 4:
         return {"maxnreg": 72} if K in (32, 64) and major in (8, 12) else {}
-    fits = plain and K <= 80 and major in (9, 10, 11) and c == tuning.FlashConfig(128, 64, warps=8, stages=2)
+    fits = plain and K <= 80 and major in (9, 10, 11) and c == tiles.FlashConfig(128, 64, warps=8, stages=2)
     return {"maxnreg": 128} if fits else {}
 
 
 def longest(T: int) -> int:
-    return max(16, tuning.power_of_2(T))
+    return max(16, tiles.power_of_2(T))
 
 
 def flash_attention_fwd(
@@ -137,7 +137,7 @@ def flash_attention_fwd(
     c = config("flash_attention_fwd", q, job.T_q, job.T_k)
     mask, s_mask = bytes_of(key_mask, q)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3] if lse.numel() else (0, 0, 0)
-    blocks = tuning.ceil_div(job.T_q, c.block_m)
+    blocks = tiles.ceil_div(job.T_q, c.block_m)
     with rows.guard(q):
         flash_attention_fwd_kernel[(job.sequences * blocks,)](
             q, k, v, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.rows import load_row, row_offset, store_row, zero_row
 
 
@@ -51,10 +51,10 @@ def gate_residual_bwd_kernel(
     store_row(p_partial, b_dgate0, b_dgate1, D, BLOCK_0, BLOCK_1)
 
 
-def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
+def config(kernel: str, x: Tensor) -> tiles.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, 7 * 1152)
-    return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
+    default = tiles.rows_default(D, 7 * 1152)
+    return tiles.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 
 def gate_residual_fwd(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sums, store_row, zero_row
 
 
@@ -63,10 +63,10 @@ def norm_modulate_bwd_kernel(
     store_row(p_partial + D, b_dscale0, b_dscale1, D, BLOCK_0, BLOCK_1)
 
 
-def config(kernel: str, x: Tensor) -> tuning.RowsConfig:
+def config(kernel: str, x: Tensor) -> tiles.RowsConfig:
     D = x.shape[-1]
-    default = tuning.rows_default(D, (9 if kernel.endswith("fwd") else 5) * 1152)
-    return tuning.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
+    default = tiles.rows_default(D, (9 if kernel.endswith("fwd") else 5) * 1152)
+    return tiles.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 
 def norm_modulate_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:

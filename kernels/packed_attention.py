@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.attention_tiles import (
     Rope,
     by_heads,
@@ -164,14 +164,14 @@ def packed_attention_bwd_kernel(
 
 
 def blocks(T_q: int, T_k: int) -> dict[str, int]:
-    return {"BLOCK_Q": max(16, tuning.power_of_2(T_q)), "BLOCK_K": max(16, tuning.power_of_2(T_k))}
+    return {"BLOCK_Q": max(16, tiles.power_of_2(T_q)), "BLOCK_K": max(16, tiles.power_of_2(T_k))}
 
 
-def config(kernel: str, q: Tensor, T_q: int, T_k: int) -> tuning.PackedConfig:
+def config(kernel: str, q: Tensor, T_q: int, T_k: int) -> tiles.PackedConfig:
     """A warp a sequence of 16; half of that where values are twice as wide, a quarter for sequences of 32."""
-    longest = max(16, tuning.power_of_2(max(T_q, T_k)))
-    default = tuning.PackedConfig(pack=1 if longest > 16 else 2 if q.dtype == torch.float32 else 4, warps=4)
-    return tuning.choose(kernel, f"T{longest}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}", default, q.device)
+    longest = max(16, tiles.power_of_2(max(T_q, T_k)))
+    default = tiles.PackedConfig(pack=1 if longest > 16 else 2 if q.dtype == torch.float32 else 4, warps=4)
+    return tiles.choose(kernel, f"T{longest}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}", default, q.device)
 
 
 def packed_attention_fwd(
@@ -192,7 +192,7 @@ def packed_attention_fwd(
     cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
     s_lse = strides(lse.unsqueeze(-1), axis)[:3] if lse.numel() else (0, 0, 0)
     with rows.guard(q):
-        packed_attention_fwd_kernel[(tuning.ceil_div(job.sequences, c.pack),)](
+        packed_attention_fwd_kernel[(tiles.ceil_div(job.sequences, c.pack),)](
             q, k, v, cos, sin, mask, out, lse, *strides(q, axis), *strides(k, axis), *strides(v, axis),
             *strides(out, axis), *s_lse, s_mask, job.outer, job.sequences, scale,
             T_Q=job.T_q, T_K=job.T_k, HAS_LSE=lse.numel() > 0, HAS_ROPE=rope is not None, **job.constants, PACK=c.pack,
@@ -220,7 +220,7 @@ def packed_attention_bwd(
     cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
     s = [s for x in (dout, q, k, v, dq, dk, dv) for s in strides(x, axis)]
     with rows.guard(q):
-        packed_attention_bwd_kernel[(tuning.ceil_div(job.sequences, c.pack),)](
+        packed_attention_bwd_kernel[(tiles.ceil_div(job.sequences, c.pack),)](
             dout, q, k, v, cos, sin, mask, dq, dk, dv, *s, s_mask, job.outer, job.sequences, scale,
             T_Q=job.T_q, T_K=job.T_k, HAS_ROPE=rope is not None, **job.constants, PACK=c.pack,
             **blocks(job.T_q, job.T_k), num_warps=c.warps, enable_fp_fusion=True,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import rows, tuning
+from latte_fast.kernels import rows, tiles
 from latte_fast.kernels.attention_tiles import (
     Rope,
     load_heads,
@@ -40,8 +40,8 @@ def rotate(x: Tensor, axis: str, rope: Rope, sign: int, out: Tensor) -> None:
     """Writes x (B, F, N, H, K) turned by sign * angle to out, which may be x itself."""
     job = problem(x, x, axis, None, out)
     cos, sin = (t.contiguous() for t in rope)
-    block = min(64, tuning.power_of_2(job.T_q))
-    blocks = tuning.ceil_div(job.T_q, block)
+    block = min(64, tiles.power_of_2(job.T_q))
+    blocks = tiles.ceil_div(job.T_q, block)
     constants = {name: job.constants[name] for name in ("H", "K", "K_MAIN", "K_TAIL", "ALIGN")}
     with rows.guard(x):
         rotate_kernel[(job.sequences * blocks,)](

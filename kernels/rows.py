@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast.kernels import tuning
+from latte_fast.kernels import tiles
 
 MAX_WIDTH = 16384
 # in a backward, so that partial sums, 4 bytes a value and slot, stay small beside the rows summed
@@ -149,7 +149,7 @@ def pieces(D: int, warps: int, *walked: Tensor) -> dict[str, int]:
     """
     first = 1 << max((D - 1).bit_length() - 1, 0)
     least = warps * 32 * 4 // min(x.element_size() for x in walked)
-    return {"D": D, "BLOCK_0": first, "BLOCK_1": max(tuning.power_of_2(max(D - first, 1)), min(least, first))}
+    return {"D": D, "BLOCK_0": first, "BLOCK_1": max(tiles.power_of_2(max(D - first, 1)), min(least, first))}
 
 
 @functools.lru_cache(4096)
@@ -188,11 +188,11 @@ def merge_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, tuple, tuple]
 
 
 def split_rows(
-    rows: int, groups: int, config: tuning.RowsConfig, device: torch.device, least: int = 1
+    rows: int, groups: int, config: tiles.RowsConfig, device: torch.device, least: int = 1
 ) -> tuple[int, int]:
     """(rows a group, programs a group); a program walks every `programs`-th row, `least` of them where there are."""
     per_group = rows // groups
-    budget = config.programs_per_sm * tuning.gpu_of(device).multiprocessors
+    budget = config.programs_per_sm * tiles.gpu_of(device).multiprocessors
     return per_group, max(1, min(per_group // least, budget // groups))
 
 
@@ -200,12 +200,12 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """partials (G, P, S, D) fp32 -> a (G, D) in dtype for each of the first three slots, and (D,) for a fourth."""
     groups, programs, slots, D = partials.shape
     outs = [empty((groups, D) if slot < 3 else (D,), dtype, partials.device) for slot in range(slots)]
-    block_d = min(128, tuning.power_of_2(D))
-    grid = ((groups * min(slots, 3) + (slots == 4)) * tuning.ceil_div(D, block_d),)
+    block_d = min(128, tiles.power_of_2(D))
+    grid = ((groups * min(slots, 3) + (slots == 4)) * tiles.ceil_div(D, block_d),)
     with guard(partials):
         sum_partials_kernel[grid](
             partials, *outs, *[outs[0]] * (4 - slots), groups, programs,
-            SLOTS=slots, D=D, BLOCK_P=min(32, tuning.power_of_2(programs)), BLOCK_D=block_d, num_warps=4,
+            SLOTS=slots, D=D, BLOCK_P=min(32, tiles.power_of_2(programs)), BLOCK_D=block_d, num_warps=4,
             enable_fp_fusion=True,
         )  # fmt: skip
     return [rounded(out, dtype) for out in outs]

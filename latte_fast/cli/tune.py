@@ -38,18 +38,18 @@ def tune(
         )
     if clips < 1:
         raise SystemExit(f"tune: clips must be at least 1, got {clips}")
-    from latte_fast.kernels import tuner
+    from latte_fast.kernels import measure_tiles
 
     device = torch.device("cuda", torch.cuda.current_device())
-    choices = cudnn_choices(CONVOLUTIONS, getattr(torch, dtype), device, tuner.milliseconds)
-    tuner.save(choices, device)
+    choices = cudnn_choices(CONVOLUTIONS, getattr(torch, dtype), device, measure_tiles.milliseconds)
+    measure_tiles.save(choices, device)
     for key, choice in choices.items():
         print(f"  {key:80} {'cuDNN' if choice['cudnn'] else 'ours'}")
     for size in sizes:
         best: dict[str, dict[str, int]] = {}
         for launch in launches(size, getattr(torch, dtype), clips):
-            found = tuner.tune([launch])
-            tuner.save(found, device)  # minutes of compiling lie between two launches
+            found = measure_tiles.tune([launch])
+            measure_tiles.save(found, device)  # minutes of compiling lie between two launches
             best |= found
         print(f"{size}: {len(best)} tiles changed")
         for key, fields in sorted(best.items()):

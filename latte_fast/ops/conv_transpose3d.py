@@ -76,9 +76,9 @@ def _cudnn_is_faster(x: Tensor, w: Tensor, stride: Window, groups: int) -> bool:
     """By this GPU's measurement of the shape; without one, for groups, whose products are too narrow for the tiles."""
     if torch.compiler.is_compiling():  # sizes may be symbols, which no table holds
         return groups > 1
-    from latte_fast.kernels import tuning
+    from latte_fast.kernels import tiles
 
-    measured = tuning.measured(tuning.gpu_of(x.device).name)
+    measured = tiles.measured(tiles.gpu_of(x.device).name)
     return bool(measured.get(f"conv_transpose3d/{shape_key(x, w, stride)}", {}).get("cudnn", groups > 1))
 
 

@@ -135,11 +135,11 @@ def test_cudnn_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> Non
     stride = (2, 1, 1)
     key = op.shape_key(x, w, stride)
     assert key == "D4-C3-k2x2x2-s2x1x1-2x3x3-bfloat16"
-    from latte_fast.kernels import tuning
+    from latte_fast.kernels import tiles
 
-    monkeypatch.setattr(tuning, "gpu_of", lambda device: tuning.Gpu("some gpu", 132, 9))
+    monkeypatch.setattr(tiles, "gpu_of", lambda device: tiles.Gpu("some gpu", 132, 9))
     stored: dict[str, dict[str, int]] = {}
-    monkeypatch.setattr(tuning, "measured", lambda gpu: stored)
+    monkeypatch.setattr(tiles, "measured", lambda gpu: stored)
     assert not op._cudnn_is_faster(x, w, stride, 1) and op._cudnn_is_faster(x, w, stride, 2)
     stored[f"conv_transpose3d/{key}"] = {"cudnn": 1}
     assert op._cudnn_is_faster(x, w, stride, 1)

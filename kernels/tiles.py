@@ -69,7 +69,7 @@ def file_stem(gpu: str) -> str:
 
 @functools.cache
 def measured(gpu: str) -> dict[str, dict[str, int]]:
-    """What the tuner stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where it stored nothing."""
+    """What is stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where there is none."""
     path = CONFIGS / f"{file_stem(gpu)}.json"
     if gpu in ("interpreter", "ahead"):
         return {}

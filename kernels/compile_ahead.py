@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from latte_fast.kernels import tuning
+from latte_fast.kernels import tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # capability -> (shared memory of a multiprocessor, of a program), bytes
@@ -66,7 +66,7 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
     (divisible by 16, equal to 1), warps and stages are a launch's own.
     """
     compiled: list[Any] = []
-    original, gpu_of = triton.JITFunction.run, tuning.gpu_of
+    original, gpu_of = triton.JITFunction.run, tiles.gpu_of
     # before 3.5 `active` is an attribute; later it is a property that would look for a GPU
     slot = "_active" if hasattr(driver, "_active") else "active"
     before = getattr(driver, slot)
@@ -77,13 +77,13 @@ def compiling_for(capability: int) -> Iterator[list[Any]]:
 
     driver.set_active(AheadDriver(capability))
     triton.JITFunction.run = compile_only
-    tuning.gpu_of = lambda device: tuning.Gpu("ahead", MULTIPROCESSORS[capability], capability // 10)
+    tiles.gpu_of = lambda device: tiles.Gpu("ahead", MULTIPROCESSORS[capability], capability // 10)
     try:
         yield compiled
     finally:
         triton.JITFunction.run = original
         setattr(driver, slot, before)
-        tuning.gpu_of = gpu_of
+        tiles.gpu_of = gpu_of
 
 
 def _cuobjdump(flag: str, cubin: str) -> str:

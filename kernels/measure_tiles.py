@@ -10,8 +10,8 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from latte_fast.kernels import tuning
-from latte_fast.kernels.tuning import Config, FlashConfig, PackedConfig, RowsConfig, TileConfig
+from latte_fast.kernels import tiles
+from latte_fast.kernels.tiles import Config, FlashConfig, PackedConfig, RowsConfig, TileConfig
 
 # larger than any L2 here, so that each repetition finds its inputs in memory
 FLUSH_BYTES = 256 * 2**20
@@ -57,17 +57,17 @@ def milliseconds(launch: Callable[[], object], repetitions: int = 20) -> float:
 def chosen(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device]]:
     """`<kernel>/<shape>` -> (analytic config, device) of every tile a launch asks for."""
     found: dict[str, tuple[Config, torch.device]] = {}
-    choose = tuning.choose
+    choose = tiles.choose
 
     def record(kernel: str, shape: str, default: Config, device: torch.device) -> Config:
         found[f"{kernel}/{shape}"] = (default, device)
         return choose(kernel, shape, default, device)
 
-    tuning.choose = record
+    tiles.choose = record
     try:
         launch()
     finally:
-        tuning.choose = choose
+        tiles.choose = choose
     return found
 
 
@@ -81,12 +81,12 @@ def tune(
     best: dict[str, dict[str, int]] = {}
     for launch in launches:
         for key, (default, device) in chosen(launch).items():
-            stored = tuning.measured(tuning.gpu_of(device).name)
+            stored = tiles.measured(tiles.gpu_of(device).name)
             before = stored.pop(key, None)
             times: dict[Config, float] = {}
             for candidate in candidates(default):
                 stored[key] = asdict(candidate)
-                tuning.choose.cache_clear()
+                tiles.choose.cache_clear()
                 try:
                     times[candidate] = timer(launch)
                 # a tile too large for this GPU is no candidate
@@ -98,17 +98,17 @@ def tune(
                 best[key] = stored[key] = asdict(fastest)
             elif before is not None:
                 best[key] = stored[key] = asdict(default)
-            tuning.choose.cache_clear()
+            tiles.choose.cache_clear()
     return best
 
 
 def save(configs: dict[str, dict[str, int]], device: torch.device) -> None:
     """Merges configs into kernels/configs/<gpu>.json, with the versions they were measured with."""
-    gpu = tuning.gpu_of(device).name
-    path = tuning.CONFIGS / f"{tuning.file_stem(gpu)}.json"
+    gpu = tiles.gpu_of(device).name
+    path = tiles.CONFIGS / f"{tiles.file_stem(gpu)}.json"
     known = json.loads(path.read_text())["configs"] if path.exists() else {}
     facts = {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
-    tuning.CONFIGS.mkdir(exist_ok=True)
+    tiles.CONFIGS.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({**facts, "configs": dict(sorted((known | configs).items()))}, indent=1) + "\n")
     partial.replace(path)
