@@ -2,6 +2,8 @@
 
 python benchmarks/kernel_resources.py                    # all presets and targets, writes docs/kernels.md
 python benchmarks/kernel_resources.py --sizes XL --targets 90 --json -
+python benchmarks/kernel_resources.py --read a.json b.json # from the records of several Tritons, each beside the other:
+                                                           # PYTHONPATH=.venv/triton-3.6.0 ... --json a.json
 """
 
 import argparse
@@ -12,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import triton
 from torch import Tensor
 
 from latte_fast.config import SIZES
@@ -26,9 +29,10 @@ B, F, N = 4, 16, 256
 HEADER = """# The Triton kernels, compiled ahead of time
 
 Written by `python benchmarks/kernel_resources.py`, which needs no GPU: each launcher runs on meta tensors, Triton
-{version} compiles what it would launch, with the launch's own hints, warps and stages, and `cuobjdump` reads the cubin.
+{versions} compile what it would launch, with the launch's own hints, warps and stages, and `cuobjdump` reads the cubin.
 Theoretical occupancy is resident warps over 64, by registers, shared memory and programs. No kernel here has a stack,
-and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that.
+and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that for both versions, and that a
+pass over rows leaves its bytes the time, that attention over space has a tile in flight, and that programs fit.
 
 Sizes are the presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
 bf16 partners. `time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model, `pos` a position
@@ -103,43 +107,53 @@ def measure(sizes: list[str], dtypes: list[str], targets: list[int]) -> list[dic
                         # one reduction kernel serves several ops
                         if (name, size, dtype, target) not in found:
                             found[name, size, dtype, target] = compile_ahead.usage(kernel)
-    return [{"name": n, "size": s, "dtype": d, "target": t, **asdict(usage)} for (n, s, d, t), usage in found.items()]
+    keys = ("name", "size", "dtype", "target")
+    return [
+        dict(zip(keys, key, strict=True)) | {"triton": triton.__version__} | asdict(usage)
+        for key, usage in found.items()
+    ]
 
 
-def table(records: list[dict], targets: list[int]) -> str:
-    lines = ["| kernel | preset | dtype | warps | " + " | ".join(f"sm_{t}" for t in targets) + " |"]
-    lines.append("|---" * (4 + len(targets)) + "|")
-    by_row: dict[tuple, dict[int, dict]] = {}
+def table(records: list[dict]) -> str:
+    """A row a kernel, preset and dtype; a column a target and Triton, which are those found in the records."""
+    columns = sorted({(r["target"], r["triton"]) for r in records})
+    lines = ["| kernel | preset | dtype | warps | " + " | ".join(f"sm_{t}, {v}" for t, v in columns) + " |"]
+    lines.append("|---" * (4 + len(columns)) + "|")
+    by_row: dict[tuple, dict[tuple, dict]] = {}
     for r in records:
-        by_row.setdefault((r["name"], r["size"], r["dtype"]), {})[r["target"]] = r
+        by_row.setdefault((r["name"], r["size"], r["dtype"]), {})[r["target"], r["triton"]] = r
     for (name, size, dtype), cells in by_row.items():
-        texts = [
-            f"{r['registers']} / {r['shared'] / 1024:.1f} / {r['occupancy']:.0%} / {r['loop'] or '-'}"
-            for r in cells.values()
-        ]
+        texts = [cell(cells[column]) if column in cells else "" for column in columns]
         warps = next(iter(cells.values()))["warps"]
         lines.append(f"| {name} | {size} | {dtype} | {warps} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    import triton
+def cell(r: dict) -> str:
+    return f"{r['registers']} / {r['shared'] / 1024:.1f} / {r['occupancy']:.0%} / {r['loop'] or '-'}"
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     targets = list(compile_ahead.SHARED)
     parser.add_argument("--targets", nargs="+", type=int, choices=targets, default=targets)
     parser.add_argument("--json", help="write the records here (- for stdout) instead of docs/kernels.md")
+    parser.add_argument("--read", nargs="+", type=Path, help="write docs/kernels.md from such files; compile nothing")
     args = parser.parse_args()
-    records = measure(args.sizes, args.dtypes, args.targets)
+    if args.read:
+        records = [record for path in args.read for record in json.loads(path.read_text())]
+    else:
+        records = measure(args.sizes, args.dtypes, args.targets)
     if args.json == "-":
         json.dump(records, sys.stdout)
     elif args.json:
         Path(args.json).write_text(json.dumps(records))
     else:
         DOCS.parent.mkdir(exist_ok=True)
-        DOCS.write_text(HEADER.format(version=triton.__version__, F=F, N=N) + table(records, args.targets))
+        versions = " and ".join(sorted({r["triton"] for r in records}))
+        DOCS.write_text(HEADER.format(versions=versions, F=F, N=N) + table(records))
 
 
 if __name__ == "__main__":

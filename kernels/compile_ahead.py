@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from latte_fast.kernels import tiles
+from latte_fast.kernels import sass, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # capability -> (shared memory of a multiprocessor, of a program), bytes
@@ -26,8 +26,10 @@ MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 class Usage:
     """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses.
 
-    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around, and `waits`
-    the loads from memory among them that are not asked for ahead.
+    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around, `waits` the
+    loads from memory among them that are not asked for ahead, and `in_flight` the copies that stay under way where it
+    waits. `total` is all of a kernel's instructions; `issued`, `fmas` and `special` are a warp's instructions, its
+    multiply-adds on tensor cores and its special functions in the loop, or in all of a kernel that has none.
     """
 
     kernel: str
@@ -40,6 +42,16 @@ class Usage:
     occupancy: float
     loop: int
     waits: int
+    in_flight: int
+    total: int
+    issued: int
+    fmas: int
+    special: int
+
+    @property
+    def resident(self) -> int:
+        """Programs beside each other on a multiprocessor."""
+        return round(self.occupancy * 64 / self.warps)
 
 
 class AheadDriver:
@@ -99,7 +111,9 @@ def usage(kernel: Any) -> Usage:
     registers, stack = (int(re.search(rf"{name}:(\d+)", table)[1]) for name in ("REG", "STACK"))
     accesses = re.findall(r"\b(?:LDG|STG|LDGSTS)\.E\S*", code)
     wide = sum(".128" in a for a in accesses) / max(len(accesses), 1)
-    warps, capability, loop = kernel.metadata.num_warps, kernel.metadata.target.arch, longest_loop(code)
+    warps, capability, loop = kernel.metadata.num_warps, kernel.metadata.target.arch, sass.longest_loop(code)
+    whole = sass.instructions(code)
+    body = loop or whole
     return Usage(
         kernel=kernel.name,
         warps=warps,
@@ -111,16 +125,12 @@ def usage(kernel: Any) -> Usage:
         occupancy=occupancy(capability, warps, registers, kernel.metadata.shared),
         loop=len(loop),
         waits=sum(" LDG." in instruction for instruction in loop),
+        in_flight=sass.in_flight(loop),
+        total=len(whole),
+        issued=len(body),
+        fmas=sass.tensor_fmas(body),
+        special=sass.special(body),
     )
-
-
-def longest_loop(sass: str) -> list[str]:
-    """Instructions of the longest loop that holds no other: from where a branch leads back to, to the branch."""
-    places = {int(at, 16): line for at, line in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/(.*)$", sass, re.M)}
-    branches = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/.*\bBRA\b.*?\b0x([0-9a-f]+)\b", sass, re.M)
-    loops = {(int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16)}
-    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b for c, d in loops - {(a, b)})]
-    return max(([line for at, line in places.items() if a <= at <= b] for a, b in inner), key=len, default=[])
 
 
 def occupancy(capability: int, warps: int, registers: int, shared: int) -> float:

@@ -86,17 +86,25 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tiles.FlashConfi
     if q.dtype == torch.float32:
         default = tiles.FlashConfig(block_m=32, block_n=16 if forward and q.shape[-1] > 64 else 32, warps=8, stages=1)
     elif forward:
-        default = tiles.FlashConfig(block_m=128, block_n=64, warps=8, stages=2)
+        default = tiles.FlashConfig(block_m=128, block_n=64, warps=8, stages=stages(q))
     else:
         # before sm_90, and on sm_120 again, accumulators and operands share the registers, and at K = 72 a block of 64
         # overflows them
         block_n = 64 if tiles.gpu_of(q.device).major in (9, 10, 11) else 32
-        default = tiles.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=2)
+        default = tiles.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=stages(q))
     name = f"T{tiles.power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
     c = tiles.choose(kernel, name, default, q.device)
     block_m, block_n = min(c.block_m, longest(T_own)), min(c.block_n, longest(T_other))
     same = (block_m, block_n) == (c.block_m, c.block_n)
     return c if same else tiles.replace(c, block_m=block_m, block_n=block_n)
+
+
+def stages(q: Tensor) -> int:
+    """As many that a tile is under way while a turn waits for its own: three, as Triton asks for one at a turn's end.
+
+    On sm_100 it asks in the middle, and two do; a third of dk and dv would leave room for one program.
+    """
+    return 2 if tiles.gpu_of(q.device).major in (10, 11) else 3
 
 
 def register_limit(q: Tensor, c: tiles.FlashConfig, plain: bool) -> dict[str, int]:
@@ -110,7 +118,7 @@ def register_limit(q: Tensor, c: tiles.FlashConfig, plain: bool) -> dict[str, in
     K, major = q.shape[-1], tiles.gpu_of(q.device).major
     if q.element_size() == 4:
         return {"maxnreg": 72} if K in (32, 64) and major in (8, 12) else {}
-    fits = plain and K <= 80 and major in (9, 10, 11) and c == tiles.FlashConfig(128, 64, warps=8, stages=2)
+    fits = plain and K <= 80 and major in (9, 10, 11) and c == tiles.FlashConfig(128, 64, 8, stages(q))
     return {"maxnreg": 128} if fits else {}
 
 

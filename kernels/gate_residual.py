@@ -53,7 +53,7 @@ def gate_residual_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tiles.RowsConfig:
     D = x.shape[-1]
-    default = tiles.rows_default(D, 7 * 1152)
+    default = tiles.rows_default(D, 7)
     return tiles.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

@@ -117,7 +117,7 @@ def gate_residual_norm_modulate_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tiles.RowsConfig:
     D = x.shape[-1]
-    default = tiles.rows_default(D, (5 if kernel.endswith("fwd") else 3) * 1152)
+    default = tiles.rows_default(D, 6 if kernel.endswith("fwd") else 4)
     return tiles.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

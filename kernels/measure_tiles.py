@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from statistics import median
+from typing import Any
 
 import torch
 import triton
@@ -23,16 +24,18 @@ FLUSHES = 8
 def candidates(default: Config) -> Iterator[Config]:
     """Configurations around the analytic one, itself first."""
     grids: dict[type, dict[str, tuple[int, ...]]] = {
-        RowsConfig: {"warps": (1, 2, 4, 8), "stages": (1, 2, 3, 4), "programs_per_sm": (3, 4, 6, 8, 16)},
+        RowsConfig: {"warps": (1, 2, 4), "stages": (2, 3, 4), "programs_per_sm": (3, 4, 6, 8, 12, 16)},
         TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 7, 32, 64)},
         PackedConfig: {"pack": (1, 2, 4, 8), "warps": (1, 2, 4, 8)},
-        FlashConfig: {"block_m": (64, 128), "block_n": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
+        FlashConfig: {"block_m": (64, 128), "block_n": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)},
     }
     grid = grids[type(default)]
     yield default
     for values in itertools.product(*grid.values()):
         candidate = replace(default, **dict(zip(grid, values, strict=True)))
-        if candidate != default:
+        # a warp has 16 rows of a product; with twice as many its sums overflow the registers
+        fits = not isinstance(candidate, FlashConfig) or candidate.block_m == 16 * candidate.warps
+        if candidate != default and fits:
             yield candidate
 
 
@@ -102,7 +105,7 @@ def tune(
     return best
 
 
-def save(configs: dict[str, dict[str, int]], device: torch.device) -> None:
+def save(configs: dict[str, dict[str, Any]], device: torch.device) -> None:
     """Merges configs into kernels/configs/<gpu>.json, with the versions they were measured with."""
     gpu = tiles.gpu_of(device).name
     path = tiles.CONFIGS / f"{tiles.file_stem(gpu)}.json"
