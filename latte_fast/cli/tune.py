@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from latte_fast import backends, ops, use_backend
 from latte_fast.config import SIZES
+from latte_fast.ops import attention_choice
 
-FRAMES, PATCHES = 16, 256
+FRAMES, PATCHES, TOKENS = 16, 256, 120
+# `<kernel or op>/<shape>` -> fields, as kernels/configs/<gpu>.json has them
+Entries = dict[str, dict[str, Any]]
 # depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder and Latte's frames
 CONVOLUTIONS = [
     (depth, cols, size, (4, 4, 4), stride, 1)
@@ -24,13 +28,15 @@ def tune(
     sizes: tuple[Literal["XL", "L", "B", "S"], ...] = ("XL",),
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     clips: int = 8,
+    resume: Path | None = None,
 ) -> None:
-    """Measure the Triton kernels' tiles, and where cuDNN convolves faster, and keep it in kernels/configs/<gpu>.json.
+    """Measure the Triton kernels' tiles, and where a library attends or convolves faster; kept in kernels/configs/.
 
     Args:
         sizes: of the model, whose widths and heads are measured.
         dtype: of the activations.
         clips: in a batch, 16 frames of 256 patches each.
+        resume: a file of finished cases, one a line; those in it are not measured again, and each is added when done.
     """
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -40,28 +46,45 @@ def tune(
         raise SystemExit(f"tune: clips must be at least 1, got {clips}")
     from latte_fast.kernels import measure_tiles
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    choices = cudnn_choices(CONVOLUTIONS, getattr(torch, dtype), device, measure_tiles.milliseconds)
-    measure_tiles.save(choices, device)
-    for key, choice in choices.items():
-        print(f"  {key:80} {'cuDNN' if choice['cudnn'] else 'ours'}")
+    device, kind = torch.device("cuda", torch.cuda.current_device()), getattr(torch, dtype)
+    done = set(resume.read_text().splitlines()) if resume is not None and resume.is_file() else set()
+    for name, measure in measurements(sizes, kind, clips, device):
+        if name in done:
+            continue
+        found = measure()
+        measure_tiles.save(found, device)  # minutes of compiling lie between two cases
+        if resume is not None:
+            with resume.open("a") as file:
+                file.write(f"{name}\n")
+        print(f"{name}: {len(found)} entries changed")
+        for key, fields in sorted(found.items()):
+            print(f"  {key:64} {', '.join(f'{field} {value}' for field, value in fields.items())}", flush=True)
+
+
+def measurements(
+    sizes: tuple[str, ...], dtype: torch.dtype, clips: int, device: torch.device
+) -> Iterator[tuple[str, Callable[[], Entries]]]:
+    """(name, what measures it) of every case: a size's tiles before the libraries that those tiles race."""
+    from latte_fast.kernels import measure_tiles
+
+    kind = str(dtype).removeprefix("torch.")
     for size in sizes:
-        best: dict[str, dict[str, int]] = {}
-        for launch in launches(size, getattr(torch, dtype), clips):
-            found = measure_tiles.tune([launch])
-            measure_tiles.save(found, device)  # minutes of compiling lie between two launches
-            best |= found
-        print(f"{size}: {len(best)} tiles changed")
-        for key, fields in sorted(best.items()):
-            print(f"  {key:48} {', '.join(f'{name} {value}' for name, value in fields.items())}")
+        for name, made in launches(size, dtype, clips, device.type):
+            yield f"{size} {kind} {clips} {name}", lambda made=made: measure_tiles.tune([made()])  # type: ignore[misc]
+        for name, q, k, v in attentions(size, dtype, clips, device.type):
+            for grad in (False, True):
+                way = "backward" if grad else "forward"
+                choice = partial(attention_choices, q, k, v, grad, measure_tiles.milliseconds)
+                yield f"{size} {kind} {clips} libraries, {name} {way}", choice
+    yield f"{kind} conv_transpose3d", partial(cudnn_choices, CONVOLUTIONS, dtype, device, measure_tiles.milliseconds)
 
 
 def cudnn_choices(
     cases: Iterable[tuple], dtype: torch.dtype, device: torch.device, timer: Callable[[Callable[[], Any]], float]
-) -> dict[str, dict[str, int]]:
+) -> Entries:
     """`conv_transpose3d/<shape>` -> whether cuDNN is faster, forward and backward together, where both can serve."""
     shape_key = importlib.import_module("latte_fast.ops.conv_transpose3d").shape_key
-    choices = {}
+    choices: Entries = {}
     for depth, cols, size, kernel, stride, padding in cases:
         shapes = ((1, depth, *size), (depth, cols, *kernel), (cols,))
         x, w, b = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes)
@@ -81,8 +104,53 @@ def cudnn_choices(
     return choices
 
 
-def launches(size: str, dtype: torch.dtype, clips: int, device: str = "cuda") -> Iterator[Callable[[], Any]]:
-    """Each op's forward and backward at a model's shapes, on Triton."""
+def attention_choices(
+    q: Tensor, k: Tensor, v: Tensor, grad: bool, timer: Callable[[Callable[[], Any]], float]
+) -> Entries:
+    """`axis_attention/<shape>` -> the fastest backend over space, ours where none is 2 % faster."""
+    if grad:
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    times = {}
+    for backend in attention_choice.CONTENDERS:
+        if backends.why_not("axis_attention", backend, q, k, v, "space", None, 1.0, None):
+            continue
+
+        def step(backend: str = backend) -> Any:
+            with torch.set_grad_enabled(grad), use_backend(axis_attention=backend):
+                out = ops.axis_attention(q, k, v, "space")
+            return torch.autograd.grad(out, (q, k, v), torch.ones_like(out)) if grad else out
+
+        try:
+            times[backend] = timer(step)
+        except RuntimeError as error:  # a library that has no kernel for the shape after all
+            print(f"  {backend} does not run: {str(error).splitlines()[0]}")
+    if "triton" not in times:
+        return {}
+    fastest = min(times, key=times.__getitem__)
+    kept = fastest if times[fastest] < 0.98 * times["triton"] else "triton"
+    return {f"axis_attention/{attention_choice.shape_key(q, k, 'space', grad)}": {"backend": kept}}
+
+
+def attentions(
+    size: str, dtype: torch.dtype, clips: int, device: str = "cuda"
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """(name, q, k, v) of a model's attention over space: 256 px, 512 px, and a clip's queries against its caption."""
+    _, d, heads = SIZES[size]
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(*shape, heads, d // heads, device=device, dtype=dtype)
+
+    quarter = max(1, clips // 4)
+    for name, count, patches in (("space", clips, PATCHES), ("space at 512 px", quarter, 4 * PATCHES)):
+        yield name, *rows(count, FRAMES, patches, 3).unbind(3)
+    for name, count, patches in (("text", clips, PATCHES), ("text at 512 px", quarter, 4 * PATCHES)):
+        yield name, rows(count, 1, FRAMES * patches), rows(count, 1, TOKENS), rows(count, 1, TOKENS)
+
+
+def launches(
+    size: str, dtype: torch.dtype, clips: int, device: str = "cuda"
+) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
+    """(name, what makes a launch) of each op's forward and backward at a model's shapes, on Triton."""
     _, d, heads = SIZES[size]
 
     def rows(*shape: int) -> Tensor:
@@ -92,17 +160,17 @@ def launches(size: str, dtype: torch.dtype, clips: int, device: str = "cuda") ->
     gate, shift, scale = rows(clips, 6 * d).chunk(6, dim=-1)[:3]
     qkv = rows(clips, FRAMES, PATCHES, 3, heads, d // heads)
     bias = rows(4 * d)
-    calls: list[tuple[Callable[..., Any], tuple]] = [
-        (ops.norm_modulate, (x, shift, scale)),
-        (ops.gate_residual, (x, rows(*x.shape), gate)),
-        (ops.gate_residual_norm_modulate, (x, rows(*x.shape), gate, shift, scale)),
-        (ops.bias_gelu, (wide, bias)),
-        (ops.axis_attention_qkv, (qkv, "space")),
-        (ops.axis_attention_qkv, (qkv, "time")),
+    calls: list[tuple[str, Callable[..., Any], tuple]] = [
+        ("norm_modulate", ops.norm_modulate, (x, shift, scale)),
+        ("gate_residual_norm_modulate", ops.gate_residual_norm_modulate, (x, rows(*x.shape), gate, shift, scale)),
+        ("time", ops.axis_attention_qkv, (qkv, "time")),
+        ("bias_gelu", ops.bias_gelu, (wide, bias)),
+        ("gate_residual", ops.gate_residual, (x, rows(*x.shape), gate)),
     ]
-    for op, args in calls:
-        yield partial(_forward, op, args)
-        yield _backward(op, args)
+    calls += [(name, ops.axis_attention, (*each, "space")) for name, *each in attentions(size, dtype, clips, device)]
+    for name, op, args in calls:
+        yield f"{name} forward", lambda op=op, args=args: partial(_forward, op, args)  # type: ignore[misc]
+        yield f"{name} backward", partial(_backward, op, args)
 
 
 def _forward(op: Callable[..., Any], args: tuple) -> Any:

@@ -1,4 +1,4 @@
-"""Attention by torch's SDPA, flash-attn 2, 3, 4 and xformers: optional backends, each with its real limits in why_not.
+"""Attention by torch's SDPA, cuDNN, flash-attn 2, 3, 4 and xformers: optional backends, their limits in why_not.
 
 They differentiate themselves, so that no op of ours wraps them. All see (batch, length, H, K) views; what would need a
 copy is refused.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latte_fast.ops.checks import HALVES
 
@@ -63,6 +64,24 @@ def why_not_sdpa(
     key_mask: Tensor | None,
 ) -> str | None:
     return _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
+
+
+def why_not_cudnn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: tuple[Tensor, Tensor] | None,
+    scale: float,
+    key_mask: Tensor | None,
+) -> str | None:
+    if not q.is_cuda:
+        return f"cuDNN needs a CUDA tensor, got one on {q.device.type}"
+    if q.dtype not in HALVES:
+        return f"cuDNN's attention takes bf16 and fp16, got {q.dtype}"
+    if not (torch.backends.cudnn.enabled and torch.backends.cuda.cudnn_sdp_enabled()):
+        return "cuDNN's attention is switched off; torch.backends.cuda.enable_cudnn_sdp(True)"
+    return why_not_sdpa(q, k, v, axis, rope, scale, key_mask)
 
 
 def _why_not_batch(q: Tensor, axis: str) -> str | None:
@@ -122,6 +141,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
     return from_batch(out.transpose(1, 2), axis, q.shape[0])
 
 
+def cudnn(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
+    """SDPA with no choice of its own, so that what was timed is what runs."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v, axis, scale)
+
+
 def flash_attn(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
     attend = _function(*FLASH_ATTN)[0]
     assert attend is not None
@@ -139,6 +164,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor
 
 LIBRARIES: dict[str, Callable[[Tensor, Tensor, Tensor, str, float], Tensor]] = {
     "sdpa": sdpa,
+    "cudnn": cudnn,
     "flash_attn": flash_attn,
     "xformers": xformers,
 }

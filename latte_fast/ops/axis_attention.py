@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends
+from latte_fast.ops import attention_choice
 from latte_fast.ops import attention_libraries as libraries
 from latte_fast.ops.checks import FLOATS, check_device
 from latte_fast.ops.platforms import kernel_probes
@@ -42,7 +43,7 @@ def axis_attention(
     check_qkv(_OP, q, k, v, axis)
     check_extras(_OP, q, k, axis, rope, key_mask)
     scale = checked_scale(_OP, q, scale)
-    backend = backends.choose(_OP, q, k, v, axis, rope, scale, key_mask)
+    backend = attention_choice.choose(q, k, v, axis, rope, scale, key_mask)
     if backend == "reference":
         return axis_attention_ref(q, k, v, axis, rope, scale, key_mask)
     if backend in libraries.LIBRARIES:
@@ -206,5 +207,6 @@ backends.register(
         "flash_attn": libraries.why_not_flash_attn,
         "xformers": libraries.why_not_xformers,
         "sdpa": libraries.why_not_sdpa,
+        "cudnn": libraries.why_not_cudnn,
     },
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends
+from latte_fast.ops import attention_choice
 from latte_fast.ops import attention_libraries as libraries
 from latte_fast.ops.axis_attention import check_extras, check_qkv, checked_scale, launchers, rope_pair
 from latte_fast.ops.registration import call_directly, records, register_gradient, register_op
@@ -32,7 +33,7 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     check_qkv(_OP, q, k, v, axis)
     check_extras(_OP, q, k, axis, rope, None)
     scale = checked_scale(_OP, q, scale)
-    backend = backends.choose("axis_attention", q, k, v, axis, rope, scale, None)
+    backend = attention_choice.choose(q, k, v, axis, rope, scale, None)
     if backend == "reference":
         return axis_attention_qkv_ref(qkv, axis, rope, scale)
     if backend in libraries.LIBRARIES:

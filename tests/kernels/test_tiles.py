@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latte_fast.kernels import flash_attention_fwd, norm_modulate, measure_tiles, tiles
+from latte_fast import use_backend
+from latte_fast.kernels import flash_attention_fwd, measure_tiles, norm_modulate, tiles
 
 CPU = torch.device("cpu")
 
@@ -21,8 +22,8 @@ def fresh():
     tiles.measured.cache_clear()
 
 
-@pytest.mark.parametrize(("D", "warps"), [(64, 1), (384, 1), (768, 2), (1024, 2), (1152, 4), (1153, 4), (16384, 16)])
-def test_rows_default_gives_a_thread_eight_values(D: int, warps: int) -> None:
+@pytest.mark.parametrize(("D", "warps"), [(64, 1), (384, 1), (768, 2), (1152, 2), (1280, 2), (1281, 4), (16384, 16)])
+def test_rows_default_gives_a_thread_twenty_values_at_most(D: int, warps: int) -> None:
     assert tiles.rows_default(D, 40).warps == warps
 
 
@@ -32,6 +33,11 @@ def test_streamed_backward_fits_the_registers(monkeypatch, major: int, block_n: 
     monkeypatch.setattr(tiles, "gpu_of", lambda device: tiles.Gpu("ahead", 100, major))
     q = torch.empty(1, 1, 256, 16, 72, device="meta", dtype=torch.bfloat16)
     assert flash_attention_fwd.config("flash_attention_dkdv", q, 256, 256).block_n == block_n
+    for kernel in ("fwd", "dq", "dkdv"):
+        stages = flash_attention_fwd.config(f"flash_attention_{kernel}", q, 256, 256).stages
+        assert stages == (2 if major == 10 else 3)  # a tile is under way while a turn waits for its own
+    limit = flash_attention_fwd.register_limit(q, flash_attention_fwd.config("flash_attention_fwd", q, 256, 256), True)
+    assert limit == ({"maxnreg": 128} if major in (9, 10) else {})
 
 
 def test_file_overrides_the_default(monkeypatch, tmp_path) -> None:
@@ -78,7 +84,7 @@ def test_measuring_keeps_the_fastest(monkeypatch, tmp_path) -> None:
     assert json.loads(file.read_text())["configs"] == best
     # measured anew, the analytic tile is as fast as any: it replaces what was stored
     again = measure_tiles.tune([launch], lambda launch: 1.0)
-    assert again == {"norm_modulate_fwd/D64-fp32": {"warps": 1, "stages": 3, "programs_per_sm": 32}}
+    assert again == {"norm_modulate_fwd/D64-fp32": {"warps": 1, "stages": 3, "programs_per_sm": 28}}
     measure_tiles.save(again, device)
     assert json.loads(file.read_text())["configs"] == again
 
@@ -101,37 +107,85 @@ def test_timer_queues_launches_behind_work(monkeypatch) -> None:
     assert seen == ["launch"] * 3 + ["flush"] * 8 + ["event", "launch", "event", "wait"]
 
 
-def test_command_keeps_what_it_measured_when_cut_off(monkeypatch) -> None:
+def command(monkeypatch, cases: list) -> tuple[object, list]:
+    """`latte-fast tune` on a GPU that is not there, with cases of its own; and what it saves."""
     tune, saved = importlib.import_module("latte_fast.cli.tune"), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(tune, "cudnn_choices", lambda *args: {})
-    monkeypatch.setattr(tune, "launches", lambda *args: ["first", "cut off"])
+    monkeypatch.setattr(tune, "measurements", lambda *args: iter(cases))
     monkeypatch.setattr(measure_tiles, "save", lambda found, device: saved.append(found))
+    return tune, saved
 
-    def measure(launches: list[str]) -> dict:
-        if "cut off" in launches:
-            raise KeyboardInterrupt
-        return {"kernel/shape": {"warps": 2}}
 
-    monkeypatch.setattr(measure_tiles, "tune", measure)
+def cut_off() -> dict:
+    raise KeyboardInterrupt
+
+
+def test_command_goes_on_where_it_was_cut_off(monkeypatch, tmp_path) -> None:
+    first, last = {"kernel/shape": {"warps": 2}}, {"kernel/other": {"warps": 4}}
+    tune, saved = command(monkeypatch, [("first", lambda: first), ("second", cut_off)])
     with pytest.raises(KeyboardInterrupt):
-        tune.tune(sizes=("XL",))
-    assert saved == [{}, {"kernel/shape": {"warps": 2}}]
+        tune.tune(resume=tmp_path / "done")
+    assert saved == [first] and (tmp_path / "done").read_text() == "first\n"
+    tune, saved = command(monkeypatch, [("first", cut_off), ("second", lambda: last)])
+    tune.tune(resume=tmp_path / "done")
+    assert saved == [last] and (tmp_path / "done").read_text() == "first\nsecond\n"
 
 
 def test_command_visits_every_kernel(monkeypatch) -> None:
     """What `latte-fast tune` launches, at a tiny size: forward and backward of every op ask for their tiles."""
     tune = importlib.import_module("latte_fast.cli.tune")  # the package has the function under that name
-    monkeypatch.setattr(tune, "FRAMES", 2)
-    monkeypatch.setattr(tune, "PATCHES", 40)
+    monkeypatch.setattr(tune, "FRAMES", 1)
+    monkeypatch.setattr(tune, "PATCHES", 33)
+    monkeypatch.setattr(tune, "TOKENS", 40)
     monkeypatch.setitem(tune.SIZES, "S", (2, 64, 1))
     asked = set()
-    for launch in tune.launches("S", torch.float32, 1, tiles_device().type):
-        asked |= {key.split("/")[0] for key in measure_tiles.chosen(launch)}
+    for _, made in tune.launches("S", torch.float32, 1, tiles_device().type):
+        asked |= measure_tiles.chosen(made()).keys()
     rows = {f"{op}_{way}" for way in ("fwd", "bwd") for op in ("norm_modulate", "gate_residual", "bias_gelu")}
-    assert rows | {"packed_attention_fwd", "packed_attention_bwd", "flash_attention_fwd"} <= asked, asked
-    assert len(asked) == 13, asked  # four row ops both ways, two packed kernels, three streamed ones
+    kernels = {key.split("/")[0] for key in asked}
+    assert rows | {"packed_attention_fwd", "packed_attention_bwd", "flash_attention_fwd"} <= kernels, kernels
+    assert len(kernels) == 13, kernels  # four row ops both ways, two packed kernels, three streamed ones
+    # at 256 px and at 512 px
+    for kernel in ("fwd", "dq", "dkdv"):
+        assert {f"flash_attention_{kernel}/T{n}-K64-fp32" for n in (64, 256)} <= asked
+    names = [name for name, _ in tune.launches("S", torch.float32, 1, "meta")]
+    assert {"text forward", "text at 512 px backward", "space at 512 px forward"} <= set(names)
+
+
+def test_the_fastest_library_is_taken_where_it_is_two_percent_faster(monkeypatch) -> None:
+    tune = importlib.import_module("latte_fast.cli.tune")
+    q, k, v = torch.randn(3, 1, 2, 40, 1, 64, device=tiles_device()).unbind(0)
+    real, times = tune.backends.why_not, {"triton": 1.0}
+    monkeypatch.setattr(tune.backends, "why_not", lambda op, name, *a: None if name in times else "not here")
+    asked: list[str] = []
+
+    def ours(axis_attention: str) -> use_backend:
+        asked.append(axis_attention)
+        return use_backend("triton")
+
+    monkeypatch.setattr(tune, "use_backend", ours)
+
+    def timer(step) -> float:
+        with monkeypatch.context() as context:
+            context.setattr(tune.backends, "why_not", real)
+            step()
+        if times[asked[-1]] < 0:
+            raise RuntimeError("no kernel\nfor this shape")
+        return times[asked[-1]]
+
+    def choice(grad: bool = False) -> dict:
+        return tune.attention_choices(q, k, v, grad, timer)
+
+    key = "axis_attention/space-40x40-K64-float32"
+    assert choice() == {key: {"backend": "triton"}}
+    times |= {"cudnn": 0.99, "sdpa": 0.985}
+    assert choice() == {key: {"backend": "triton"}}
+    times["cudnn"] = 0.9
+    assert choice() == {key: {"backend": "cudnn"}} and asked[-3:] == ["triton", "cudnn", "sdpa"]
+    times["cudnn"] = -1.0
+    times["sdpa"] = 0.5
+    assert choice(grad=True) == {f"{key}-grad": {"backend": "sdpa"}}
 
 
 def tiles_device() -> torch.device:
