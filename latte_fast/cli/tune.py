@@ -142,7 +142,8 @@ def attentions(
 
     quarter = max(1, clips // 4)
     for name, count, patches in (("space", clips, PATCHES), ("space at 512 px", quarter, 4 * PATCHES)):
-        yield name, *rows(count, FRAMES, patches, 3).unbind(3)
+        q, k, v = rows(count, FRAMES, patches, 3).unbind(3)
+        yield name, q, k, v
     for name, count, patches in (("text", clips, PATCHES), ("text at 512 px", quarter, 4 * PATCHES)):
         yield name, rows(count, 1, FRAMES * patches), rows(count, 1, TOKENS), rows(count, 1, TOKENS)
 
