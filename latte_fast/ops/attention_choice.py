@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops._register import records
+from latte_fast.ops.registration import records
 from latte_fast.reference.functional import Rope
 
 _OP = "axis_attention"
