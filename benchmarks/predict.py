@@ -94,6 +94,7 @@ def tables(records: list[dict]) -> str:
     lines = [
         f"One clip of 16 x 256 tokens at width {D}, us; sm_90 by Triton {version}, {MULTIPROCESSORS} multiprocessors",
         f"at {CLOCK / 1e9} GHz. Arithmetic, no measurement: the largest of its four is a kernel's floor.",
+        "`space-1024` is as many tokens, a quarter of a clip of 512 px.",
         "",
         "| kernel | bytes, H200 | bytes, H100 | issue | MMA | MUFU | floor, H200 | floor, H100 |",
         "|---" * 8 + "|",

@@ -102,8 +102,17 @@ def _cuobjdump(flag: str, cubin: str) -> str:
     return subprocess.run([str(CUOBJDUMP), flag, cubin], capture_output=True, text=True, check=True).stdout
 
 
+_read: dict[str, Usage] = {}
+
+
 def usage(kernel: Any) -> Usage:
-    """Registers, stack and memory of a compiled kernel."""
+    """Registers, stack and memory of a compiled kernel; several shapes share one, which is disassembled once."""
+    if kernel.hash not in _read:
+        _read[kernel.hash] = _usage(kernel)
+    return _read[kernel.hash]
+
+
+def _usage(kernel: Any) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
