@@ -68,16 +68,21 @@ def _norm(mode: Reordered, func: Callable, x: Tensor, shape: Sequence[int], *res
 def _norm_backward(
     mode: Reordered, func: Callable, d: Tensor, x: Tensor, shape: Sequence[int], *rest: Any
 ) -> tuple[Tensor | None, ...]:
+    """The columns, and the rows, over which the gradients of an affine norm's vectors are summed."""
     if len(shape) != 1:
         return func(d, x, shape, *rest)
-    order = mode.order(shape[0], x.device)
     mean, rstd, w, b, wanted = rest
-    grads = func(_at(d, order), _at(x, order), shape, mean, rstd, _at(w, order), _at(b, order), wanted)
-    return tuple(_at(g, order.argsort()) for g in grads)
+    order, rows = mode.order(shape[0], x.device), mode.order(mean.numel(), x.device)
+    d2, x2, mean2, rstd2 = (t.reshape(len(rows), -1)[rows] for t in (d, x, mean, rstd))
+    dx, dw, db = func(d2[:, order], x2[:, order], shape, mean2, rstd2, _at(w, order), _at(b, order), wanted)
+    inverse = order.argsort()
+    return None if dx is None else dx[rows.argsort()][:, inverse].view(x.shape), _at(dw, inverse), _at(db, inverse)
 
 
-def _sum(mode: Reordered, func: Callable, x: Tensor, dims: Sequence[int] | None = None, *rest: Any, **kw: Any) -> Tensor:
-    for dim in range(x.dim()) if not dims else dims:
+def _sum(
+    mode: Reordered, func: Callable, x: Tensor, dims: Sequence[int] | None = None, *rest: Any, **kw: Any
+) -> Tensor:
+    for dim in dims or range(x.dim()):
         x = x.index_select(dim, mode.order(x.shape[dim], x.device))
     return func(x, dims, *rest, **kw)
 
@@ -89,7 +94,7 @@ def _sum_of_all(mode: Reordered, func: Callable, x: Tensor, **kw: Any) -> Tensor
 @contextlib.contextmanager
 def _library_of(seed: int) -> Iterator[None]:
     """oneDNN for even seeds and torch's own loops for odd ones, which sum over a window in different orders."""
-    with torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.enabled and seed % 2 == 0):  # type: ignore[attr-defined]
+    with torch.backends.mkldnn.flags(enabled=torch.backends.mkldnn.enabled and seed % 2 == 0):
         yield
 
 
@@ -110,9 +115,8 @@ def _convolution_backward(
     clips, order = mode.order(x.shape[0], x.device), mode.grouped_order(d.shape[1], groups, x.device)
     dim, inside = (1, order[: w.shape[1]]) if transposed else (0, order)
     with _library_of(mode.seed):
-        dx, dw, db = func(
-            d.index_select(0, clips).index_select(1, order), x.index_select(0, clips), w.index_select(dim, inside), *rest
-        )  # fmt: skip
+        d = d.index_select(0, clips).index_select(1, order)
+        dx, dw, db = func(d, x.index_select(0, clips), w.index_select(dim, inside), *rest)
     return (
         None if dx is None else dx.index_select(0, clips.argsort()),
         None if dw is None else dw.index_select(dim, inside.argsort()),

@@ -32,9 +32,9 @@ def ulp(value: float, dtype: torch.dtype) -> float:
 
 
 REORDERINGS = 16
-# Torch's own error is one draw of rounding; the largest of many is nearly a property of the shapes and values. A right
-# kernel sums in an order of its own, rounds in other places, and has been seen at 2.0 times that (fp32).
-FACTOR = 3
+# Torch's own error is one draw of rounding; the largest of many is nearly a property of the values. In fp32 right
+# kernels were seen at 1.9 times that. In 16 bits an order of sums shows little: there it stays at twice.
+FACTORS = {torch.float32: 3.0, torch.float64: 3.0}
 
 
 def largest_errors(run: Callable[[], Sequence[Tensor]], oracle: Sequence[Tensor]) -> list[float]:
@@ -59,9 +59,9 @@ def assert_no_worse_than_torch(
     """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value, or as torch with its sums reordered.
 
     same is torch in got's dtype, oracle a wider computation. `reordered` gives the largest error of torch's reorderings
-    (`largest_errors`), 3 times which is let pass too; it is asked where the first limit does not do. Where the oracle's
-    largest value is below `vanishing` (a gradient that is zero in exact arithmetic), got may stay below it instead. An
-    all-zero oracle asks for zeros.
+    (`largest_errors`), `FACTORS` times which is let pass too; it is asked where the first limit does not do. Where the
+    oracle's largest value is below `vanishing` (a gradient that is zero in exact arithmetic), got may stay below it
+    instead. An all-zero oracle asks for zeros.
     """
     assert got.shape == oracle.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(oracle.shape)}"
     assert got.dtype == same.dtype, f"{name}: dtype {got.dtype}, expected {same.dtype}"
@@ -79,7 +79,7 @@ def assert_no_worse_than_torch(
         return
     if reordered is not None:
         torch_error = max(torch_error, reordered())
-        limit = FACTOR * torch_error + ulp(largest, got.dtype)
+        limit = FACTORS.get(got.dtype, 2.0) * torch_error + ulp(largest, got.dtype)
     assert error <= limit, f"{name}: error {error:.3e}, torch's own {torch_error:.3e}, limit {limit:.3e}"
 
 
@@ -124,14 +124,17 @@ def compare(fn: Callable, ref: Callable, args: Sequence[Any], names: Sequence[st
     exact = [*oracle, *oracle_grads]
 
     @functools.cache
-    def reordered() -> list[float]:
-        return largest_errors(lambda: [t for results in run_with_grads(ref, args, dout) for t in results], exact)
+    def errors() -> list[float]:
+        return largest_errors(lambda: list(itertools.chain(*run_with_grads(ref, args, dout))), exact)
+
+    def error_of(row: int) -> float:
+        return errors()[row]
 
     largest = max((g.double().abs().max().item() for g in oracle_grads if g.numel()), default=0.0)
     rows = zip(names, [*got, *got_grads], [*same, *same_grads], exact, strict=True)
     for i, (name, g, s, o) in enumerate(rows):
         vanishing = 8 * torch.finfo(g.dtype).eps * largest if i >= len(got) else 0.0
-        assert_no_worse_than_torch(name, g, s, o, vanishing=vanishing, reordered=lambda i=i: reordered()[i])
+        assert_no_worse_than_torch(name, g, s, o, vanishing=vanishing, reordered=functools.partial(error_of, i))
 
 
 def refill(model: nn.Module, seed: int = 0) -> nn.Module:

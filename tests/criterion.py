@@ -1,8 +1,8 @@
 """The criterion on many machines' sums: `make test-criterion`, weekly and before a release.
 
-The interpreted kernels take numpy's products, whose sums differ by OpenBLAS's kernels, and the C++ ones their own by the
-instruction level. Each cell is one such choice and one draw of every test's tensors; a defect that is planted is to
-be seen in each. Prints a line a cell and ends with 1 where one failed.
+The interpreted kernels take numpy's products, whose sums differ by OpenBLAS's kernels, and the C++ ones' sums differ by
+the instruction level. A cell is one such choice and one draw of every test's tensors: the kernels pass and each planted
+defect is seen. Prints a line a cell and ends with 1 where one failed.
 """
 
 import os
@@ -21,7 +21,11 @@ CORES = ("", "Haswell", "SkylakeX", "Zen", "Prescott")
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 DOTS = ("tests/kernels/test_axis_attention.py", "tests/kernels/test_planted.py")
 # what is left out runs no C++ kernel in this process, or none for the CPU
-CPU = ("tests/ext", "tests/ops", *(f"--ignore=tests/ext/test_{name}.py" for name in ("process", "conv_cuda", "conv_emulated")))
+CPU = (
+    "tests/ext",
+    "tests/ops",
+    *(f"--ignore=tests/ext/test_{name}.py" for name in ("process", "conv_cuda", "conv_emulated")),
+)
 
 
 class Cell(NamedTuple):

@@ -28,7 +28,8 @@ def randn(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor
 
 def norm_eps(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Defect:
     """eps 1e-5 where 1e-6 is asked for."""
-    x, shift, scale = (randn(*s, dtype=dtype, device=device, seed=i) for i, s in enumerate((shape, *[(2, shape[-1])] * 2)))
+    group = (2, shape[-1])
+    x, shift, scale = (randn(*s, dtype=dtype, device=device, seed=i) for i, s in enumerate((shape, group, group)))
     names = ("h", "dx", "dshift", "dscale")
     return Defect(lambda *a: ops.norm_modulate(*a, 1e-5), R.norm_modulate_ref, (x, shift, scale), names)
 
@@ -95,7 +96,7 @@ def rows_in_16_bits(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> 
         @staticmethod
         def forward(ctx, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
             ctx.save_for_backward(y, gate)
-            return ops.gate_residual(x, y, gate)
+            return R.gate_residual_ref(x, y, gate)
 
         @staticmethod
         def backward(ctx, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def, override]
@@ -133,12 +134,12 @@ def rope_of_one_head(sizes: tuple[int, int, int], dtype: torch.dtype, device: st
 
 SPACE = [(8, 1, 5), (72, 16, 33), (128, 32, 5), (128, 100, 33), (64, 32, 77)]
 DEFECTS: dict[Callable, tuple[list, tuple[str, ...]]] = {
-    norm_eps: ([(2, 5, 64), (2, 3, 5, 384), (4, 3, 1152), (2, 256, 72)], ("fp32",)),
+    norm_eps: ([(2, 5, 64), (2, 3, 5, 384), (4, 3, 1152), (2, 16, 72)], ("fp32",)),
     other_gelu: ([(5, 7), (3, 4, 256), (2, 1, 17, 1536)], ("fp32",)),
     last_key: (SPACE, ("fp32", "bf16", "fp16")),
     operands_in_16_bits: (SPACE, ("fp32",)),
     sums_in_16_bits: (SPACE, ("fp32",)),
-    rows_in_16_bits: ([(2, 64, 72), (2, 256, 384)], ("fp32", "bf16", "fp16")),
+    rows_in_16_bits: ([(2, 256, 72), (2, 256, 384)], ("fp32", "bf16", "fp16")),
     rope_of_one_head: ([(8, 2, 1), (64, 16, 3), (72, 33, 1)], ("fp32", "bf16", "fp16")),
 }
 CELLS = [
