@@ -18,35 +18,31 @@ class Defect(NamedTuple):
     fast: Callable
     ref: Callable
     args: tuple
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ("out",)
 
 
 def randn(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+    return torch.randn(shape, generator=generator).to(device, dtype)
 
 
 def norm_eps(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Defect:
     """eps 1e-5 where 1e-6 is asked for."""
     group = (2, shape[-1])
     x, shift, scale = (randn(*s, dtype=dtype, device=device, seed=i) for i, s in enumerate((shape, group, group)))
-    names = ("h", "dx", "dshift", "dscale")
-    return Defect(lambda *a: ops.norm_modulate(*a, 1e-5), R.norm_modulate_ref, (x, shift, scale), names)
+    return Defect(lambda *a: ops.norm_modulate(*a, 1e-5), R.norm_modulate_ref, (x, shift, scale))
 
 
 def other_gelu(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Defect:
     """The tanh form where the exact one, by erf, is asked for."""
     u, b = randn(*shape, dtype=dtype, device=device), randn(shape[-1], dtype=dtype, device=device, seed=1)
-    return Defect(ops.bias_gelu, lambda u, b: F.gelu(u + b), (u, b), ("a", "du", "db"))
+    return Defect(ops.bias_gelu, lambda u, b: F.gelu(u + b), (u, b))
 
 
 def _attention_args(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
     K, queries, keys = sizes
     q, k, v = (randn(2, 1, n, 2, K, dtype=dtype, device=device, seed=i) for i, n in enumerate((queries, keys, keys)))
     return q, k, v
-
-
-ATTENTION = ("out", "dq", "dk", "dv")
 
 
 def last_key(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> Defect:
@@ -56,7 +52,7 @@ def last_key(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> De
         return ops.axis_attention(q, k[:, :, :-1], v[:, :, :-1], "space")
 
     args = _attention_args(sizes, dtype, device)
-    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args, ATTENTION)
+    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args)
 
 
 def operands_in_16_bits(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> Defect:
@@ -66,7 +62,7 @@ def operands_in_16_bits(sizes: tuple[int, int, int], dtype: torch.dtype, device:
         return ops.axis_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), "space").to(q.dtype)
 
     args = _attention_args(sizes, dtype, device)
-    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args, ATTENTION)
+    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args)
 
 
 def sums_in_16_bits(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> Defect:
@@ -85,7 +81,7 @@ def sums_in_16_bits(sizes: tuple[int, int, int], dtype: torch.dtype, device: str
         return product(p, v).transpose(2, 3).flatten(-2).to(dtype)
 
     args = _attention_args(sizes, dtype, device)
-    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args, ATTENTION)
+    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "space"), args)
 
 
 def rows_in_16_bits(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Defect:
@@ -107,7 +103,7 @@ def rows_in_16_bits(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> 
             return d, (R.grouped(d, gate.shape[0]) * gate[:, None]).view_as(d), total.to(gate.dtype)
 
     x, y, gate = (randn(*s, dtype=dtype, device=device, seed=i) for i, s in enumerate((shape, shape, (2, shape[-1]))))
-    return Defect(GateResidual.apply, R.gate_residual_ref, (x, y, gate), ("out", "dx", "dy", "dgate"))
+    return Defect(GateResidual.apply, R.gate_residual_ref, (x, y, gate.requires_grad_()), ("out", "dgate"))
 
 
 def rope_of_one_head(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> Defect:
@@ -129,13 +125,13 @@ def rope_of_one_head(sizes: tuple[int, int, int], dtype: torch.dtype, device: st
         return ops.axis_attention(rotated(q), whole(k), v, "time")
 
     args = tuple(randn(1, frames, patches, 2, K, dtype=dtype, device=device, seed=i) for i in range(3))
-    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "time", rope), args, ATTENTION)
+    return Defect(fast, lambda q, k, v: R.axis_attention_ref(q, k, v, "time", rope), args)
 
 
-SPACE = [(8, 1, 5), (72, 16, 33), (128, 32, 5), (128, 100, 33), (64, 32, 77)]
+SPACE = [(8, 1, 5), (72, 16, 33), (128, 32, 5), (64, 32, 77)]
 DEFECTS: dict[Callable, tuple[list, tuple[str, ...]]] = {
-    norm_eps: ([(2, 5, 64), (2, 3, 5, 384), (4, 3, 1152), (2, 16, 72)], ("fp32",)),
-    other_gelu: ([(5, 7), (3, 4, 256), (2, 1, 17, 1536)], ("fp32",)),
+    norm_eps: ([(2, 5, 64), (2, 3, 384), (2, 2, 1152), (2, 8, 72)], ("fp32",)),
+    other_gelu: ([(5, 7), (3, 4, 256), (2, 3, 1536)], ("fp32",)),
     last_key: (SPACE, ("fp32", "bf16", "fp16")),
     operands_in_16_bits: (SPACE, ("fp32",)),
     sums_in_16_bits: (SPACE, ("fp32",)),
