@@ -1,4 +1,5 @@
-# make demo | test | test-all | test-cuda | bench | cuda | lint | docs | sanitize-cpu | sanitize-cuda | emulate-amx | clean
+# make demo | test | test-all | test-criterion | test-cuda | bench | cuda | lint | docs
+#      sanitize-cpu | sanitize-cuda | emulate-amx | clean
 # Each but cuda and clean makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
 PYTHON ?= python3
@@ -7,7 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside test test-all test-cuda bench cuda lint docs sanitize-cpu sanitize-cuda emulate-amx clean
+.PHONY: install demo triton-beside test test-all test-criterion test-cuda bench cuda lint docs sanitize-cpu
+.PHONY: sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -33,6 +35,10 @@ test: install triton-beside
 
 test-all: install triton-beside
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# weekly and before a release, 6 minutes on two cores: the criterion under other libraries' sums and other draws
+test-criterion: install
+	$(BIN)/python -m tests.criterion
 
 test-cuda: install
 	$(BIN)/python -m pytest -m cuda

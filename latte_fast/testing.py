@@ -1,6 +1,7 @@
 """The criterion for fast paths: torch's own error as the limit, random upstream gradients, refilled zero weights."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from latte_fast.reordering import Reordered
 
 
 def max_error(got: Tensor, oracle: Tensor) -> float:
@@ -28,11 +31,37 @@ def ulp(value: float, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(value)) if value else 0.0
 
 
-def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Tensor, *, vanishing: float = 0.0) -> None:
-    """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value.
+REORDERINGS = 16
+# Torch's own error is one draw of rounding; the largest of many is nearly a property of the values. In fp32 right
+# kernels were seen at 1.9 times that. In 16 bits an order of sums shows little: there it stays at twice.
+FACTORS = {torch.float32: 3.0, torch.float64: 3.0}
 
-    same is torch in got's dtype, oracle a wider computation. Where the oracle's largest value is below `vanishing` (a
-    gradient that is zero in exact arithmetic), got may stay below it instead. An all-zero oracle asks for zeros.
+
+def largest_errors(run: Callable[[], Sequence[Tensor]], oracle: Sequence[Tensor]) -> list[float]:
+    """The largest error of each of run's results over reorderings of torch's sums: the same maths, other roundings."""
+    largest = [0.0] * len(oracle)
+    for seed in range(REORDERINGS):
+        with Reordered(seed):
+            results = run()
+        largest = [max(e, max_error(r, o)) for e, r, o in zip(largest, results, oracle, strict=True)]
+    return largest
+
+
+def assert_no_worse_than_torch(
+    name: str,
+    got: Tensor,
+    same: Tensor,
+    oracle: Tensor,
+    *,
+    vanishing: float = 0.0,
+    reordered: Callable[[], float] | None = None,
+) -> None:
+    """max|got - oracle| <= 2 max|same - oracle| + 1 ulp of the largest value, or as torch with its sums reordered.
+
+    same is torch in got's dtype, oracle a wider computation. `reordered` gives the largest error of torch's reorderings
+    (`largest_errors`), `FACTORS` times which is let pass too; it is asked where the first limit does not do. Where the
+    oracle's largest value is below `vanishing` (a gradient that is zero in exact arithmetic), got may stay below it
+    instead. An all-zero oracle asks for zeros.
     """
     assert got.shape == oracle.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(oracle.shape)}"
     assert got.dtype == same.dtype, f"{name}: dtype {got.dtype}, expected {same.dtype}"
@@ -42,10 +71,15 @@ def assert_no_worse_than_torch(name: str, got: Tensor, same: Tensor, oracle: Ten
     largest = oracle.double().abs().max().item()
     error, torch_error = max_error(got, oracle), max_error(same, oracle)
     limit = 2 * torch_error + ulp(largest, got.dtype)
-    if largest <= vanishing and error > limit:
+    if error <= limit:
+        return
+    if largest <= vanishing:
         found = got.double().abs().max().item()
         assert found <= vanishing, f"{name}: {found:.3e}, but zero in exact arithmetic (bound {vanishing:.3e})"
         return
+    if reordered is not None:
+        torch_error = max(torch_error, reordered())
+        limit = FACTORS.get(got.dtype, 2.0) * torch_error + ulp(largest, got.dtype)
     assert error <= limit, f"{name}: error {error:.3e}, torch's own {torch_error:.3e}, limit {limit:.3e}"
 
 
@@ -85,13 +119,22 @@ def compare(fn: Callable, ref: Callable, args: Sequence[Any], names: Sequence[st
     got, got_grads = run_with_grads(fn, args, dout)
     same, same_grads = run_with_grads(ref, args, dout)
     oracle, oracle_grads = run_with_grads(ref, [widened(a) for a in args], [d.to(wide) for d in dout])
-    out_names, grad_names = names[: len(got)], names[len(got) :]
+    grad_names = names[len(got) :]
     assert len(grad_names) == len(got_grads), f"{len(got_grads)} gradients, {len(grad_names)} names"
-    for row in zip(out_names, got, same, oracle, strict=True):
-        assert_no_worse_than_torch(*row)
+    exact = [*oracle, *oracle_grads]
+
+    @functools.cache
+    def errors() -> list[float]:
+        return largest_errors(lambda: list(itertools.chain(*run_with_grads(ref, args, dout))), exact)
+
+    def error_of(row: int) -> float:
+        return errors()[row]
+
     largest = max((g.double().abs().max().item() for g in oracle_grads if g.numel()), default=0.0)
-    for name, g, s, o in zip(grad_names, got_grads, same_grads, oracle_grads, strict=True):
-        assert_no_worse_than_torch(name, g, s, o, vanishing=8 * torch.finfo(g.dtype).eps * largest)
+    rows = zip(names, [*got, *got_grads], [*same, *same_grads], exact, strict=True)
+    for i, (name, g, s, o) in enumerate(rows):
+        vanishing = 8 * torch.finfo(g.dtype).eps * largest if i >= len(got) else 0.0
+        assert_no_worse_than_torch(name, g, s, o, vanishing=vanishing, reordered=functools.partial(error_of, i))
 
 
 def refill(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -27,3 +27,22 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "vae"
     diffusers.AutoencoderKL(latent_channels=4, **widths, **blocks).save_pretrained(folder)
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--draw", type=int, default=0, metavar="N", help="draw every test's random tensors anew, by N")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Adds N to every seed of torch's random numbers, in the test's own code and in what it calls."""
+    shift = config.getoption("--draw") * 1_000_003
+    if not shift:
+        return
+    seed_all = torch.manual_seed
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(seed + shift)
+
+    torch.manual_seed = lambda seed: seed_all(seed + shift)
+    torch.Generator = Generator  # type: ignore[misc]

@@ -1,14 +1,18 @@
 """The criterion itself: what it lets pass, what it must not, and what refills a model."""
 
+import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import Latte, testing
+from latte_fast.reference import functional as R
 from tests.helpers.pairs import SMALL
 
 ORACLE = torch.tensor([1.0, -0.5], dtype=torch.float64)
@@ -93,6 +97,83 @@ def test_compare_judges_every_output_and_gradient(
         return
     with pytest.raises(AssertionError, match=f"^{wrong}: error"):
         testing.compare(fn, torch.mul, (a, b), names)
+
+
+def sums(dtype: torch.dtype) -> dict[str, tuple[Callable, tuple]]:
+    """References whose results and gradients are sums: products, softmax, norm, broadcasts, windows."""
+
+    def draw(*shape: int, seed: int = 0) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+    q, k, v = (draw(2, 2, 9, 2, 40, seed=s) for s in range(3))
+    mask = torch.arange(9).expand(2, 9) < 7
+    x, y, gate, shift, scale = (draw(*s, seed=i) for i, s in enumerate([(2, 8, 72)] * 2 + [(2, 72)] * 3))
+    window = {"stride": (2, 1, 2), "padding": (1, 0, 1), "groups": 2}
+    clips, weight = draw(3, 8, 2, 3, 5), draw(8, 4, 3, 2, 3, seed=1)
+    return {
+        "attention": (lambda q, k, v: R.axis_attention_ref(q, k, v, "space", key_mask=mask), (q, k, v)),
+        "norm": (R.gate_residual_norm_modulate_ref, (x, y, gate, shift, scale)),
+        "affine norm": (lambda x, w, b: F.layer_norm(x, (72,), w, b), (x, draw(72, seed=7), draw(72, seed=8))),
+        "linear": (F.linear, (x, draw(40, 72, seed=5), draw(40, seed=6))),
+        "conv_transpose": (functools.partial(R.conv_transpose3d_ref, **window), (clips, weight, draw(8, seed=2))),
+        "conv": (
+            functools.partial(F.conv3d, padding=1, groups=2),
+            (clips, draw(6, 4, 3, 2, 3, seed=3), draw(6, seed=4)),
+        ),
+        "mean": (lambda x: (x.mean((0, 2)), x.sum()), (x,)),
+    }
+
+
+def spread(fn: Callable, args: tuple) -> list[float]:
+    """How far reorderings move each result and each gradient, relative to its largest value."""
+    out = fn(*args)
+    generator = torch.Generator().manual_seed(9)
+    dout = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in ([out] if isinstance(out, Tensor) else out)]
+
+    def run() -> list[Tensor]:
+        return list(itertools.chain(*testing.run_with_grads(fn, args, dout)))
+
+    plain = run()
+    return [e / p.abs().max().item() for e, p in zip(testing.largest_errors(run, plain), plain, strict=True)]
+
+
+@pytest.mark.parametrize("name", list(sums(torch.float64)))
+def test_reordered_sums_are_the_same_maths(name: str) -> None:
+    """In float64 nothing changes but the last bits; in fp32 those do."""
+    moved, moved_wide = (spread(*sums(dtype)[name]) for dtype in (torch.float32, torch.float64))
+    assert max(moved_wide) <= 1e-13 and max(moved) > 5e-8, (moved, moved_wide)
+
+
+def test_reordered_sums_of_every_gradient() -> None:
+    """Those that autograd takes backward are reordered too, in a product, a softmax, a norm and a broadcast alike."""
+    assert min(spread(*sums(torch.float32)["attention"])) > 5e-8
+    assert min(spread(*sums(torch.float32)["affine norm"])) > 5e-8
+
+
+def test_reorderings_are_the_second_limit() -> None:
+    """Run only where torch's own error of one order does not do, once for all rows of a comparison."""
+    runs = 0
+
+    def ref(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal runs
+        runs += 1
+        return a @ b, a @ b
+
+    a, b = (torch.randn(64, 64, generator=torch.Generator().manual_seed(s)) for s in range(2))
+    exact = (a.double() @ b.double()).float()
+    testing.compare(lambda a, b: (exact, exact), ref, (a, b), ["one", "two"])
+    assert runs == 2  # in fp32 and in float64
+    with pytest.raises(AssertionError, match=r"one: error 1\.0.*e-02, torch's own"):
+        testing.compare(lambda a, b: (exact + 1e-2, exact + 1e-2), ref, (a, b), ["one", "two"])
+    assert runs == 4 + testing.REORDERINGS
+    largest = testing.largest_errors(lambda: [a @ b], [exact])[0]
+    name, same = "one", a @ b
+    for factor, right in ((2.9, True), (3.2, False)):
+        got = exact + torch.tensor(factor * largest)
+        with contextlib.nullcontext() if right else pytest.raises(AssertionError, match="limit"):
+            testing.assert_no_worse_than_torch(name, got, same, exact.double(), reordered=lambda: largest)
+        with pytest.raises(AssertionError, match="limit"):
+            testing.assert_no_worse_than_torch(name, got, exact, exact.double())
 
 
 def test_oracle_is_wider() -> None:

@@ -40,10 +40,10 @@ template <class A> void key_bias(const uint8_t* mask, int64_t lk, int64_t padded
 // Scores, or -inf where `bias` hides the key, whatever the score is
 template <class A> LATTE_INLINE Vec<A> hidden(Vec<A> s, Vec<A> bias) { return bias == A(0) ? s : bias; }
 
-// s -> exp2(s * factor - top * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and 1 / sum
-// by `inverse`. One rounding, but that of top * factor, which every key shares; of large scores it would be more than
-// exp2 can take, and their difference comes first.
-template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* inverse) {
+// s -> exp2(s * factor - top * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and by
+// `divisor` the sum of what s holds then, or 1 where there is no key. One rounding, but that of top * factor, which
+// every key shares; of large scores it would be more than exp2 can take, and their difference comes first.
+template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* divisor) {
   constexpr int L = kLanes<A>;
   Vec<A> top = splat(-infinity<A>());
   for (int64_t j = 0; j < n; j += L) top = max(top, hidden<A>(load<A>(s + j), load<A>(bias + j)));
@@ -58,7 +58,7 @@ template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A 
     store<A>(s + j, p);
   }
   const A total = hsum<A>(sum);
-  *inverse = total == 0 ? A(0) : 1 / total;
+  *divisor = total == 0 ? A(1) : total;
   return total == 0 ? A(0) : peak * factor + std::log2(total);
 }
 
@@ -88,7 +88,9 @@ template <class A, class T> void vector_forward(const Axis& x) {
         gemm<A, kScore>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         A inverse[kBlock];
         for (int64_t r = 0; r < n; ++r) {
-          const A lse = softmax_row<A>(s + r * keys, bias, keys, factor, inverse + r);
+          A total;
+          const A lse = softmax_row<A>(s + r * keys, bias, keys, factor, &total);
+          inverse[r] = 1 / total;
           if (a.lse) u.lse()[(i + r) * x.lse_row()] = static_cast<float>(lse / log2e<A>());
         }
         gemm<A>(rows, wide, x.lk, {s, keys, 1}, v, wide, o, wide, false);
@@ -137,11 +139,11 @@ template <class A, class T> void vector_backward(const Axis& x) {
         for (int64_t r = 0; r < n; ++r) {
           // softmax anew rather than by the saved lse, and delta from p and dp rather than from out: an fp32 lse costs
           // digits, and at one key dp - delta has to be exactly zero
-          A *p = s + r * keys, *dp = ds + r * keys, inverse;
-          softmax_row<A>(p, bias, keys, factor, &inverse);
+          A *p = s + r * keys, *dp = ds + r * keys, total;
+          softmax_row<A>(p, bias, keys, factor, &total);
           Vec<A> dot = {};
           for (int64_t j = 0; j < keys; j += kLanes<A>) {
-            const Vec<A> w = load<A>(p + j) * inverse;
+            const Vec<A> w = load<A>(p + j) / total;  // 1 at one key, which a product with 1 / total may miss
             store<A>(p + j, w);
             dot = fma(w, load<A>(dp + j), dot);
           }
