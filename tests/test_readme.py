@@ -1,6 +1,7 @@
-"""Every Python snippet of the README runs, in order, at a size that a test can afford."""
+"""Every Python snippet of README and docs/python.md runs, in order, at a size that a test can afford."""
 
 import functools
+import importlib
 import re
 import shlex
 from functools import partial
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 import latte_fast
 from latte_fast import Latte, backends, ops, testing
-from latte_fast.cli import commands
+
+cli = importlib.import_module("latte_fast.cli.main")
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = ("README.md", "docs/python.md")
+SNIPPETS = [s for page in PAGES for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)]
 SMALL = {"depth": 2, "hidden_size": 64, "num_heads": 2, "patch_size": 2}
 
 
@@ -51,11 +53,11 @@ def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("x.yaml").write_text("steps: 10\n")
     for line in lines:
         argv = shlex.split(line)
-        known = {
-            name: functools.wraps(fn)(lambda *args, **kwargs: None) for name, fn in commands.commands(argv).items()
-        }
+        name, rest = argv[0], argv[1:]
+        module = importlib.import_module(f"latte_fast.cli.{name.replace('-', '_')}")
+        command = module.command(rest) if hasattr(module, "command") else getattr(module, name.replace("-", "_"))
         try:
-            tyro.extras.subcommand_cli_from_dict(known, args=argv, prog="latte-fast")
+            cli.run(functools.wraps(command)(lambda *args, **kwargs: None), f"latte-fast {name}", rest)
         except SystemExit as error:
             raise AssertionError(f"latte-fast {line}") from error
 
