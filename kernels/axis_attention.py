@@ -52,7 +52,7 @@ def axis_attention_bwd(
     """Writes dq, dk, dv, which may be views of one packed tensor."""
     if q.numel() == 0:
         return
-    grads = (dq, dk, dv)
+    grads: tuple[Tensor, ...] = (dq, dk, dv)
     if rows.interpreted() and q.dtype == torch.bfloat16:
         grads = tuple(torch.empty_like(g, dtype=torch.float32) for g in grads)
     if packs(q, k, axis):

@@ -138,8 +138,8 @@ def gate_residual_norm_modulate_fwd(
         return rows.rounded(x_out, x.dtype), rows.rounded(h, out_dtype)
     c = config("gate_residual_norm_modulate_fwd", x)
     groups, D = gate.shape
-    tensors = (x, y) if pos is None else (x, y, pos.expand(x.shape))
-    tensors, leads, n, s = rows.merge_rows(*tensors)
+    given = (x, y) if pos is None else (x, y, pos.expand(x.shape))
+    tensors, leads, n, s = rows.merge_rows(*given)
     if pos is None:
         tensors, s = [*tensors, tensors[0]], [*s, s[0]]
     xs, ys, poss = tensors
