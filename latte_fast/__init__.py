@@ -46,6 +46,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"latte_fast.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'latte_fast' has no attribute {name!r}")
+    if name == "use_backend":
+        # the ops declare the backends that are chosen from
+        importlib.import_module("latte_fast.ops")
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

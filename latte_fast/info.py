@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latte_fast import _ext, backends
+from latte_fast import ops as ops  # declares the backends that are listed
 
 PACKAGES = ("latte_fast", "torch", "triton", "numpy", "einops", "safetensors", "flash-attn", "xformers", "diffusers")
 

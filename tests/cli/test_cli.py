@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import latte_fast
+from latte_fast.cli.main import COMMANDS
 
 
 def run(*args: str, ok: bool = True) -> str:
@@ -24,9 +25,39 @@ def test_version_and_the_module() -> None:
     assert done.stdout == f"latte_fast {latte_fast.__version__}\n", done.stderr
 
 
-def test_help_lists_the_commands() -> None:
-    out = run("--help")
-    assert "doctor" in out and "demo" in out
+def run_without(packages: tuple[str, ...], *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command where these packages are not installed; prints what was imported besides."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages!r})); from latte_fast.cli import main\n"
+    code += "import atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); main()"
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+
+
+def test_help_lists_the_commands_and_imports_none() -> None:
+    done = run_without(("torch", "av", "tyro", "diffusers", "numpy"), "--help")
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    none = run_without(("torch", "tyro"))
+    assert none.returncode == 2 and none.stdout == done.stdout
+
+
+def test_every_command_is_found_and_explains_itself() -> None:
+    for name, about in COMMANDS.items():
+        function = name.replace("-", "_")
+        module = importlib.import_module(f"latte_fast.cli.{function}")
+        command = module.command([]) if hasattr(module, "command") else getattr(module, function)
+        assert command.__doc__ and about and not about.endswith(".")
+
+
+def test_doctor_needs_neither_pyav_nor_tyro_nor_diffusers() -> None:
+    done = run_without(("av", "tyro", "diffusers"), "doctor")
+    assert done.returncode == 0 and "op x backend" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("args", [("sample", "runs/x"), ("train",), ("cost",), ("doctor", "--help")], ids=str)
+def test_tyro_is_asked_for_by_name(args: tuple[str, ...]) -> None:
+    done = run_without(("tyro",), *args)
+    assert done.returncode == 1 and "pip install tyro" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
