@@ -1,9 +1,10 @@
 """Ranks: this process among all of a run, and what they reduce and broadcast."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,8 @@ class Ranks:
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
+    # called before the process group goes: each drops what holds the group
+    closers: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -74,7 +77,17 @@ def start() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    ranks, finished = Ranks(rank, count, device), False
     try:
-        yield Ranks(rank, count, device)
+        yield ranks
+        finished = True
     finally:
+        # DDP's reducer and FSDP's state join a thread of the group when they go, and it may wait for Python's lock,
+        # which they hold: the process hangs or aborts. So they go first.
+        for close in reversed(ranks.closers):
+            close()
+        ranks.closers.clear()
+        gc.collect()
+        if finished:
+            dist.barrier()
         dist.destroy_process_group()

@@ -44,6 +44,12 @@ class Learner:
             fused=True,
         )
         self.ema = Ema(self.weights.by_name, optim.ema, optim.ema_warmup)
+        ranks.closers.append(self.release)
+
+    def release(self) -> None:
+        """Drops the network and all that is made from it; the learner is of no use afterwards."""
+        for name in ("model", "call", "weights", "optimizer", "ema"):
+            self.__dict__.pop(name, None)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
