@@ -4,8 +4,7 @@ A CPU runs the default selection in ten minutes; `-m quick` is a part of it, `--
 """
 
 import datetime
-import functools
-import subprocess
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import contenders
-from benchmarks.race import Lap, ceilings, race
+from benchmarks.commit import commit
+from benchmarks.race import ROUNDS, Lap, ceilings, race
 from benchmarks.report import Results, Row, load, save
 from latte_fast import info
 
@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if (before.device, before.commit) == (device_name(), commit()):
             ROWS.extend(before.rows)
             DONE.extend(done_file(path).read_text().splitlines())
+            if rounds_file(path).is_file():
+                ROUNDS.extend(json.loads(rounds_file(path).read_text()))
 
 
 def results_file(config: pytest.Config) -> Path | None:
@@ -52,6 +54,11 @@ def results_file(config: pytest.Config) -> Path | None:
 def done_file(results: Path) -> Path:
     """Returns the path of the file that names the tests whose rows are in a results file."""
     return results.with_suffix(".tests")
+
+
+def rounds_file(results: Path) -> Path:
+    """Every lap behind a results file's medians."""
+    return results.with_suffix(".rounds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,17 +77,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
         DONE.append(item.nodeid)
         save(collected(), path)
         done_file(path).write_text("".join(f"{name}\n" for name in DONE))
+        rounds_file(path).write_text(json.dumps(ROUNDS))
     return report
-
-
-@functools.cache
-def commit() -> str:
-    def git(*args: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *args], capture_output=True, text=True, cwd=folder).stdout.strip()
-
-    name = git("rev-parse", "--short", "HEAD")
-    return (name + ("-changed" if git("status", "--porcelain", "--untracked-files=no") else "")) or "unknown"
 
 
 def device_name() -> str:
@@ -108,8 +106,8 @@ def record(request: pytest.FixtureRequest) -> Callable[..., Row]:
 def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[str, Lap]]:
     """Gives compare(title, contenders, check): runs `check`, as no wrong result is timed, then races the contenders.
 
-    "ours" is the contender that pytest-benchmark records; every contender becomes a row. `fields` go into all rows,
-    `each` into the rows of the contenders that it names.
+    "ours" is the contender that pytest-benchmark records; every contender becomes a row. `on_device` times the GPU
+    apart from the host. `fields` go into all rows, `each` into the rows of the contenders that it names.
     """
 
     def run(
@@ -117,11 +115,12 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
         contenders: dict[str, Callable[[], object] | str],
         check: Callable[[], None],
         seconds: float = 6.0,
+        on_device: bool = False,
         each: dict[str, dict[str, Any]] | None = None,
         **fields: Any,
     ) -> dict[str, Lap]:
         check()
-        laps = race(contenders, seconds)
+        laps = race(contenders, seconds, on_device=on_device)
         ours = laps["ours"]
         assert not ours.reason, f"ours did not run: {ours.reason}"
         benchmark.pedantic(lambda: None, rounds=1)  # makes the row that the race's time goes into

@@ -1,46 +1,43 @@
-"""Fair timing: contenders interleaved round by round in one process, synchronised, medians with their spread."""
+"""Fair timing: contenders interleaved round by round in one process, medians and spread, device apart from host."""
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.clock import Lapper, on_the_device, on_the_wall
+
 
 @dataclass(frozen=True)
 class Lap:
-    """The times of one contender in seconds, or the reason it did not run."""
+    """One contender's times in seconds, or the reason it did not run; `host` is what queueing a call took the host."""
 
     median: float = float("nan")
     low: float = float("nan")
     high: float = float("nan")
     rounds: int = 0
     reason: str = ""
+    host: float = float("nan")
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-# contenders faster than this many seconds are called several times a lap, or the clock itself would be measured
+# what the ceilings are measured on: bytes copied, and the product's (M, N, K)
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}
+PRODUCT = (4096, 3456, 1152)
+# every lap of every race, for what a median hides; `--results` keeps them beside the rows
+ROUNDS: list[dict[str, list[float]]] = []
+# a contender faster than this is called several times a lap, or the clock and a cold start would be what is measured
 SHORT = 0.5e-3
 
 
 def lap(run: Callable[[], object], calls: int = 1) -> float:
-    """Returns seconds per call."""
-    synchronise()
-    begin = time.perf_counter()
-    for _ in range(calls):
-        run()
-    synchronise()
-    return (time.perf_counter() - begin) / calls
+    """Seconds a call, on the wall."""
+    return on_the_wall(run)(calls).call
 
 
 def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
-    """Calls a contender once; returns it, or the reason if it does not fit the GPU's memory."""
+    """The contender after a call, or why it can't have one."""
     try:
         lap(run)
     except torch.OutOfMemoryError as error:
@@ -53,36 +50,51 @@ def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
 
 
 def race(
-    contenders: dict[str, Callable[[], object] | str], seconds: float = 6.0, rounds: tuple[int, int] = (3, 50)
+    contenders: dict[str, Callable[[], object] | str],
+    seconds: float = 6.0,
+    rounds: tuple[int, int] = (3, 50),
+    on_device: bool = False,
 ) -> dict[str, Lap]:
-    """Times contenders round by round; one given as a string does not run, and the string is the reason.
+    """Laps by contender; a contender given as a string is a missing one with its reason.
 
-    After a warm-up call, which shows who does not fit the GPU's memory, every contender runs one lap a round, with the
-    same number of calls for all; the number of rounds is what fits `seconds`, within the bounds.
+    A warm-up call each, which shows who does not fit the GPU's memory, then rounds in which everyone runs a lap, as
+    many as fit `seconds` within the bounds; a lap has the same number of calls for all. `on_device` leaves the host out
+    of a call's time where there is a GPU: kernels are raced so, whole models are not.
     """
     contenders = {name: run if isinstance(run, str) else warmed(run) for name, run in contenders.items()}
     runners = {name: run for name, run in contenders.items() if not isinstance(run, str)}
     calls = max(1, int(SHORT / min(lap(run) for run in runners.values()))) if runners else 1
+    clock = on_the_device if on_device and torch.cuda.is_available() else on_the_wall
+    lappers: dict[str, Lapper] = {name: clock(run) for name, run in runners.items()}
     times: dict[str, list[float]] = {name: [] for name in runners}
+    hosts: dict[str, list[float]] = {name: [] for name in runners}
     done, spent = 0, 0.0
     while done < rounds[0] or (done < rounds[1] and spent * (done + 1) / done < seconds):
-        for name, run in runners.items():
-            times[name].append(lap(run, calls))
-        done, spent = done + 1, calls * sum(sum(t) for t in times.values())
-    laps = {name: Lap(statistics.median(t), min(t), max(t), done) for name, t in times.items()}
+        for name, lapper in lappers.items():
+            took = lapper(calls)
+            times[name].append(took.call)
+            hosts[name].append(took.host)
+        done, spent = done + 1, calls * sum(max(c, h) for n in times for c, h in zip(times[n], hosts[n], strict=True))
+    ROUNDS.append(times)
+    laps = {
+        name: Lap(statistics.median(t), min(t), max(t), done, host=statistics.median(hosts[name]))
+        for name, t in times.items()
+    }
     return {name: laps.get(name, Lap(reason=str(run))) for name, run in contenders.items()}
 
 
 @functools.cache
 def ceilings() -> dict[str, float]:
-    """Measures, once per run, what this machine does at best per second: bytes copied (in and out), bf16 GEMM flops.
+    """What this machine does at best, measured once a run: bytes copied (in and out) and bf16 GEMM flops, a second.
 
-    The GEMM is Latte-XL/2's second-widest, 4096 x 1152 x 3456; the copy is larger than any cache.
+    The GEMM is Latte-XL/2's second-widest, 4096 x 1152 x 3456; the copy is of what no cache holds.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device).zero_()
+    source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device).zero_()
     target = torch.empty_like(source)
-    x, w = (torch.randn(n, 1152, device=device).bfloat16() for n in (4096, 3456))
-    out = x.new_empty(4096, 3456)
-    laps = race({"copy": lambda: target.copy_(source), "gemm": lambda: torch.mm(x, w.t(), out=out)}, seconds=1.5)
-    return {"copy": 2 * source.numel() / laps["copy"].median, "gemm": 2 * 4096 * 1152 * 3456 / laps["gemm"].median}
+    m, n, k = PRODUCT
+    x, w = (torch.randn(rows, k, device=device).bfloat16() for rows in (m, n))
+    out = x.new_empty(m, n)
+    runs = {"copy": lambda: target.copy_(source), "gemm": lambda: torch.mm(x, w.t(), out=out)}
+    laps = race(runs, seconds=1.5, on_device=True)
+    return {"copy": 2 * source.numel() / laps["copy"].median, "gemm": 2 * m * n * k / laps["gemm"].median}

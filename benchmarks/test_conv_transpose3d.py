@@ -48,7 +48,7 @@ def test_forward(case: tuple, compare: Any) -> None:
         "torch eager": no_grad(lambda: F.conv_transpose3d(*args, *window)),
         "torch.compile": no_grad(lambda: jit(*args, *window)),
     }
-    compare(title(case, "forward"), contenders, check, seconds=3.0)
+    compare(title(case, "forward"), contenders, check, seconds=3.0, on_device=True)
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
@@ -70,4 +70,4 @@ def test_forward_and_backward(case: tuple, compare: Any) -> None:
         "ours": lambda: step(ops.conv_transpose3d, args),
         "torch eager": lambda: step(F.conv_transpose3d, args),
     }
-    compare(title(case, "forward and backward"), contenders, check, seconds=4.0)
+    compare(title(case, "forward and backward"), contenders, check, seconds=4.0, on_device=True)

@@ -1,13 +1,15 @@
 """Each op at the presets' shapes, clips of 16 x 256 tokens, against eager torch, torch.compile and SDPA."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, libraries, no_grad, op_clips
+from benchmarks.contenders import FRAMES, SIDE, WIDTHS, compiled, device, gated, libraries, no_grad, op_clips
 from latte_fast import backends, ops, testing
 from latte_fast._ext import bias_gelu
 from latte_fast._ext.axis_attention import axis_attention_fwd
@@ -102,6 +104,44 @@ def attention_into_reused_buffer(qkv: Tensor, axis: str) -> dict[str, Callable]:
     return {"ours": no_grad(lambda: axis_attention_fwd(q, k, v, axis, None, scale, None, False, out=out))}
 
 
+def folded_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The norm of one clip with its modulation as torch's own affine: (D,) weights serve one group of rows alone."""
+    return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], 1e-6)
+
+
+def other_norms(x: Tensor, shift: Tensor, scale: Tensor) -> dict[str, Callable | str]:
+    """comfy-kitchen's fused norm on a GPU that has it installed, checked before it is timed."""
+    name = "comfy-kitchen adaln"
+    if not torch.cuda.is_available():
+        return {}
+    try:
+        adaln = importlib.import_module("comfy_kitchen").adaln
+    except (ImportError, AttributeError, OSError) as error:
+        return {name: f"not installed: {error}"}
+    rows = x.flatten(1, -2)
+
+    def run(*args: Tensor) -> Tensor:
+        return adaln(rows, scale[:, None], shift[:, None])
+
+    return {name: gated(gate(run, R.norm_modulate_ref, (rows, shift, scale)), no_grad(run))}
+
+
+@pytest.mark.parametrize("size", [pytest.param("B", marks=pytest.mark.full), "XL"])
+def test_norm_of_one_clip(size: str, compare: Any) -> None:
+    """As many rows as elsewhere under one modulation, which torch's own layer norm takes as its weights."""
+    d, clips = WIDTHS[size][0], op_clips()
+    x, (shift, scale) = rows(1, clips * FRAMES, PATCHES, d), rows(1, 6 * d).chunk(6, dim=-1)[:2]
+    args, jit = (x, shift, scale), compiled(R.norm_modulate_ref)
+    contenders = {
+        "ours": no_grad(lambda: ops.norm_modulate(*args)),
+        "F.layer_norm(weight=1 + scale)": no_grad(lambda: folded_norm(*args)),
+        "torch.compile": no_grad(lambda: jit(*args)),
+    }
+    check = gate(ops.norm_modulate, R.norm_modulate_ref, args)
+    moved = {"bytes": 4 * x.numel(), "flops": 8 * x.numel()}
+    compare(title("norm_modulate", size, "forward, one modulation"), contenders, check, 2.0, on_device=True, **moved)
+
+
 @pytest.mark.parametrize("size", [pytest.param("B", marks=pytest.mark.quick), "XL"])
 @pytest.mark.parametrize("op", OPS)
 def test_forward(op: str, size: str, compare: Any) -> None:
@@ -114,9 +154,11 @@ def test_forward(op: str, size: str, compare: Any) -> None:
         contenders |= attention_into_reused_buffer(*args)
     if op == "bias_gelu":
         contenders |= into_reused_buffers(*args)
+    if op == "norm_modulate":
+        contenders |= other_norms(*args)
     jit = compiled(ref)
     contenders["torch.compile"] = no_grad(lambda: jit(*args))
-    compare(title(op, size, "forward"), contenders, gate(fn, ref, args), seconds=2.0, **work(op, size))
+    compare(title(op, size, "forward"), contenders, gate(fn, ref, args), seconds=2.0, on_device=True, **work(op, size))
 
 
 @pytest.mark.parametrize("size", ["B", "XL"])
@@ -147,4 +189,4 @@ def test_forward_and_backward(op: str, size: str, compare: Any) -> None:
             testing.assert_no_worse_than_torch("gradient", *row)
 
     contenders = {"ours": step(fn), "torch eager": step(ref), "torch.compile": step(compiled(ref))}
-    compare(title(op, size, "forward and backward"), contenders, check, seconds=2.0)
+    compare(title(op, size, "forward and backward"), contenders, check, seconds=2.0, on_device=True)

@@ -89,7 +89,7 @@ def test_attention_of_others_is_a_row_or_a_reason(monkeypatch: pytest.MonkeyPatc
     assert here[1]().shape == (1, 2, 4, 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = contenders.libraries(qkv, "time")
-    assert list(found) == ["SDPA on strided views", "flash-attn", "xformers"]
+    assert list(found) == ["SDPA on strided views", "cuDNN", "flash-attn", "xformers"]
     assert found["flash-attn"] == "flash_attn needs a CUDA tensor, got one on cpu"
 
 
