@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside test test-all test-criterion test-cuda bench cuda lint docs sanitize-cpu
+.PHONY: install demo triton-beside test test-all test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
 .PHONY: sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
@@ -63,9 +63,14 @@ sanitize-cuda: install
 bench: install
 	$(BIN)/latte-fast bench
 
-# on a machine with a GPU and without a network: OUT=folder, STAGES="build test ..."; DRY=1 tries them without a GPU
+# on a machine with a GPU and without a network, 10 minutes at a time: OUT=folder, ARCHIVE=what the call before left there,
+# STAGES="build smoke ..."; DRY=1 tries them without a GPU. benchmarks/cuda.sh has the rest
 cuda:
 	PYTHON=$(or $(CUDA_PYTHON),$(PYTHON)) benchmarks/cuda.sh $(STAGES)
+
+# what an archive brought home, into benchmarks/results, kernels/configs and the figures of README and docs
+cuda-merge:
+	$(or $(CUDA_PYTHON),$(PYTHON)) -m benchmarks.cuda merge $(ARCHIVE)
 
 lint: install
 	$(BIN)/ruff check .

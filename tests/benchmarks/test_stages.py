@@ -1,4 +1,4 @@
-"""The stages of `make cuda` as far as a machine without a GPU allows, and a race from suite to report."""
+"""What races on which machine, and a race from suite to report."""
 
 import os
 import subprocess
@@ -14,64 +14,6 @@ from benchmarks import report as results
 from benchmarks.race import race
 
 ROOT = Path(__file__).parents[2]
-
-
-def stages(out: Path, *names: str, **environment: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"OUT": str(out), "DRY": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([ROOT / "benchmarks" / "cuda.sh", *names], env=env, capture_output=True, text=True)
-
-
-def test_stages_resume(tmp_path: Path) -> None:
-    first = stages(tmp_path, "sanitize", "tune")
-    assert first.returncode == 0, first.stdout
-    assert "sanitize: passed" in first.stdout and "tune: passed" in first.stdout
-    assert "compute-sanitizer --tool racecheck" in (tmp_path / "sanitize.log").read_text()
-    again = stages(tmp_path, "sanitize", "tune")
-    assert again.stdout.count("done before") == 2
-
-
-def test_a_stage_that_fails_is_not_done(tmp_path: Path) -> None:
-    failed = stages(tmp_path, "report")
-    assert failed.returncode == 1 and "report: failed (1)" in failed.stdout and "nothing was measured" in failed.stdout
-    assert not (tmp_path / "report.done").exists()
-    assert stages(tmp_path, "nothing").returncode == 2
-    slow = stages(tmp_path, "test", LIMIT="0.2")
-    assert "test: failed (124)" in slow.stdout and "over 0.2 s" in (tmp_path / "test.log").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["test", "ops", "model", "training", "sampling"])
-def test_dry_run(stage: str, tmp_path: Path) -> None:
-    done = stages(tmp_path, stage)
-    assert done.returncode == 0, done.stdout
-
-
-def fake(path: Path, script: str) -> str:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_sanitizers_see_every_allocation_and_pass_once(tmp_path: Path) -> None:
-    fake(
-        tmp_path / "compute-sanitizer",
-        f'echo "$2 caching off: $PYTORCH_NO_CUDA_MEMORY_CACHING"; [ -f {tmp_path}/ok ] || [ $2 = memcheck ]',
-    )
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    assert stages(tmp_path, "sanitize", DRY="0", PATH=path).returncode == 1
-    log = tmp_path / "sanitize.log"
-    assert log.read_text() == "memcheck caching off: 1\nracecheck caching off: 1\n"
-    (tmp_path / "ok").touch()
-    assert stages(tmp_path, "sanitize", DRY="0", PATH=path).returncode == 0
-    assert log.read_text() == "racecheck caching off: 1\n"
-    rules = subprocess.run(["make", "-n", "sanitize-cuda"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert rules.count("PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer") == 2
-
-
-def test_kernels_are_tested_in_parallel(tmp_path: Path) -> None:
-    python = fake(tmp_path / "python", 'echo "$@"')
-    assert stages(tmp_path, "test", DRY="0", PYTHON=python).returncode == 0
-    assert "tests/kernels tests/ext" in (log := (tmp_path / "test.log").read_text()) and "-n 8" in log
 
 
 def test_a_gpu_races_on_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,80 @@
+"""The stages of a GPU day, the most valuable first, and what each runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NOTHING_SELECTED = 5  # pytest's exit status
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Arguments of Python, one command after the other, with {work} for the folder of results.
+
+    Args:
+        least: seconds without which it is not begun: the longest of its cases, which are what it resumes at.
+        always: runs on every call, as the machine may be another one.
+        may_be_empty: a CPU has none of the cases that are for a GPU.
+    """
+
+    name: str
+    least: int
+    commands: tuple[tuple[str, ...], ...]
+    always: bool = False
+    may_be_empty: bool = False
+
+
+def plan(dry: bool) -> list[Stage]:
+    """Every stage; dry, each with sizes that take a moment on a CPU, and what needs the device only named."""
+
+    def suites(name: str, least: int, *suites: str, only: str = "") -> Stage:
+        files = tuple(f"benchmarks/test_{suite}.py" for suite in suites)
+        select = (*(("-k", only) if only else ()), *(("--tiny",) if dry else ()))
+        options = ("--benchmark-only", "--results", f"{{work}}/{name}.json", "--resume", *select)
+        return Stage(name, 5 if dry else least, ((*PYTEST, *files, *options),), may_be_empty=dry)
+
+    def on_gpu(name: str, least: int, *command: str) -> Stage:
+        needs = ("-c", f"print('needs a GPU, not run:', {' '.join(command)!r})")
+        return Stage(name, 1 if dry else least, (needs if dry else command,))
+
+    def tune(name: str, sizes: str) -> Stage:
+        call = f"tune(sizes={sizes.split()!r}, resume=Path(r'{{work}}/tune.done'))"
+        return on_gpu(name, 90, "-c", f"from pathlib import Path; from latte_fast.cli.tune import tune; {call}")
+
+    checks = (*PYTEST, "tests/kernels", "tests/ext", "-m", "cuda and not slow", "--durations=10")
+    return [
+        build(dry),
+        Stage("smoke", 5 if dry else 60, (("-m", "benchmarks.cuda.smoke", *(("--tiny",) if dry else ())),)),
+        suites("gemm", 45, "gemm"),
+        tune("tune", "XL"),
+        suites("ops", 60, "ops", only="XL"),
+        suites("model", 150, "model", only="XL and 16-8"),
+        suites("training", 150, "training", only="XL"),
+        suites("t2v", 90, "t2v"),
+        suites("sampling", 90, "sampling", only="XL"),
+        on_gpu("tests", 300, *checks),
+        suites("model-one-clip", 90, "model", only="XL and not 16-8"),
+        suites("rest", 90, "model", "training", "sampling", "block", only="not XL"),
+        suites("ops-B", 60, "ops", "conv_transpose3d", only="not XL"),
+        suites("memory", 60, "memory"),
+        suites("scaling", 60, "scaling"),
+        tune("tune-B", "B"),
+        on_gpu("sanitize", 120, "-m", "benchmarks.cuda.sanitize", "{work}/sanitize.done"),
+    ]
+
+
+def build(dry: bool) -> Stage:
+    """Against the torch that is there: nothing is fetched, nothing is replaced."""
+    report = ("-c", "from latte_fast import info; print(info.report())")
+    install = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q", "-e", ".")
+    return Stage("build", 5 if dry else 60, (report,) if dry else (install, report), always=True)
+
+
+def chosen(stages: list[Stage], names: Iterable[str]) -> list[Stage]:
+    """The stages of these names in the plan's order, all without any; ValueError for one that there is not."""
+    names = list(names)
+    known = [stage.name for stage in stages]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name}: no such stage; there are {', '.join(known)}")
+    return [stage for stage in stages if not names or stage.name in names]
