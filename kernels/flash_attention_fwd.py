@@ -102,9 +102,11 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tiles.FlashConfi
 def stages(q: Tensor) -> int:
     """As many that a tile is under way while a turn waits for its own: three, as Triton asks for one at a turn's end.
 
-    On sm_100 it asks in the middle, and two do; a third of dk and dv would leave room for one program.
+    On sm_100 it asks earlier where heads have two pieces, as 72 has, and two do; a third would leave room for one
+    program of dk and dv.
     """
-    return 2 if tiles.gpu_of(q.device).major in (10, 11) else 3
+    K = q.shape[-1]
+    return 2 if K & (K - 1) and tiles.gpu_of(q.device).major in (10, 11) else 3
 
 
 def register_limit(q: Tensor, c: tiles.FlashConfig, plain: bool) -> dict[str, int]:

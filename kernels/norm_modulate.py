@@ -65,7 +65,7 @@ def norm_modulate_bwd_kernel(
 
 def config(kernel: str, x: Tensor) -> tiles.RowsConfig:
     D = x.shape[-1]
-    default = tiles.rows_default(D, 10 if kernel.endswith("fwd") else 6)
+    default = tiles.rows_default(D, 10 if kernel.endswith("fwd") else 5)
     return tiles.choose(kernel, f"D{D}-{rows.NAMES[x.dtype]}", default, x.device)
 
 

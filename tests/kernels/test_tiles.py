@@ -36,6 +36,7 @@ def test_streamed_backward_fits_the_registers(monkeypatch, major: int, block_n: 
     for kernel in ("fwd", "dq", "dkdv"):
         stages = flash_attention_fwd.config(f"flash_attention_{kernel}", q, 256, 256).stages
         assert stages == (2 if major == 10 else 3)  # a tile is under way while a turn waits for its own
+        assert flash_attention_fwd.config(f"flash_attention_{kernel}", q[..., :64], 256, 256).stages == 3
     limit = flash_attention_fwd.register_limit(q, flash_attention_fwd.config("flash_attention_fwd", q, 256, 256), True)
     assert limit == ({"maxnreg": 128} if major in (9, 10) else {})
 
