@@ -69,8 +69,8 @@ cuda:
 	PYTHON=$(or $(CUDA_PYTHON),$(PYTHON)) benchmarks/cuda.sh $(STAGES)
 
 # what an archive brought home, into benchmarks/results, kernels/configs and the figures of README and docs
-cuda-merge:
-	$(or $(CUDA_PYTHON),$(PYTHON)) -m benchmarks.cuda merge $(ARCHIVE)
+cuda-merge: install
+	$(BIN)/python -m benchmarks.cuda merge $(ARCHIVE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.commit import commit
@@ -10,6 +11,7 @@ from benchmarks.cuda.archive import Refused
 from benchmarks.cuda.plan import chosen, plan
 from benchmarks.cuda.run import ROOT, Day, run
 
+BEGAN = time.monotonic()
 PROBE = """
 import torch
 if torch.cuda.is_available():
@@ -52,6 +54,7 @@ def main(arguments: list[str]) -> int:
             deadline=deadline,
             python=python,
             named=bool(arguments),
+            began=BEGAN,
         )
         return run(day)
     except (Refused, ValueError) as error:

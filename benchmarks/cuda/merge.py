@@ -37,7 +37,7 @@ def merge(archive: Path, root: Path = ROOT) -> int:
             page.write_text(markdown.refresh(page, root))
     for name, content in tiles.items():
         place = root / "kernels" / name
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
         print(place)
     for stage, entry in state.stages.items():

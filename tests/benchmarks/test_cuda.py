@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import commit as naming
-from benchmarks.cuda import archive, plan
+from benchmarks.cuda import archive, plan, shards
 from benchmarks.cuda.archive import Refused, State
 from benchmarks.cuda.plan import Stage
 from benchmarks.cuda.run import Day, run
@@ -186,6 +186,36 @@ def test_names_that_lead_out_of_the_archive_are_refused(tmp_path: Path) -> None:
         archive.read(tmp_path / "a.tgz")
 
 
+def test_a_stage_that_was_cut_twice_goes_last(day) -> None:
+    """One that hangs takes no third call from the others."""
+    hangs, path = stage("hangs", "import time; time.sleep(60)"), None
+    for call in (1, 2):
+        today = day(hangs, counted("next"), archive=path, call=call, deadline=8.0 + 2.0)
+        assert run(today) == 3
+        path = only(today.out)
+        assert "next.txt" not in content(path)
+    today = day(hangs, counted("next"), archive=path, call=3, deadline=8.0 + 4.0)
+    assert run(today) == 3 and content(only(today.out))["next.txt"] == b"ran\n"
+
+
+def test_shards_that_passed_do_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a sanitizer every allocation is seen; what failed comes again."""
+    tool = tmp_path / "compute-sanitizer"
+    record = f'echo "$2 $PYTORCH_NO_CUDA_MEMORY_CACHING" >>{tmp_path}/seen'
+    tool.write_text(f"#!/bin/sh\n{record}\n[ -f {tmp_path}/ok ] || [ $2 = memcheck ]\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    count = sum(bool(few) for few in shards.SHARDS.values())
+    assert shards.main(tmp_path / "done", ["memcheck", "racecheck"]) == 1
+    assert (tmp_path / "seen").read_text().splitlines() == ["memcheck 1"] * count + ["racecheck 1"] * count
+    (tmp_path / "ok").touch()
+    assert shards.main(tmp_path / "done", ["memcheck", "racecheck"]) == 0
+    assert (tmp_path / "seen").read_text().splitlines()[2 * count :] == ["racecheck 1"] * count
+    assert all((ROOT / file).is_file() for file in shards.SHARDS)
+    rules = subprocess.run(["make", "-n", "sanitize-cuda"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert rules.count("PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer") == 2
+
+
 def test_stages_are_the_most_valuable_first() -> None:
     names = [s.name for s in plan.plan(dry=False)]
     wanted = ["build", "smoke", "gemm", "tune", "ops", "model", "training", "t2v", "sampling"]
@@ -278,7 +308,7 @@ def test_two_calls_on_a_bare_machine(tmp_path: Path) -> None:
         found = [row for n, text in files.items() if n.endswith(".json") for row in json.loads(text)["rows"]]
         return {(row["title"], row["contender"]): row["median"] for row in found}
 
-    first = call(1, HANG="1", DEADLINE="75")
+    first = call(1, HANG="1", DEADLINE="60")
     assert first.returncode == 3, first.stdout + first.stderr
     assert "left for the next call" in first.stdout and "scaling" in first.stdout.splitlines()[-1]
     measured = rows()
@@ -296,3 +326,12 @@ def test_two_calls_on_a_bare_machine(tmp_path: Path) -> None:
     assert b"needs a GPU, not run" in files["logs/tune.log"]
     # what lies in the archive comes from two machines and one commit
     assert {json.loads(files[f"{name}.json"])["commit"] for name in ("gemm", "scaling")} == {state.commit}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["build", "ops", "model-one-clip", "t2v", "rest", "ops-B", "memory", "sanitize"])
+def test_dry_run(name: str, tmp_path: Path) -> None:
+    """The stages that compile for minutes, at sizes that take a moment."""
+    env = os.environ | {"OUT": str(tmp_path), "DRY": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([ROOT / "benchmarks" / "cuda.sh", name], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
