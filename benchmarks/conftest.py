@@ -16,6 +16,7 @@ from benchmarks import contenders
 from benchmarks.commit import commit
 from benchmarks.race import ROUNDS, Lap, ceilings, race
 from benchmarks.report import Results, Row, load, save
+from benchmarks.report.markdown import remark
 from latte_fast import info
 
 ROWS: list[Row] = []
@@ -159,4 +160,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             time = f"{row.median * 1e3:7.2f} ms" if row.timed else ""
             spread = f"{row.low * 1e3:.2f} .. {row.high * 1e3:.2f}" if row.timed else ""
             sizes = [f"{size / 1e6:6.0f} MB" if size else "" for size in (row.kept_bytes, row.peak_bytes)]
-            write(f"    {name:44} {time:>10} {spread:>21} {ratio:>10} {sizes[0]:>9} {sizes[1]:>9}  {row.note}")
+            write(f"    {name:44} {time:>10} {spread:>21} {ratio:>10} {sizes[0]:>9} {sizes[1]:>9}  {remark(row)}")

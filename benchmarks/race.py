@@ -19,7 +19,7 @@ class Lap:
     high: float = float("nan")
     rounds: int = 0
     reason: str = ""
-    host: float = float("nan")
+    host: float = 0.0
 
 
 # what the ceilings are measured on: bytes copied, and the product's (M, N, K)

@@ -32,6 +32,12 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count else ""
 
 
+def remark(row: Row) -> str:
+    """Returns a row's note, and what a call takes the host to queue, where that is not the call's own time."""
+    apart = row.timed and row.host and abs(row.host / row.median - 1) > 0.02
+    return "; ".join(filter(None, [row.note, f"host {milliseconds(row.host)}" if apart else ""]))
+
+
 def against(row: Row, ours: Row | None) -> str:
     """Returns a contender's time as a multiple of ours, or its memory if nothing was timed."""
     if ours is None or row is ours:
@@ -55,7 +61,7 @@ def contenders_table(results: Results, suite: str) -> str:
                 continue
             time = (milliseconds(row.median), f"{row.low * 1e3:.2f} .. {row.high * 1e3:.2f}") if row.timed else ("", "")
             sizes = (megabytes(row.peak_bytes), megabytes(row.kept_bytes))
-            cells = (head, row.contender, *time, against(row, race.get(OURS)), speed(row, results), *sizes, row.note)
+            cells = (head, row.contender, *time, against(row, race.get(OURS)), speed(row, results), *sizes, remark(row))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

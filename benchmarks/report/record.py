@@ -28,7 +28,7 @@ class Row:
     peak_bytes: int = 0  # most bytes live at once besides the weights, where counted
     kept_bytes: int = 0  # bytes kept by a forward for its backward, where counted
     note: str = ""
-    host: float = float("nan")  # seconds the host took to queue a call, where the device was timed apart from it
+    host: float = 0.0  # seconds the host took to queue a call, where it was timed
     # a point on a curve: the name of the curve and of its axis, and the place on it
     curve: str = ""
     axis: str = ""

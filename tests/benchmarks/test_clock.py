@@ -1,11 +1,14 @@
 """A device row is the device's time: where both clocks are fakes, a constant delay of the host does not enter it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import clock, race
+from benchmarks.report import Row
+from benchmarks.report.markdown import remark
 
 
 class Machine:
@@ -102,3 +105,9 @@ def test_a_row_on_the_wall_has_the_host_in_it(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_gpu_the_wall_is_all_there_is() -> None:
     laps = race.race({"ours": lambda: sum(range(1000))}, seconds=0.01, on_device=True)
     assert 0 < laps["ours"].host <= laps["ours"].median
+
+
+def test_reports_name_the_host_where_it_is_another_time() -> None:
+    row = Row("ops", "a race", "ours", 1e-3, 1e-3, 1e-3, 3, note="twice")
+    assert remark(row) == "twice" and remark(replace(row, host=1.001e-3)) == "twice"
+    assert remark(replace(row, host=3e-5)) == "twice; host 0.03 ms"
