@@ -21,7 +21,10 @@ def commit(root: Path = ROOT) -> str:
 
 
 def of_git(root: Path) -> str:
-    """The short name of HEAD, with `-changed` where tracked files differ; empty without git or a repository."""
+    """The short name of HEAD, with `-changed` where sources differ; empty without git or a repository.
+
+    Tiles and results come of measuring: a run that writes them is still one of its commit.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], capture_output=True, text=True, cwd=root).stdout.strip()
@@ -30,7 +33,8 @@ def of_git(root: Path) -> str:
         name = git("rev-parse", "--short", "HEAD") if (root / ".git").exists() else ""
     except FileNotFoundError:
         return ""
-    return name + ("-changed" if name and git("status", "--porcelain", "--untracked-files=no") else "")
+    sources = ("status", "--porcelain", "--untracked-files=no", "--", ":!kernels/configs", ":!benchmarks/results")
+    return name + ("-changed" if name and git(*sources) else "")
 
 
 def digest(root: Path) -> str:

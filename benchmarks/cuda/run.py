@@ -130,7 +130,10 @@ def _stage(day: Day, stage: Stage, state: State, work: Path) -> None:
 def _command(day: Day, command: list[str], log: Path, state: State, work: Path) -> int | None:
     """The exit status, or None where the time was up; its output is added to the log."""
     with log.open("ab") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        environment = os.environ | {"COMMIT": day.commit}  # one name for all that a day measures
+        child = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
+        )
     saved = time.monotonic()
     while day.left() > 0:
         try:

@@ -254,6 +254,27 @@ def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     naming.commit.cache_clear()
 
 
+def test_tiles_and_results_are_no_change_of_the_sources(tmp_path: Path) -> None:
+    def git(*args: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *args], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in ("kernels/a.py", "kernels/configs/gpu.json", "benchmarks/results/x.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = naming.of_git(tmp_path)
+    assert len(clean) >= 7
+    (tmp_path / "kernels/configs/gpu.json").write_text("2")
+    (tmp_path / "benchmarks/results/x.json").write_text("2")
+    assert naming.of_git(tmp_path) == clean
+    (tmp_path / "kernels/a.py").write_text("2")
+    assert naming.of_git(tmp_path) == f"{clean}-changed"
+    assert naming.of_git(tmp_path / "kernels") == ""
+
+
 BLOCKED = """import sys
 for name in ("tyro", "av", "diffusers", "flash_attn", "flash_attn_interface"):
     sys.modules[name] = None
