@@ -3,7 +3,7 @@
 import pytest
 
 from latte_fast import _ext, use_backend
-from tests.planted import CELLS, assert_seen
+from tests.helpers.planted import CELLS, assert_seen
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

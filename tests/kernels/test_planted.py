@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.helpers.planted import CELLS, assert_seen
 from tests.kernels.conftest import DEVICE
-from tests.planted import CELLS, assert_seen
 
 
 @pytest.mark.parametrize(("defect", "sizes", "dtype"), CELLS)
