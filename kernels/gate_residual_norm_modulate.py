@@ -164,12 +164,14 @@ def gate_residual_norm_modulate_bwd(
     gate: Tensor,
     scale: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(dx, dy, dgate, dshift, dscale, dy_bias); dx is all of x' gradient. A missing dx_out or dh counts as zero."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dy, dgate, dshift, dscale, dy_bias); dx is all of x' gradient. A missing dx_out or dh counts as
+    zero, a missing y_bias has an empty gradient.
+    """
     dx, dy = rows.empty(x_out.shape, x_out.dtype, x_out.device), rows.empty(y.shape, y.dtype, y.device)
     groups, D = gate.shape
     if y.numel() == 0:
-        bias = None if y_bias is None else torch.zeros_like(y_bias)
+        bias = y.new_empty(0) if y_bias is None else torch.zeros_like(y_bias)
         none = tuple(torch.zeros_like(gate) for _ in range(3))
         return rows.rounded(dx, x_out.dtype), rows.rounded(dy, y.dtype), *none, bias
     c = config("gate_residual_norm_modulate_bwd", x_out)
@@ -187,7 +189,7 @@ def gate_residual_norm_modulate_bwd(
         )  # fmt: skip
     dgate, dshift, dscale, *dy_bias = rows.sum_partials(partials, gate.dtype)
     dx, dy = rows.rounded(dx, x_out.dtype), rows.rounded(dy, y.dtype)
-    return dx, dy, dgate, dshift, dscale, dy_bias[0] if dy_bias else None
+    return dx, dy, dgate, dshift, dscale, dy_bias[0] if dy_bias else y.new_empty(0)
 
 
 def why_not(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from latte_fast import _ext, backends
-from latte_fast import ops as ops  # declares the backends that are listed
+from latte_fast.ops.registration import REGISTRY
+from latte_fast.ops.sizes import Sizes
 
 PACKAGES = ("latte_fast", "torch", "triton", "numpy", "einops", "safetensors", "flash-attn", "xformers", "diffusers")
 
@@ -72,36 +73,13 @@ def extension() -> list[str]:
     return lines
 
 
-def example(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
-    """Returns arguments as a Latte-S/2 would pass them to a backend's probe."""
-
-    def rows(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, device=device, dtype=dtype)
-
-    x, group = rows(1, 16, 256, 384), rows(1, 384)
-    if op == "norm_modulate":
-        return (x, group, group, 1e-6, dtype)
-    if op == "gate_residual":
-        return (x, x, group)
-    if op == "gate_residual_norm_modulate":
-        return (x, x, group, group, group, 1e-6, None, None, dtype)
-    if op == "bias_gelu":
-        return (x, group[0])
-    if op == "axis_attention":
-        q = rows(1, 16, 256, 6, 64)
-        return (q, q, q, "space", None, 0.125, None)
-    if op == "conv_transpose3d":
-        return (rows(1, 8, 8, 32, 32), rows(8, 8, 2, 1, 1))
-    raise AssertionError(f"no example for {op}")
-
-
 def table(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, str, str]]:
-    """Returns (op, backend, "yes" or the reason) for every op and backend."""
+    """Returns (op, backend, "yes" or the reason) for every op and backend, on what a Latte-S/2 passes."""
+    sizes = Sizes(clips=1, frames=16, patches=256, width=384, heads=6, device=device, dtype=dtype)
     rows = []
-    for op in backends.ops():
-        args = example(op, device, dtype)
-        for backend in backends.candidates(op):
-            rows.append((op, backend, backends.why_not(op, backend, *args) or "yes"))
+    for name in backends.ops():
+        args = REGISTRY[name].example(sizes).values()
+        rows += [(name, b, backends.why_not(name, b, *args) or "yes") for b in backends.candidates(name)]
     return rows
 
 

@@ -24,7 +24,7 @@ class Geometry:
     after: Triple = (0, 0, 0)
 
 
-def why_not(x: Tensor, w: Tensor) -> str | None:
+def why_not(x: Tensor, w: Tensor, *window: Triple) -> str | None:
     if x.dtype not in CODES:
         return f"the C++ kernels need fp32, bf16, fp16 or fp64, got {x.dtype}"
     if 0 in x.shape[1:] or 0 in w.shape:

@@ -7,8 +7,10 @@ from latte_fast import _ext
 from latte_fast._ext.arguments import NO_GROUPS, NO_ROWS, addressable, groups, rows, shape
 
 
-def why_not(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out_dtype: torch.dtype) -> str | None:
-    if len({d == torch.float64 for d in (x.dtype, scale.dtype, out_dtype)}) > 1:
+def why_not(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, out_dtype: torch.dtype | None = None
+) -> str | None:
+    if len({d == torch.float64 for d in (x.dtype, scale.dtype, out_dtype or x.dtype)}) > 1:
         return f"float64 needs every tensor in float64, got x {x.dtype}, scale {scale.dtype}, out_dtype {out_dtype}"
     return None
 

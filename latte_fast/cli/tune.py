@@ -1,6 +1,5 @@
 """latte-fast tune."""
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from latte_fast import backends, ops, use_backend
 from latte_fast.config import SIZES
-from latte_fast.ops import attention_choice
+from latte_fast.kernels import library_choice
+from latte_fast.ops.registration import REGISTRY
+from latte_fast.ops.sizes import Sizes
 
-FRAMES, PATCHES, TOKENS = 16, 256, 120
+FRAMES, PATCHES = 16, 256
 # `<kernel or op>/<shape>` -> fields, as kernels/configs/<gpu>.json has them
 Entries = dict[str, dict[str, Any]]
 # depth, cols, size, kernel, stride, padding of conv_transpose3d: a 3D-VQGAN's decoder, Latte's compression frames
@@ -69,12 +70,15 @@ def measurements(
 
     kind = str(dtype).removeprefix("torch.")
     for size in sizes:
-        for name, made in launches(size, dtype, clips, device.type):
+        _, width, heads = SIZES[size]
+        model = Sizes(clips, FRAMES, PATCHES, width, heads, device, dtype)
+        for name, made in launches(model):
             yield f"{size} {kind} {clips} {name}", lambda made=made: measure_tiles.tune([made()])  # type: ignore[misc]
-        for name, q, k, v in attentions(size, dtype, clips, device.type):
+        attention = REGISTRY["axis_attention"]
+        for name, args in (("space", attention.example(model)), *attention.more_examples(model)):
             for grad in (False, True):
                 way = "backward" if grad else "forward"
-                choice = partial(attention_choices, q, k, v, grad, measure_tiles.milliseconds)
+                choice = partial(attention_choices, args["q"], args["k"], args["v"], grad, measure_tiles.milliseconds)
                 yield f"{size} {kind} {clips} libraries, {name} {way}", choice
     yield f"{kind} conv_transpose3d", partial(cudnn_choices, CONVOLUTIONS, dtype, device, measure_tiles.milliseconds)
 
@@ -83,7 +87,6 @@ def cudnn_choices(
     cases: Iterable[tuple], dtype: torch.dtype, device: torch.device, timer: Callable[[Callable[[], Any]], float]
 ) -> Entries:
     """`conv_transpose3d/<shape>` -> whether cuDNN is faster, forward and backward together, where both can serve."""
-    shape_key = importlib.import_module("latte_fast.ops.conv_transpose3d").shape_key
     choices: Entries = {}
     for depth, cols, size, kernel, stride, padding in cases:
         shapes = ((1, depth, *size), (depth, cols, *kernel), (cols,))
@@ -100,7 +103,7 @@ def cudnn_choices(
 
             times[backend] = timer(step)
         if len(times) == 2:
-            choices[f"conv_transpose3d/{shape_key(x, w, stride)}"] = {"cudnn": int(times["cudnn"] < times["cuda"])}
+            choices[library_choice.convolution_key(x, w, stride)] = {"cudnn": int(times["cudnn"] < times["cuda"])}
     return choices
 
 
@@ -111,7 +114,7 @@ def attention_choices(
     if grad:
         q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     times = {}
-    for backend in attention_choice.CONTENDERS:
+    for backend in library_choice.CONTENDERS:
         if backends.why_not("axis_attention", backend, q, k, v, "space", None, 1.0, None):
             continue
 
@@ -128,62 +131,29 @@ def attention_choices(
         return {}
     fastest = min(times, key=times.__getitem__)
     kept = fastest if times[fastest] < 0.98 * times["triton"] else "triton"
-    return {f"axis_attention/{attention_choice.shape_key(q, k, 'space', grad)}": {"backend": kept}}
+    return {library_choice.attention_key(q, k, "space", grad): {"backend": kept}}
 
 
-def attentions(
-    size: str, dtype: torch.dtype, clips: int, device: str = "cuda"
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """(name, q, k, v) of a model's attention over space: 256 px, 512 px, and a clip's queries against its caption."""
-    _, d, heads = SIZES[size]
-
-    def rows(*shape: int) -> Tensor:
-        return torch.randn(*shape, heads, d // heads, device=device, dtype=dtype)
-
-    quarter = max(1, clips // 4)
-    for name, count, patches in (("space", clips, PATCHES), ("space at 512 px", quarter, 4 * PATCHES)):
-        q, k, v = rows(count, FRAMES, patches, 3).unbind(3)
-        yield name, q, k, v
-    for name, count, patches in (("text", clips, PATCHES), ("text at 512 px", quarter, 4 * PATCHES)):
-        yield name, rows(count, 1, FRAMES * patches), rows(count, 1, TOKENS), rows(count, 1, TOKENS)
+def launches(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
+    """(name, what makes a launch) of the forward and backward of each op that Triton serves, on its examples."""
+    for op in REGISTRY.values():
+        if "triton" in backends.candidates(op.kernels):
+            for name, args in ((op.name, op.example(sizes)), *op.more_examples(sizes)):
+                function = getattr(ops, op.name)
+                yield f"{name} forward", partial(partial, _forward, function, args)
+                yield f"{name} backward", partial(_backward, function, args)
 
 
-def launches(
-    size: str, dtype: torch.dtype, clips: int, device: str = "cuda"
-) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
-    """(name, what makes a launch) of each op's forward and backward at a model's shapes, on Triton."""
-    _, d, heads = SIZES[size]
-
-    def rows(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
-
-    x, wide = rows(clips, FRAMES, PATCHES, d), rows(clips, FRAMES, PATCHES, 4 * d)
-    gate, shift, scale = rows(clips, 6 * d).chunk(6, dim=-1)[:3]
-    qkv = rows(clips, FRAMES, PATCHES, 3, heads, d // heads)
-    bias = rows(4 * d)
-    calls: list[tuple[str, Callable[..., Any], tuple]] = [
-        ("norm_modulate", ops.norm_modulate, (x, shift, scale)),
-        ("gate_residual_norm_modulate", ops.gate_residual_norm_modulate, (x, rows(*x.shape), gate, shift, scale)),
-        ("time", ops.axis_attention_qkv, (qkv, "time")),
-        ("bias_gelu", ops.bias_gelu, (wide, bias)),
-        ("gate_residual", ops.gate_residual, (x, rows(*x.shape), gate)),
-    ]
-    calls += [(name, ops.axis_attention, (*each, "space")) for name, *each in attentions(size, dtype, clips, device)]
-    for name, op, args in calls:
-        yield f"{name} forward", lambda op=op, args=args: partial(_forward, op, args)  # type: ignore[misc]
-        yield f"{name} backward", partial(_backward, op, args)
-
-
-def _forward(op: Callable[..., Any], args: tuple) -> Any:
+def _forward(op: Callable[..., Any], args: dict[str, Any]) -> Any:
     with torch.no_grad(), use_backend("triton"):
-        return op(*args)
+        return op(**args)
 
 
-def _backward(op: Callable[..., Any], args: tuple) -> Callable[[], Any]:
-    args = tuple(a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args)
-    leaves = [a for a in args if isinstance(a, Tensor)]
+def _backward(op: Callable[..., Any], args: dict[str, Any]) -> Callable[[], Any]:
+    args = {name: a.detach().requires_grad_() if isinstance(a, Tensor) else a for name, a in args.items()}
+    leaves = [a for a in args.values() if isinstance(a, Tensor)]
     with use_backend("triton"):
-        out = op(*args)
+        out = op(**args)
     outs = out if isinstance(out, tuple) else (out,)
     dout = [torch.randn_like(o) for o in outs]
     return lambda: torch.autograd.grad(outs, leaves, dout, retain_graph=True)

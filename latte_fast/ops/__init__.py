@@ -1,15 +1,12 @@
 """The ops every model is made of; each resolves to a kernel or, where none serves, to the oracle."""
 
-from latte_fast.ops.axis_attention import axis_attention
-from latte_fast.ops.axis_attention_qkv import axis_attention_qkv
+from latte_fast.ops.axis_attention import axis_attention, axis_attention_qkv
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
 from latte_fast.ops.layers import attention_layer, mlp_layer
 from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
 from latte_fast.ops.norm_modulate import norm_modulate
-
-from latte_fast.ops import flops  # noqa: F401  isort: skip  registers on the ops above
 
 __all__ = [
     "attention_layer",

@@ -1,20 +1,22 @@
 """axis_attention: softmax attention over space or time, q, k, v read where the linear layers left them."""
 
-from types import ModuleType
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops import attention_choice
-from latte_fast.ops import attention_libraries as libraries
-from latte_fast.ops.checks import FLOATS, check_device
-from latte_fast.ops.platforms import kernel_probes
-from latte_fast.ops.registration import call_directly, records, register_gradient, register_op
+from latte_fast.kernels import library_choice
+from latte_fast.kernels.attention_libraries import LIBRARIES, PROBES
+from latte_fast.ops.attention_checks import checked_scale
+from latte_fast.ops.registration import KernelOp, call_directly, records
+from latte_fast.ops.sizes import Sizes
 from latte_fast.reference.functional import Rope, axis_attention_ref
 
-_OP = "axis_attention"
+_OP, _PACKED = "axis_attention", "axis_attention_qkv"
 
 
 def axis_attention(
@@ -40,173 +42,142 @@ def axis_attention(
     auto = backends.autocast_dtype(q.device.type)
     if auto is not None and q.dtype != torch.float64:
         q, k, v = q.to(auto), k.to(auto), v.to(auto)
-    check_qkv(_OP, q, k, v, axis)
-    check_extras(_OP, q, k, axis, rope, key_mask)
-    scale = checked_scale(_OP, q, scale)
-    backend = attention_choice.choose(q, k, v, axis, rope, scale, key_mask)
+    return _attend(_OP, None, q, k, v, axis, rope, scale, key_mask)
+
+
+def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v over one axis -> (B, F, N, H*K); the backward writes one packed gradient.
+
+    Args:
+        qkv: (B, F, N, 3, H, K) as one linear layer leaves it, any strides but the last.
+        axis: "space" attends over N inside a frame, "time" over F at a patch position.
+        rope: (cos, sin), each (F, K/2) fp32, turning the pairs (2i, 2i+1) of q and k; time axis only.
+        scale: by default K**-0.5.
+    """
+    if qkv.dim() != 6 or qkv.shape[3] != 3:
+        raise ValueError(f"{_PACKED}: qkv must be (B, F, N, 3, H, K), got {tuple(qkv.shape)}")
+    auto = backends.autocast_dtype(qkv.device.type)
+    if auto is not None and qkv.dtype != torch.float64:
+        qkv = qkv.to(auto)
+    q, k, v = qkv.unbind(3)
+    return _attend(_PACKED, qkv, q, k, v, axis, rope, scale, None)
+
+
+def _attend(
+    op: str,
+    qkv: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None,
+    scale: float | None,
+    key_mask: Tensor | None,
+) -> Tensor:
+    scale = checked_scale(op, q, k, v, axis, rope, scale, key_mask)
+    backend = choose(q, k, v, axis, rope, scale, key_mask)
     if backend == "reference":
         return axis_attention_ref(q, k, v, axis, rope, scale, key_mask)
-    if backend in libraries.LIBRARIES:
-        return libraries.LIBRARIES[backend](q, k, v, axis, scale)
-    if call_directly(q, k, v):
-        return launchers(backend).axis_attention_fwd(q, k, v, axis, rope, scale, key_mask, False)[0]
+    if backend in LIBRARIES:
+        return LIBRARIES[backend](q, k, v, axis, scale)
     cos, sin = rope or (None, None)
-    need_lse = records(q, k, v)
-    return torch.ops.latte_fast.axis_attention.default(q, k, v, axis, cos, sin, scale, key_mask, need_lse, backend)[0]
+    if call_directly(*((q, k, v) if qkv is None else (qkv,))):
+        return _KERNELS.direct(backend, q, k, v, axis, cos, sin, scale, key_mask, False)[0]
+    if qkv is None:
+        return _KERNELS.run(backend, q, k, v, axis, cos, sin, scale, key_mask, records(q, k, v))[0]
+    return _PACKED_KERNELS.run(backend, qkv, axis, cos, sin, scale, records(qkv))[0]
 
 
-def checked_scale(op: str, q: Tensor, scale: float | None) -> float:
-    if scale is None:
-        return float(q.shape[-1] ** -0.5)
-    if not scale >= 0:
-        raise ValueError(f"{op}: scale must be at least 0, got {scale}")
-    return float(scale)
+def choose(q: Tensor, k: Tensor, v: Tensor, axis: str, rope: Rope | None, scale: float, key_mask: Tensor | None) -> str:
+    """The backend that serves a call: as `backends.choose`, but for the shapes that this GPU's table gives away."""
+    args = (q, k, v, axis, rope, scale, key_mask)
+    backend = backends.choose(_OP, *args)
+    # sizes may be symbols while compiling, and no library's backward sums in a fixed order
+    unfit = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
+    if backend != "triton" or backends.forced(_OP) or unfit:
+        return backend
+    faster = library_choice.attention_backend(q, k, axis, records(q, k, v)) or backend
+    # a library may be gone since it was measured
+    return faster if backends.why_not(_OP, faster, *args) is None else backend
 
 
-def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, axis: str) -> None:
-    if axis not in ("space", "time"):
-        raise ValueError(f"{op}: axis must be 'space' or 'time', got {axis!r}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dtype not in FLOATS or x.dtype != q.dtype:
-            raise TypeError(f"{op}: {name} must be fp32, bf16, fp16 or fp64 as q is, got {x.dtype}")
-        if x.dim() != 5 or 0 in x.shape[1:]:
-            raise ValueError(f"{op}: {name} must be (B, F, N, H, K) with no empty axis but B, got {tuple(x.shape)}")
-        if x.stride(-1) != 1:
-            raise ValueError(f"{op}: {name} must have a contiguous last dim, got strides {x.stride()}")
-        check_device(op, name, x, q)
-    if k.shape != v.shape:
-        raise ValueError(f"{op}: v must have k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
-    free = 2 if axis == "space" else None
-    if any(q.shape[i] != k.shape[i] for i in range(5) if i != free):
-        raise ValueError(f"{op}: k must match q {tuple(q.shape)} but in Nk on the space axis, got {tuple(k.shape)}")
-    width = q.shape[-1]
-    if width % 8 or width > 128:
-        raise ValueError(f"{op}: q must have a head width K that is a multiple of 8 up to 128, got K = {width}")
-
-
-def check_extras(op: str, q: Tensor, k: Tensor, axis: str, rope: Rope | None, key_mask: Tensor | None) -> None:
-    if rope is not None:
-        if axis != "time":
-            raise ValueError(f"{op}: rope must be None on the space axis, got tables")
-        want = (q.shape[1], q.shape[-1] // 2)
-        for table in rope:
-            if tuple(table.shape) != want or table.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"{op}: rope must be two fp32 (F, K/2) = {want} tables, got {tuple(table.shape)}")
-            check_device(op, "rope", table, q)
-    if key_mask is not None:
-        want = (q.shape[0], k.shape[2] if axis == "space" else k.shape[1])
-        if tuple(key_mask.shape) != want or key_mask.dtype != torch.bool:
-            raise ValueError(f"{op}: key_mask must be bool {want}, got {key_mask.dtype} {tuple(key_mask.shape)}")
-        check_device(op, "key_mask", key_mask, q)
-
-
-def launchers(backend: str) -> ModuleType:
-    if backend == "triton":
-        from latte_fast.kernels import axis_attention as module
-    else:
-        from latte_fast._ext import axis_attention as module
-    return module
-
-
-def rope_pair(cos: Tensor | None, sin: Tensor | None) -> Rope | None:
+def _rope(cos: Tensor | None, sin: Tensor | None) -> Rope | None:
     return None if cos is None or sin is None else (cos, sin)
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float,
-    key_mask: Tensor | None,
-    need_lse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return launchers(backend).axis_attention_fwd(q, k, v, axis, rope_pair(cos, sin), scale, key_mask, need_lse)
+def _fake(q: Tensor, need_lse: bool) -> tuple[Tensor, Tensor]:
+    """out (B, F, Nq, H*K) and lse of q (B, F, Nq, H, K)."""
+    out = q.new_empty(*q.shape[:3], q.shape[3] * q.shape[4])
+    return out, q.new_empty(q.shape[:4] if need_lse else (0,), dtype=torch.float32)
 
 
-def _forward_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float,
-    key_mask: Tensor | None,
-    need_lse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    b, f, n, h, width = q.shape
-    return q.new_empty(b, f, n, h * width), q.new_empty((b, f, n, h) if need_lse else (0,), dtype=torch.float32)
+def _flops(q: Sequence[int], k: Sequence[int], axis: str) -> int:
+    """q (B, F, Nq, H, K), k (B, F, Nk, H, K): two products of 2 * queries * keys * K."""
+    return 4 * math.prod(q) * (k[2] if axis == "space" else k[1])
 
 
-def _backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    axis: str,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float,
-    key_mask: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    launchers(backend).axis_attention_bwd(
-        dout.contiguous(), q, k, v, out, lse, axis, rope_pair(cos, sin), scale, key_mask, dq, dk, dv
-    )
-    return dq, dk, dv
+def _packed_flops(qkv: Sequence[int], axis: str) -> int:
+    q = (*qkv[:3], *qkv[4:])
+    return _flops(q, q, axis)
 
 
-def _backward_fake(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _launch_backward(launcher: Callable, dout: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    q, k, v, out, lse, axis, cos, sin, scale, key_mask = args
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    launcher(dout.contiguous(), q, k, v, out, lse, axis, _rope(cos, sin), scale, key_mask, *grads)
+    return grads
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.axis, cos, sin, ctx.scale, key_mask, _, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, cos, sin, key_mask)
+def _launch_packed_backward(launcher: Callable, dout: Tensor, *args: Any) -> Tensor:
+    qkv, out, lse, axis, cos, sin, scale = args
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    rope = _rope(cos, sin)
+    launcher(dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope, scale, None, *dqkv.unbind(3))
+    return dqkv
 
 
-def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
-    if dout is None:
-        return (None,) * 10
-    q, k, v, out, lse, cos, sin, key_mask = ctx.saved_tensors
-    grads = torch.ops.latte_fast.axis_attention_backward.default(
-        dout, q, k, v, out, lse, ctx.axis, cos, sin, ctx.scale, key_mask, ctx.backend
-    )
-    return (*grads, *(None,) * 7)
+def _example(sizes: Sizes) -> dict[str, Any]:
+    return dict(zip("qkv", sizes.qkv().unbind(3), strict=True)) | {"axis": "space"}
 
 
-register_op(
+def _more_examples(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Attention over space at 512 px, and a clip's queries against its caption at both sizes."""
+    large = replace(sizes, clips=max(1, sizes.clips // 4), patches=4 * sizes.patches)
+    yield "space at 512 px", _example(large)
+    for name, s in (("text", sizes), ("text at 512 px", large)):
+        q, k, v = (s.per_head(s.clips, 1, n) for n in (s.frames * s.patches, s.words, s.words))
+        yield name, {"q": q, "k": k, "v": v, "axis": "space"}
+
+
+_KERNELS = KernelOp(
     _OP,
     "(Tensor q, Tensor k, Tensor v, str axis, Tensor? cos, Tensor? sin, float scale, Tensor? key_mask, bool need_lse, "
-    "str backend) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-)
-register_op(
-    f"{_OP}_backward",
+    "str backend) -> (Tensor out, Tensor lse)",
     "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str axis, Tensor? cos, Tensor? sin, "
-    "float scale, Tensor? key_mask, str backend) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
+    "float scale, Tensor? key_mask, str backend) -> (Tensor dq, Tensor dk, Tensor dv)",
+    fake=lambda q, k, v, axis, cos, sin, scale, key_mask, need_lse: _fake(q, need_lse),
+    launch=lambda launcher, q, k, v, axis, cos, sin, *rest: launcher(q, k, v, axis, _rope(cos, sin), *rest),
+    launch_backward=_launch_backward,
+    libraries=PROBES,
+    flops=lambda q, k, v, axis, *rest: _flops(q, k, axis),
+    # the scores that a backward recomputes are the kernels' choice, not needed work
+    backward_flops=lambda dout, q, k, v, out, lse, axis, *rest: 2 * _flops(q, k, axis),
+    example=_example,
+    more_examples=_more_examples,
 )
-register_gradient(_OP, _setup, _gradient)
-backends.register(
-    _OP,
-    {
-        **kernel_probes(launchers),
-        "flash_attn": libraries.why_not_flash_attn,
-        "xformers": libraries.why_not_xformers,
-        "sdpa": libraries.why_not_sdpa,
-        "cudnn": libraries.why_not_cudnn,
-    },
+_PACKED_KERNELS = KernelOp(
+    _PACKED,
+    "(Tensor qkv, str axis, Tensor? cos, Tensor? sin, float scale, bool need_lse, str backend) -> "
+    "(Tensor out, Tensor lse)",
+    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, str axis, Tensor? cos, Tensor? sin, float scale, str backend) "
+    "-> Tensor dqkv",
+    kernels=_OP,
+    fake=lambda qkv, axis, cos, sin, scale, need_lse: _fake(qkv[:, :, :, 0], need_lse),
+    launch=lambda launcher, qkv, axis, cos, sin, scale, need_lse: launcher(
+        *qkv.unbind(3), axis, _rope(cos, sin), scale, None, need_lse
+    ),
+    launch_backward=_launch_packed_backward,
+    flops=lambda qkv, axis, *rest: _packed_flops(qkv, axis),
+    backward_flops=lambda dout, qkv, out, lse, axis, *rest: 2 * _packed_flops(qkv, axis),
+    example=lambda sizes: {"qkv": sizes.qkv(), "axis": "time"},
 )

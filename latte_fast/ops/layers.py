@@ -9,11 +9,11 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast._ext import linear as cpu
-from latte_fast.ops.axis_attention import check_extras, check_qkv
-from latte_fast.ops.axis_attention_qkv import axis_attention_qkv
+from latte_fast._ext.platforms import why_not_cpu
+from latte_fast.ops.attention_checks import checked_scale
+from latte_fast.ops.axis_attention import axis_attention_qkv
 from latte_fast.ops.checks import check_weight, checked_vector
 from latte_fast.ops.linear_gelu import linear_gelu
-from latte_fast.ops.platforms import why_not_cpu
 from latte_fast.ops.registration import call_directly
 from latte_fast.reference.functional import Rope
 
@@ -53,8 +53,7 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         raise ValueError(f"attention_layer: heads must divide a third of w's {w.shape[0]} rows, got {heads}")
     if _on_cpu(h, w, b):
         probe = h.new_empty(0, *h.shape[1:3], heads, w.shape[0] // (3 * heads))
-        check_qkv("attention_layer", probe, probe, probe, axis)
-        check_extras("attention_layer", probe, probe, axis, rope, None)
+        checked_scale("attention_layer", probe, probe, probe, axis, rope)
         if backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) == "cpu":
             return cpu.attention(h, w, b, heads, axis, rope)
     return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)

@@ -1,31 +1,185 @@
-"""One way to register an op: schema, body, fake, autograd, and the test for calling the body directly."""
+"""One way to register an op: two schemas, whose names say the rest, as in PyTorch's derivatives.yaml."""
 
-from collections.abc import Callable
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from latte_fast import backends
+from latte_fast._ext.platforms import WHY_NOT
+from latte_fast.ops.sizes import Sizes
 
 LIBRARY = torch.library.Library("latte_fast", "DEF")
+REGISTRY: dict[str, "KernelOp"] = {}
+_HOMES = {"triton": "latte_fast.kernels.{}", "cpu": "latte_fast._ext.{}", "cuda": "latte_fast._ext.{}_cuda"}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def register_op(name: str, schema: str, body: Callable, fake: Callable) -> None:
-    """Defines latte_fast::name; the body serves every device, since it dispatches on its `backend` argument."""
-    LIBRARY.define(name + schema)
+@dataclass(eq=False)
+class _Home:
+    """Where an op's launchers are for a backend."""
+
+    name: str
+    module: ModuleType | None = None
+
+
+_homes: dict[tuple[str, str], _Home] = {}
+
+
+@dataclass(eq=False)
+class KernelOp:
+    """latte_fast::<name> and latte_fast::<name>_backward, which launch `<kernels>_fwd` and `_bwd` of a backend.
+
+    The backend is the last argument of both schemas; launchers, fakes and `why_not` take the others. The backward takes
+    first `dh` for each result h that has a derivative, then arguments and results of the forward by their names, and
+    `needs`, which says what is asked for of the gradients that it returns: `dx` is that of the argument x.
+    """
+
+    name: str  # of the op, its function and its kernels' files
+    forward: str  # schema, results named
+    backward: str  # schema, results named
+    fake: Callable  # results without values, from the forward's arguments
+    example: Callable[[Sizes], dict[str, Any]]  # arguments at a model's sizes, by name and in the order of `why_not`
+    # (name, arguments) of further calls that `latte-fast tune` measures
+    more_examples: Callable[[Sizes], Iterable[tuple[str, dict[str, Any]]]] = lambda sizes: ()
+    reference: Callable | None = None  # oracle with the schema's names, for an op that is called rather than run
+    kernels: str = ""  # another op, whose launchers and backends serve this one too
+    ours: tuple[str, ...] = ("cpu", "triton")  # backends that have kernels of ours, in order of preference
+    libraries: dict[str, backends.Probe] = field(default_factory=dict)  # the other backends, which come after them
+    launch: Callable = lambda launcher, *args: launcher(*args)  # where a launcher takes other arguments
+    launch_backward: Callable | None = None  # the same of the backward, by default with contiguous `dh`
+    backward_fake: Callable | None = None  # gradients without values, by default each like the argument of its name
+    like: dict[str, str] = field(default_factory=dict)  # or like another argument of the backward
+    sums: dict[str, str] = field(default_factory=dict)  # argument -> the gradient that, summed to its shape, is its own
+    flops: Callable[..., int] | None = None  # of matrix products, from the forward's arguments, shapes for tensors
+    backward_flops: Callable[..., int] | None = None
+    elementwise: int = 0  # operations on an element of the widest tensor, where there are no matrix products
+
+    def __post_init__(self) -> None:
+        self._read_names(*(torch._C.parse_schema(f"op{schema}") for schema in (self.forward, self.backward)))
+        op, backward = f"latte_fast::{self.name}", f"{self.name}_backward"
+        backward_fake = self.backward_fake or self._fake_gradients
+        self._overload = _define(self.name, self.forward, self._forward, self.fake, self.flops)
+        self._gradient = _define(backward, self.backward, self._backward, backward_fake, self.backward_flops)
+        torch.library.register_autograd(op, self._gradients, setup_context=self._save, lib=LIBRARY)
+        torch.library.register_autograd(f"{op}_backward", self._refuse, lib=LIBRARY)
+        if not self.kernels:
+            self.kernels = self.name
+            backends.register(self.name, {b: _probe(self.name, b) for b in self.ours} | self.libraries)
+        self._fwd, self._bwd = f"{self.kernels}_fwd", f"{self.kernels}_bwd"
+        REGISTRY[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the op on the backend that serves these arguments."""
+        backend = backends.choose(self.kernels, *args)
+        if backend == "reference":
+            assert self.reference is not None
+            return self.reference(**dict(zip(self._arguments, args, strict=False)))
+        return self.run(backend, *args)
+
+    def run(self, backend: str, *args: Any) -> Any:
+        """Runs the op on a backend with kernels of ours, without the dispatcher where nobody would notice."""
+        return self.direct(backend, *args) if call_directly(*args) else self._overload(*args, backend)
+
+    def direct(self, backend: str, *args: Any) -> Any:
+        """Runs the op on a backend with kernels of ours, without the dispatcher."""
+        return self.launch(getattr(launchers(self.kernels, backend), self._fwd), *args)
+
+    def _forward(self, *args: Any) -> Any:
+        return self.direct(args[-1], *args[:-1])
+
+    def _backward(self, *args: Any) -> Any:
+        launcher = getattr(launchers(self.kernels, args[-1]), self._bwd)
+        if self.launch_backward is not None:
+            return self.launch_backward(launcher, *args[:-1])
+        given = len(self._given)
+        return launcher(*(d if d is None else d.contiguous() for d in args[:given]), *args[given:-1])
+
+    def _fake_gradients(self, *args: Any) -> Any:
+        known = dict(zip(self._wanted, args, strict=False))
+        given = [known[self.like.get(name, name)] for name in self._returned]
+        grads = tuple(known[self._given[-1]].new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
+        return grads if len(grads) > 1 else grads[0]
+
+    def _read_names(self, forward: Any, backward: Any) -> None:
+        self._arguments = [a.name for a in forward.arguments]
+        self._results = [r.name for r in forward.returns]
+        self._wanted = [a.name for a in backward.arguments]
+        self._returned = [r.name[1:] for r in backward.returns]
+        self._given = [f"d{name}" for name in self._results if f"d{name}" in self._wanted]
+        kept = [a for a in backward.arguments if a.name not in (*self._given, "needs")]
+        self._kept_tensors = [a.name for a in kept if "Tensor" in str(a.type)]
+        self._kept_values = [a.name for a in kept if "Tensor" not in str(a.type)]
+
+    def _save(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        known = dict(zip(self._arguments, inputs, strict=True))
+        known |= zip(self._results, output if isinstance(output, tuple) else (output,), strict=True)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(known[name] for name in self._results if f"d{name}" not in self._given))
+        ctx.save_for_backward(*(known[name] for name in self._kept_tensors))
+        ctx.kept = {name: known[name] for name in self._kept_values}
+        ctx.shapes = {name: known[name].shape for name in self.sums if known[name] is not None}
+
+    def _gradients(self, ctx: Any, *douts: Tensor | None) -> tuple:
+        if all(d is None for d in douts):
+            return (None,) * len(self._arguments)
+        asked = dict(zip(self._arguments, ctx.needs_input_grad, strict=True))
+        known = ctx.kept | dict(zip(self._kept_tensors, ctx.saved_tensors, strict=True))
+        known |= {f"d{name}": d for name, d in zip(self._results, douts, strict=True)}
+        known["needs"] = [asked[name] for name in self._returned]
+        grads = self._gradient(*(known[name] for name in self._wanted))
+        found = dict(zip(self._returned, grads if isinstance(grads, tuple) else (grads,), strict=True))
+        known |= {f"d{name}": d for name, d in found.items()}
+        found |= {name: known[d].sum_to_size(ctx.shapes[name]) for name, d in self.sums.items() if asked[name]}
+        return tuple(found.get(name) if needed else None for name, needed in asked.items())
+
+    def _refuse(self, ctx: Any, *grads: Tensor) -> None:
+        hint = f'for one, run inside use_backend({self.kernels}="reference")'
+        raise RuntimeError(f"{self.name}: no second derivative; {hint}")
+
+
+def _define(name: str, schema: str, body: Callable, fake: Callable, flops: Callable[..., int] | None) -> Any:
+    """Defines latte_fast::name, whose body serves every device, since it dispatches on the backend."""
+    arguments, results = schema.split(" -> ")
+    LIBRARY.define(name + arguments + " -> " + re.sub(r"Tensor \w+", "Tensor", results))
     LIBRARY.impl(name, body, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"latte_fast::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"latte_fast::{name}", lambda *args: fake(*args[:-1]), lib=LIBRARY)
+    packet = getattr(torch.ops.latte_fast, name)
+    if flops is not None:
+        register_flop_formula(packet)(lambda *args, out_shape=None: flops(*args[:-1]))
+    return packet.default
 
 
-def register_gradient(name: str, setup: Callable, backward: Callable) -> None:
-    """Gives latte_fast::name its backward; name_backward gets a clear error for a second derivative."""
-    torch.library.register_autograd(f"latte_fast::{name}", backward, setup_context=setup, lib=LIBRARY)
+def _probe(op: str, backend: str) -> backends.Probe:
+    """The probe of a backend with kernels of ours: the platform, then the arguments."""
+    _homes[op, backend] = _Home(_HOMES[backend].format(op))
+    return lambda x, *args: WHY_NOT[backend](x) or launchers(op, backend).why_not(x, *args)
 
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f'{name}: no second derivative; for one, run inside use_backend({name}="reference")')
 
-    torch.library.register_autograd(f"latte_fast::{name}_backward", refuse, lib=LIBRARY)
+@torch.compiler.assume_constant_result
+def _load(home: _Home) -> None:
+    """Imports a module, which torch.compile cannot trace but can leave to this function."""
+    if home.module is None:
+        home.module = importlib.import_module(home.name)
+
+
+def launchers(op: str, backend: str) -> Any:
+    """The module that launches an op's kernels, imported when it is first needed."""
+    home = _homes[op, backend]
+    _load(home)
+    return home.module
+
+
+def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What a fake returns for a contiguous result of x's shape, by default of its dtype."""
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 def records(*tensors: Tensor) -> bool:
@@ -36,7 +190,7 @@ def records(*tensors: Tensor) -> bool:
     return transformed or any(t.requires_grad for t in tensors)
 
 
-def call_directly(*tensors: Tensor | None) -> bool:
+def call_directly(*args: Any) -> bool:
     """Whether an op's body may be called without the dispatcher: nobody watches or records."""
     # a call of bias_gelu on 16 numbers takes 5.6 us then, 13.2 by the dispatcher (AMD EPYC, 2026-11-21)
     if torch.compiler.is_compiling():
@@ -51,4 +205,10 @@ def call_directly(*tensors: Tensor | None) -> bool:
     ):
         return False
     grad = torch.is_grad_enabled()
-    return all(t is None or (type(t) in _PLAIN and not (grad and t.requires_grad)) for t in tensors)
+    for a in args:
+        if type(a) in _PLAIN:
+            if grad and a.requires_grad:
+                return False
+        elif isinstance(a, Tensor):
+            return False
+    return True

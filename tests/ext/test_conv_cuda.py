@@ -16,6 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latte_fast import backends, ops, use_backend
 from latte_fast._ext import conv_transpose3d_cuda as launchers
+from latte_fast._ext import platforms
+from latte_fast.kernels import library_choice
+from latte_fast.kernels import tiles as gpu_tiles
 from latte_fast.reference.functional import conv_transpose3d_ref
 from latte_fast.testing import compare, poisoned_empty
 from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
@@ -133,24 +136,23 @@ def test_tf32_is_seen_whoever_set_it() -> None:
 def test_cudnn_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = torch.randn(1, 4, 2, 3, 3).bfloat16(), torch.randn(4, 3, 2, 2, 2).bfloat16()
     stride = (2, 1, 1)
-    key = op.shape_key(x, w, stride)
-    assert key == "D4-C3-k2x2x2-s2x1x1-2x3x3-bfloat16"
-    from latte_fast.kernels import tiles
-
-    monkeypatch.setattr(tiles, "gpu_of", lambda device: tiles.Gpu("some gpu", 132, 9))
+    key = library_choice.convolution_key(x, w, stride)
+    assert key == "conv_transpose3d/D4-C3-k2x2x2-s2x1x1-2x3x3-bfloat16"
+    monkeypatch.setattr(gpu_tiles, "gpu_of", lambda device: gpu_tiles.Gpu("some gpu", 132, 9))
     stored: dict[str, dict[str, int]] = {}
-    monkeypatch.setattr(tiles, "measured", lambda gpu: stored)
-    assert not op._cudnn_is_faster(x, w, stride, 1) and op._cudnn_is_faster(x, w, stride, 2)
-    stored[f"conv_transpose3d/{key}"] = {"cudnn": 1}
-    assert op._cudnn_is_faster(x, w, stride, 1)
-    stored[f"conv_transpose3d/{key}"] = {"cudnn": 0}
-    assert not op._cudnn_is_faster(x, w, stride, 2)
+    monkeypatch.setattr(gpu_tiles, "measured", lambda gpu: stored)
+    faster = library_choice.cudnn_convolves_faster
+    assert not faster(x, w, stride, 1) and faster(x, w, stride, 2)
+    stored[key] = {"cudnn": 1}
+    assert faster(x, w, stride, 1)
+    stored[key] = {"cudnn": 0}
+    assert not faster(x, w, stride, 2)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_choice_compiles_without_a_break(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
     """What decides between our kernels and cuDNN's is traced, with symbols for sizes too."""
-    monkeypatch.setattr(op, "why_not_cuda", lambda x: None)
+    monkeypatch.setitem(platforms.WHY_NOT, "cuda", lambda x: None)
     monkeypatch.setattr(op, "_why_not_cudnn", lambda x, w: None)
     monkeypatch.setitem(backends._probes["conv_transpose3d"], "cpu", lambda *args: "not in this test")
     seen: list[str] = []

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from latte_fast import _ext, ops, use_backend
 from latte_fast._ext import conv_transpose3d_cuda as launchers
+from latte_fast._ext import platforms
 from latte_fast.reference.functional import conv_transpose3d_ref
 from latte_fast.testing import assert_no_worse_than_torch, largest_errors, poisoned_empty, run_with_grads, wider
 from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
@@ -222,8 +223,7 @@ def test_infinities_stay_with_their_outputs(emulated: Emulated) -> None:
 @pytest.mark.parametrize("pad_mode", ["zeros", "replicate"])
 def test_op_on_the_emulated_machine(emulated: Emulated, monkeypatch: pytest.MonkeyPatch, pad_mode: str) -> None:
     """The backend as the op calls it: autograd, opcheck, channels last, and a gradient that is one expanded number."""
-    op = importlib.import_module("latte_fast.ops.conv_transpose3d")
-    monkeypatch.setattr(op, "why_not_cuda", lambda x: None)
+    monkeypatch.setitem(platforms.WHY_NOT, "cuda", lambda x: None)
     # the machine is begun anew before each launch, since opcheck frees what it made
     launch = launchers._launch
     monkeypatch.setattr(launchers, "_launch", lambda *args: (launch(*args), emulated.begin()))

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from latte_fast import use_backend
 from latte_fast.kernels import flash_attention_fwd, measure_tiles, norm_modulate, tiles
+from latte_fast.ops.sizes import Sizes
 
 CPU = torch.device("cpu")
 
@@ -133,15 +135,12 @@ def test_command_goes_on_where_it_was_cut_off(monkeypatch, tmp_path) -> None:
     assert saved == [last] and (tmp_path / "done").read_text() == "first\nsecond\n"
 
 
-def test_command_visits_every_kernel(monkeypatch) -> None:
+def test_command_visits_every_kernel() -> None:
     """What `latte-fast tune` launches, at a tiny size: forward and backward of every op ask for their tiles."""
     tune = importlib.import_module("latte_fast.cli.tune")  # the package has the function under that name
-    monkeypatch.setattr(tune, "FRAMES", 1)
-    monkeypatch.setattr(tune, "PATCHES", 33)
-    monkeypatch.setattr(tune, "TOKENS", 40)
-    monkeypatch.setitem(tune.SIZES, "S", (2, 64, 1))
+    sizes = Sizes(1, frames=1, patches=33, width=64, heads=1, device=tiles_device(), dtype=torch.float32, words=40)
     asked = set()
-    for _, made in tune.launches("S", torch.float32, 1, tiles_device().type):
+    for _, made in tune.launches(sizes):
         asked |= measure_tiles.chosen(made()).keys()
     rows = {f"{op}_{way}" for way in ("fwd", "bwd") for op in ("norm_modulate", "gate_residual", "bias_gelu")}
     kernels = {key.split("/")[0] for key in asked}
@@ -150,7 +149,7 @@ def test_command_visits_every_kernel(monkeypatch) -> None:
     # at 256 px and at 512 px
     for kernel in ("fwd", "dq", "dkdv"):
         assert {f"flash_attention_{kernel}/T{n}-K64-fp32" for n in (64, 256)} <= asked
-    names = [name for name, _ in tune.launches("S", torch.float32, 1, "meta")]
+    names = [name for name, _ in tune.launches(replace(sizes, device=torch.device("meta")))]
     assert {"text forward", "text at 512 px backward", "space at 512 px forward"} <= set(names)
 
 

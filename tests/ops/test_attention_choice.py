@@ -1,12 +1,14 @@
 """Which backend attends: ours, or the library that a GPU's table names for a shape, where it still serves."""
 
+import importlib
+
 import pytest
 import torch
 
 from latte_fast import backends, use_backend
-from latte_fast.kernels import tiles
-from latte_fast.ops import attention_choice
+from latte_fast.kernels import library_choice, tiles
 
+op = importlib.import_module("latte_fast.ops.axis_attention")  # the package's attribute is the function
 SHAPE = "axis_attention/space-1024x1024-K72-bfloat16"
 
 
@@ -18,15 +20,12 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(tiles, "measured", lambda gpu: stored)
     served = {"triton": lambda *a: None, "sdpa": lambda *a: None, "cudnn": lambda *a: "switched off"}
     monkeypatch.setitem(backends._probes, "axis_attention", served)
-    attention_choice._table.cache_clear()
-    yield stored
-    attention_choice._table.cache_clear()
+    return stored
 
 
 def choose(patches: int = 1024, axis: str = "space", grad: bool = False) -> str:
-    attention_choice._table.cache_clear()
     q = torch.empty(1, 2, patches, 1, 72, device="meta", dtype=torch.bfloat16, requires_grad=grad)
-    return attention_choice.choose(q, q, q, axis, None, 0.1, None)
+    return op.choose(q, q, q, axis, None, 0.1, None)
 
 
 def test_a_library_serves_the_shapes_it_was_measured_faster_on(table: dict) -> None:
@@ -62,10 +61,10 @@ def test_a_library_that_no_longer_serves_leaves_the_call_to_ours(table: dict) ->
 def test_without_a_table_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.randn(1, 2, 40, 1, 64)
     with use_backend("reference"):
-        assert attention_choice.choose(q, q, q, "space", None, 0.1, None) == "reference"
+        assert op.choose(q, q, q, "space", None, 0.1, None) == "reference"
 
 
 def test_keys_name_what_a_measurement_depends_on() -> None:
     q, k = torch.empty(2, 3, 5, 1, 64), torch.empty(2, 3, 7, 1, 64)
-    assert attention_choice.shape_key(q, k, "space", False) == "space-5x7-K64-float32"
-    assert attention_choice.shape_key(q, q, "time", True) == "time-3x3-K64-float32-grad"
+    assert library_choice.attention_key(q, k, "space", False) == "axis_attention/space-5x7-K64-float32"
+    assert library_choice.attention_key(q, q, "time", True) == "axis_attention/time-3x3-K64-float32-grad"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from latte_fast.ops import attention_libraries as libraries
+from latte_fast.kernels import attention_libraries as libraries
 from latte_fast.reference.functional import axis_attention_ref
 
 WORKS = "def flash_attn_func(*args, softmax_scale): return args[0]"

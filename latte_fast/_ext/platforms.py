@@ -1,11 +1,8 @@
 """What a kernel needs before its arguments matter: the device, the package, the extension."""
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,18 +42,8 @@ def why_not_cuda(x: Tensor) -> str | None:
     return reason
 
 
-def kernel_probes(launchers: Callable[[str], ModuleType]) -> dict[str, Callable[..., str | None]]:
-    """Probes of an op whose kernels are launchers("cpu") and launchers("triton"): the platform, then the arguments."""
-    cpu_module = None
-    with contextlib.suppress(ImportError):
-        cpu_module = launchers("cpu")
-
-    def why_not_on_cpu(x: Tensor, *args: Any) -> str | None:
-        if cpu_module is None:
-            return "it has no C++ kernel"
-        return why_not_cpu(x) or cpu_module.why_not(x, *args)
-
-    def why_not_on_triton(x: Tensor, *args: Any) -> str | None:
-        return why_not_triton(x) or launchers("triton").why_not(x, *args)
-
-    return {"cpu": why_not_on_cpu, "triton": why_not_on_triton}
+WHY_NOT: dict[str, Callable[[Tensor], str | None]] = {
+    "triton": why_not_triton,
+    "cpu": why_not_cpu,
+    "cuda": why_not_cuda,
+}

@@ -7,19 +7,22 @@ copy is refused.
 import functools
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from latte_fast.ops.checks import HALVES
-
+Rope = tuple[Tensor, Tensor]
+HALVES = (torch.bfloat16, torch.float16)
+Library = tuple[tuple[str, ...], str]
 # where each flash-attn generation keeps the same function, newest first
 FLASH_ATTN = (("flash_attn.cute", "flash_attn_interface", "flash_attn"), "flash_attn_func")
 XFORMERS = (("xformers.ops",), "memory_efficient_attention")
 # CUDA's limit on a grid's second and third axis, which these libraries spend on the batch
 MAX_BATCH = 65535
+MAX_WIDTH = 256
 
 
 def to_batch(x: Tensor, axis: str) -> Tensor:
@@ -40,8 +43,14 @@ def _merges(x: Tensor, axis: str) -> bool:
     return x.shape[0] == 1 or x.shape[inner] == 1 or x.stride(0) == x.shape[inner] * x.stride(inner)
 
 
-def _why_not_common(
-    q: Tensor, k: Tensor, v: Tensor, axis: str, rope: tuple[Tensor, Tensor] | None, key_mask: Tensor | None
+def why_not_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None = None,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
 ) -> str | None:
     if q.numel() == 0:
         return "an empty batch"
@@ -51,42 +60,18 @@ def _why_not_common(
         return "a query without a key would give NaN there, not 0"
     if not all(_merges(x, axis) for x in (q, k, v)):
         return f"q, k, v would be copied: the batch strides do not merge on the {axis} axis"
-    return None
+    batch = q.shape[0] * q.shape[2 if axis == "time" else 1]
+    return f"batch {batch} is above {MAX_BATCH}" if q.is_cuda and batch > MAX_BATCH else None
 
 
-def why_not_sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    rope: tuple[Tensor, Tensor] | None,
-    scale: float,
-    key_mask: Tensor | None,
-) -> str | None:
-    return _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
-
-
-def why_not_cudnn(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    rope: tuple[Tensor, Tensor] | None,
-    scale: float,
-    key_mask: Tensor | None,
-) -> str | None:
+def why_not_cudnn(q: Tensor, *args: Any, **named: Any) -> str | None:
     if not q.is_cuda:
         return f"cuDNN needs a CUDA tensor, got one on {q.device.type}"
     if q.dtype not in HALVES:
         return f"cuDNN's attention takes bf16 and fp16, got {q.dtype}"
     if not (torch.backends.cudnn.enabled and torch.backends.cuda.cudnn_sdp_enabled()):
         return "cuDNN's attention is switched off; torch.backends.cuda.enable_cudnn_sdp(True)"
-    return why_not_sdpa(q, k, v, axis, rope, scale, key_mask)
-
-
-def _why_not_batch(q: Tensor, axis: str) -> str | None:
-    batch = q.shape[0] * q.shape[2 if axis == "time" else 1]
-    return f"batch {batch} is above {MAX_BATCH}" if q.is_cuda and batch > MAX_BATCH else None
+    return why_not_sdpa(q, *args, **named)
 
 
 @torch.compiler.assume_constant_result
@@ -104,35 +89,26 @@ def _function(modules: tuple[str, ...], name: str) -> tuple[Callable | None, str
     return None, "; ".join(reasons)
 
 
-def _why_not_library(library: tuple[tuple[str, ...], str], name: str, limit: int) -> Callable[..., str | None]:
-    def why_not(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        axis: str,
-        rope: tuple[Tensor, Tensor] | None,
-        scale: float,
-        key_mask: Tensor | None,
-    ) -> str | None:
-        if not q.is_cuda:
-            return f"{name} needs a CUDA tensor, got one on {q.device.type}"
-        if q.dtype not in HALVES:
-            return f"{name} takes bf16 and fp16, got {q.dtype}"
-        if q.shape[-1] > limit:
-            return f"{name} takes a head width up to {limit}, got {q.shape[-1]}"
-        reason = _why_not_common(q, k, v, axis, rope, key_mask) or _why_not_batch(q, axis)
-        if reason:
-            return reason
-        function, reason = _function(*library)
-        if function is None:
-            return reason or f"{name} is not installed; run `pip install {name.replace('_', '-')}`"
-        return None
-
-    return why_not
+def _why_not_library(library: Library, name: str, q: Tensor, *args: Any, **named: Any) -> str | None:
+    if not q.is_cuda:
+        return f"{name} needs a CUDA tensor, got one on {q.device.type}"
+    if q.dtype not in HALVES:
+        return f"{name} takes bf16 and fp16, got {q.dtype}"
+    if q.shape[-1] > MAX_WIDTH:
+        return f"{name} takes a head width up to {MAX_WIDTH}, got {q.shape[-1]}"
+    if reason := why_not_sdpa(q, *args, **named):
+        return reason
+    function, reason = _function(*library)
+    missing = f"{name} is not installed; run `pip install {name.replace('_', '-')}`"
+    return None if function is not None else reason or missing
 
 
-why_not_flash_attn = _why_not_library(FLASH_ATTN, "flash_attn", 256)
-why_not_xformers = _why_not_library(XFORMERS, "xformers", 256)
+def why_not_flash_attn(q: Tensor, *args: Any, **named: Any) -> str | None:
+    return _why_not_library(FLASH_ATTN, "flash_attn", q, *args, **named)
+
+
+def why_not_xformers(q: Tensor, *args: Any, **named: Any) -> str | None:
+    return _why_not_library(XFORMERS, "xformers", q, *args, **named)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
@@ -167,4 +143,10 @@ LIBRARIES: dict[str, Callable[[Tensor, Tensor, Tensor, str, float], Tensor]] = {
     "cudnn": cudnn,
     "flash_attn": flash_attn,
     "xformers": xformers,
+}
+PROBES = {
+    "flash_attn": why_not_flash_attn,
+    "xformers": why_not_xformers,
+    "sdpa": why_not_sdpa,
+    "cudnn": why_not_cudnn,
 }

@@ -1,0 +1,43 @@
+"""Where a library is faster than our kernels on a shape, by this GPU's table in kernels/configs/."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latte_fast.kernels import tiles
+
+# backends of axis_attention that the table may name; `latte-fast tune` times each that serves
+CONTENDERS = ("triton", "cudnn", "sdpa", "flash_attn")
+
+
+def attention_key(q: Tensor, k: Tensor, axis: str, grad: bool) -> str:
+    """A call's name in the table: `axis_attention/space-1024x1024-K72-bfloat16-grad`."""
+    queries, keys = (q.shape[2], k.shape[2]) if axis == "space" else (q.shape[1], k.shape[1])
+    return f"axis_attention/{axis}-{queries}x{keys}-K{q.shape[-1]}-{_short(q.dtype)}{'-grad' if grad else ''}"
+
+
+def attention_backend(q: Tensor, k: Tensor, axis: str, grad: bool) -> str | None:
+    """The fastest backend on a shape, or None where it was not measured."""
+    table = _table(q.device)
+    return table.get(attention_key(q, k, axis, grad), {}).get("backend") if table else None
+
+
+def convolution_key(x: Tensor, w: Tensor, stride: Sequence[int]) -> str:
+    """A call's name in the table: `conv_transpose3d/D256-C128-k4x4x4-s2x2x2-8x32x32-bfloat16`."""
+    kernel, step, size = ("x".join(str(n) for n in v) for v in (w.shape[2:], stride, x.shape[-3:]))
+    return f"conv_transpose3d/D{w.shape[0]}-C{w.shape[1]}-k{kernel}-s{step}-{size}-{_short(x.dtype)}"
+
+
+def cudnn_convolves_faster(x: Tensor, w: Tensor, stride: Sequence[int], groups: int) -> bool:
+    """By measurement; without one, for groups, whose products are too narrow for the tiles."""
+    return bool(_table(x.device).get(convolution_key(x, w, stride), {}).get("cudnn", groups > 1))
+
+
+def _table(device: torch.device) -> dict[str, dict[str, Any]]:
+    return tiles.measured(tiles.gpu_of(device).name)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
