@@ -8,14 +8,7 @@ from latte_fast.reference.functional import Rope
 
 
 def checked_scale(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    rope: Rope | None,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
+    op: str, q: Tensor, k: Tensor, v: Tensor, axis: str, rope: Rope | None, scale: float | None, key_mask: Tensor | None
 ) -> float:
     """The scale to attend with, once every argument has been checked."""
     _check_qkv(op, q, k, v, axis)

@@ -63,17 +63,9 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     return _attend(_PACKED, qkv, q, k, v, axis, rope, scale, None)
 
 
-def _attend(
-    op: str,
-    qkv: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    rope: Rope | None,
-    scale: float | None,
-    key_mask: Tensor | None,
-) -> Tensor:
+def _attend(op: str, qkv: Tensor | None, q: Tensor, k: Tensor, v: Tensor, axis: str, *extras: Any) -> Tensor:
+    """Either op on q, k and v, which are views of qkv where that is given."""
+    rope, scale, key_mask = extras
     scale = checked_scale(op, q, k, v, axis, rope, scale, key_mask)
     backend = choose(q, k, v, axis, rope, scale, key_mask)
     if backend == "reference":
@@ -116,11 +108,6 @@ def _flops(q: Sequence[int], k: Sequence[int], axis: str) -> int:
     return 4 * math.prod(q) * (k[2] if axis == "space" else k[1])
 
 
-def _packed_flops(qkv: Sequence[int], axis: str) -> int:
-    q = (*qkv[:3], *qkv[4:])
-    return _flops(q, q, axis)
-
-
 def _launch_backward(launcher: Callable, dout: Tensor, *args: Any) -> tuple[Tensor, ...]:
     q, k, v, out, lse, axis, cos, sin, scale, key_mask = args
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -130,10 +117,9 @@ def _launch_backward(launcher: Callable, dout: Tensor, *args: Any) -> tuple[Tens
 
 def _launch_packed_backward(launcher: Callable, dout: Tensor, *args: Any) -> Tensor:
     qkv, out, lse, axis, cos, sin, scale = args
-    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    rope = _rope(cos, sin)
-    launcher(dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope, scale, None, *dqkv.unbind(3))
-    return dqkv
+    grad, rope = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device), _rope(cos, sin)
+    launcher(dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope, scale, None, *grad.unbind(3))
+    return grad
 
 
 def _example(sizes: Sizes) -> dict[str, Any]:
@@ -177,7 +163,7 @@ _PACKED_KERNELS = KernelOp(
         *qkv.unbind(3), axis, _rope(cos, sin), scale, None, need_lse
     ),
     launch_backward=_launch_packed_backward,
-    flops=lambda qkv, axis, *rest: _packed_flops(qkv, axis),
-    backward_flops=lambda dout, qkv, out, lse, axis, *rest: 2 * _packed_flops(qkv, axis),
+    flops=lambda qkv, axis, *rest: _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis),
+    backward_flops=lambda dout, qkv, out, lse, axis, *rest: 2 * _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis),
     example=lambda sizes: {"qkv": sizes.qkv(), "axis": "time"},
 )

@@ -40,7 +40,12 @@ def check_conv_transpose3d(
             f"{_OP}: output_padding must be smaller than stride or dilation, got {extra}, stride {stride}, "
             f"dilation {dilation}"
         )
-    _check_channels(x, w, b, groups)
+    if w.shape[0] % groups:
+        raise Refused(f"{_OP}: w must be (C, ...) with groups = {groups} dividing C, got {tuple(w.shape)}")
+    if x.shape[-4] != w.shape[0]:
+        raise Refused(f"{_OP}: x must have w's C = {w.shape[0]} channels, got {tuple(x.shape)}")
+    if b is not None and b.shape != (w.shape[1] * groups,):
+        raise Refused(f"{_OP}: b must be (C_out,) with C_out = {w.shape[1] * groups}, got {tuple(b.shape)}")
     spans = zip(x.shape[-3:], w.shape[2:], stride, padding, extra, dilation, strict=True)
     size = tuple((n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in spans)
     if any(n < 0 for n in size):
@@ -66,15 +71,6 @@ def _check_tensors(x: Tensor, w: Tensor, b: Tensor | None) -> None:
         raise Refused(f"{_OP}: w must be (C, C_out / groups, kT, kH, kW), none of them 0, got {tuple(w.shape)}")
     if 0 in x.shape[-3:]:
         raise Refused(f"{_OP}: x must have no empty axis but the batch, got {tuple(x.shape)}")
-
-
-def _check_channels(x: Tensor, w: Tensor, b: Tensor | None, groups: int) -> None:
-    if w.shape[0] % groups:
-        raise Refused(f"{_OP}: w must be (C, ...) with groups = {groups} dividing C, got {tuple(w.shape)}")
-    if x.shape[-4] != w.shape[0]:
-        raise Refused(f"{_OP}: x must have w's C = {w.shape[0]} channels, got {tuple(x.shape)}")
-    if b is not None and b.shape != (w.shape[1] * groups,):
-        raise Refused(f"{_OP}: b must be (C_out,) with C_out = {w.shape[1] * groups}, got {tuple(b.shape)}")
 
 
 def _triple(name: str, value: Triple, least: int) -> tuple[int, ...]:

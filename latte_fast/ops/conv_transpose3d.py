@@ -1,7 +1,7 @@
 """conv_transpose3d: the transposed convolution that restores frames after compression-frame patches."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from latte_fast import backends
 from latte_fast._ext.conv_transpose3d import empty as empty_as_torch
 from latte_fast.backends import autocast_dtype
 from latte_fast.kernels import library_choice
+from latte_fast.kernels.conv_libraries import why_not_cudnn
 from latte_fast.ops.conv_checks import Triple, check_conv_transpose3d
 from latte_fast.ops.registration import KernelOp, empty
-from latte_fast.ops.sizes import Sizes
 from latte_fast.reference.functional import conv_transpose3d_ref
 
 Window = tuple[int, ...]
@@ -60,35 +60,17 @@ def conv_transpose3d(
     if backend in ("reference", "cudnn"):
         return conv_transpose3d_ref(x, w, b, stride3, padding3, extra, groups, dilation3, pad_mode)
     batched = x if x.dim() == 5 else x[None]
-    replicate = pad_mode == "replicate"
-    out = _OP.run(backend, batched, w, b, size, stride3, padding3, dilation3, groups, replicate)
+    out = _OP.run(backend, batched, w, b, size, stride3, padding3, dilation3, groups, pad_mode == "replicate")
     return out if x.dim() == 5 else out[0]
 
 
 def _choose(x: Tensor, w: Tensor, stride: Window, padding: Window, dilation: Window, groups: int) -> str:
     backend = backends.choose(_NAME, x, w, stride, padding, dilation)
-    if backend != "cuda" or backends.forced(_NAME) or _why_not_cudnn(x, w):
+    if backend != "cuda" or backends.forced(_NAME) or why_not_cudnn(x, w):
         return backend
     if torch.compiler.is_compiling():  # sizes may be symbols, which no table holds
         return "cudnn" if groups > 1 else backend
     return "cudnn" if library_choice.cudnn_convolves_faster(x, w, stride, groups) else backend
-
-
-def _why_not_cudnn(x: Tensor, w: Tensor, *window: Window) -> str | None:
-    if x.device.type != "cuda":
-        return f"cuDNN needs a CUDA tensor, got one on {x.device.type}"
-    if not torch.backends.cudnn.enabled:
-        return "torch.backends.cudnn.enabled is False"
-    if x.dtype == torch.float32 and _rounds_to_tf32():
-        return "cuDNN would round fp32 to TF32; set torch.backends.cudnn.allow_tf32 = False"
-    return None
-
-
-@torch.compiler.assume_constant_result
-def _rounds_to_tf32() -> bool:
-    """Whether cuDNN may; reading allow_tf32 raises once somebody has set the switches of torch 2.9 apart."""
-    convolution = getattr(torch.backends.cudnn, "conv", None)
-    return torch.backends.cudnn.allow_tf32 if convolution is None else convolution.fp32_precision == "tf32"
 
 
 def _flops(x: Sequence[int], w: Sequence[int]) -> int:
@@ -96,31 +78,15 @@ def _flops(x: Sequence[int], w: Sequence[int]) -> int:
     return 2 * math.prod(x) * math.prod(w[1:])
 
 
-def _launch(launcher: Callable, x: Tensor, w: Tensor, b: Tensor | None, size: Window, *rest: Any) -> Tensor:
-    *window, groups, replicate = rest
-    return launcher(x, w, b, tuple(size), tuple(map(tuple, window)), groups, replicate)
+def _window(*lists: Sequence[int]) -> tuple[Window, ...]:
+    """What the dispatcher hands over as lists, as launchers take it."""
+    return tuple(tuple(numbers) for numbers in lists)
 
 
-def _launch_backward(launcher: Callable, dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *window, groups, replicate, needs = rest
-    return launcher(dy, x, w, tuple(map(tuple, window)), groups, replicate, needs)
-
-
-def _fake(x: Tensor, w: Tensor, b: Tensor | None, size: Window, *rest: Any) -> Tensor:
-    groups = rest[3]
-    return empty_as_torch((x.shape[0], w.shape[1] * groups, *size), x)
-
-
-def _backward_fake(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    needs = rest[-1]
+def _backward_fake(dy: Tensor, x: Tensor, w: Tensor, *window_and_needs: Any) -> tuple[Tensor, ...]:
+    needs = window_and_needs[-1]
     dx = empty_as_torch(x.shape, x) if needs[0] else x.new_empty(0)
     return dx, empty(w) if needs[1] else w.new_empty(0), dy.new_empty(dy.shape[1] if needs[2] else 0)
-
-
-def _example(sizes: Sizes) -> dict[str, Any]:
-    """The frames that Latte's compression-frame patches of two make again."""
-    x, w = sizes.randn(sizes.clips, 8, sizes.frames // 2, 32, 32), sizes.randn(8, 8, 2, 1, 1)
-    return {"x": x, "w": w, "stride": (2, 1, 1)}
 
 
 _OP = KernelOp(
@@ -129,13 +95,24 @@ _OP = KernelOp(
     "bool replicate, str backend) -> Tensor y",
     "(Tensor dy, Tensor x, Tensor w, int[] stride, int[] padding, int[] dilation, int groups, bool replicate, "
     "bool[] needs, str backend) -> (Tensor dx, Tensor dw, Tensor db)",
-    fake=_fake,
+    fake=lambda x, w, b, size, stride, padding, dilation, groups, replicate: empty_as_torch(
+        (x.shape[0], w.shape[1] * groups, *size), x
+    ),
     backward_fake=_backward_fake,
-    launch=_launch,
-    launch_backward=_launch_backward,
+    launch=lambda launcher, x, w, b, size, stride, padding, dilation, groups, replicate: launcher(
+        x, w, b, tuple(size), _window(stride, padding, dilation), groups, replicate
+    ),
+    launch_backward=lambda launcher, dy, x, w, stride, padding, dilation, *rest: launcher(
+        dy, x, w, _window(stride, padding, dilation), *rest
+    ),
     flops=lambda x, w, *rest: _flops(x, w),
     backward_flops=lambda dy, x, w, *rest: sum(rest[-1][:2]) * _flops(x, w),
     ours=("cpu", "cuda"),
-    libraries={"cudnn": _why_not_cudnn},
-    example=_example,
+    libraries={"cudnn": why_not_cudnn},
+    # frames out of compression-frame patches of two
+    example=lambda sizes: {
+        "x": sizes.randn(sizes.clips, 8, sizes.frames // 2, 32, 32),
+        "w": sizes.randn(8, 8, 2, 1, 1),
+        "stride": (2, 1, 1),
+    },
 )

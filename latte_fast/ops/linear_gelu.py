@@ -29,10 +29,7 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def _epilogue_serves(x: Tensor, w: Tensor, b: Tensor) -> bool:
-    """On CUDA only, for on the CPU the operator computes the erf form; not where bias_gelu was asked for by name.
-
-    A bias of another shape would broadcast there: bias_gelu refuses it.
-    """
+    """On CUDA, since on the CPU it is erf-GELU; a bias that would broadcast is left to bias_gelu, which refuses it."""
     return (
         x.is_cuda
         and not backends.forced("bias_gelu")
@@ -51,11 +48,9 @@ def bias_gelu(u: Tensor, b: Tensor | None = None) -> Tensor:
         b: (M,) or None.
     """
     check_rows("bias_gelu", "u", u)
-    if b is None:
-        b = u.new_zeros(u.shape[-1])
+    b = u.new_zeros(u.shape[-1]) if b is None else b
     b = checked_vector("bias_gelu", "b", b, u, u.shape[-1], "M").to(u.dtype)
-    u = u.contiguous()
-    return _OP(u, b)
+    return _OP(u.contiguous(), b)
 
 
 _OP = KernelOp(

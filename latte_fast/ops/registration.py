@@ -4,7 +4,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,17 +20,7 @@ LIBRARY = torch.library.Library("latte_fast", "DEF")
 REGISTRY: dict[str, "KernelOp"] = {}
 _HOMES = {"triton": "latte_fast.kernels.{}", "cpu": "latte_fast._ext.{}", "cuda": "latte_fast._ext.{}_cuda"}
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-@dataclass(eq=False)
-class _Home:
-    """Where an op's launchers are for a backend."""
-
-    name: str
-    module: ModuleType | None = None
-
-
-_homes: dict[tuple[str, str], _Home] = {}
+_homes: dict[tuple[str, str], SimpleNamespace] = {}  # (op, backend) -> name of the launchers' module, and the module
 
 
 @dataclass(eq=False)
@@ -47,8 +37,7 @@ class KernelOp:
     backward: str  # schema, results named
     fake: Callable  # results without values, from the forward's arguments
     example: Callable[[Sizes], dict[str, Any]]  # arguments at a model's sizes, by name and in the order of `why_not`
-    # (name, arguments) of further calls that `latte-fast tune` measures
-    more_examples: Callable[[Sizes], Iterable[tuple[str, dict[str, Any]]]] = lambda sizes: ()
+    more_examples: Callable[[Sizes], Iterable[tuple[str, dict[str, Any]]]] = lambda sizes: ()  # by name, for tune
     reference: Callable | None = None  # oracle with the schema's names, for an op that is called rather than run
     kernels: str = ""  # another op, whose launchers and backends serve this one too
     ours: tuple[str, ...] = ("cpu", "triton")  # backends that have kernels of ours, in order of preference
@@ -64,12 +53,12 @@ class KernelOp:
 
     def __post_init__(self) -> None:
         self._read_names(*(torch._C.parse_schema(f"op{schema}") for schema in (self.forward, self.backward)))
-        op, backward = f"latte_fast::{self.name}", f"{self.name}_backward"
-        backward_fake = self.backward_fake or self._fake_gradients
+        backward, backward_fake = f"{self.name}_backward", self.backward_fake or self._fake_gradients
         self._overload = _define(self.name, self.forward, self._forward, self.fake, self.flops)
         self._gradient = _define(backward, self.backward, self._backward, backward_fake, self.backward_flops)
-        torch.library.register_autograd(op, self._gradients, setup_context=self._save, lib=LIBRARY)
-        torch.library.register_autograd(f"{op}_backward", self._refuse, lib=LIBRARY)
+        register_autograd = torch.library.register_autograd
+        register_autograd(f"latte_fast::{self.name}", self._gradients, setup_context=self._save, lib=LIBRARY)
+        register_autograd(f"latte_fast::{backward}", self._refuse, lib=LIBRARY)
         if not self.kernels:
             self.kernels = self.name
             backends.register(self.name, {b: _probe(self.name, b) for b in self.ours} | self.libraries)
@@ -79,8 +68,7 @@ class KernelOp:
     def __call__(self, *args: Any) -> Any:
         """Runs the op on the backend that serves these arguments."""
         backend = backends.choose(self.kernels, *args)
-        if backend == "reference":
-            assert self.reference is not None
+        if backend == "reference" and self.reference is not None:
             return self.reference(**dict(zip(self._arguments, args, strict=False)))
         return self.run(backend, *args)
 
@@ -159,12 +147,12 @@ def _define(name: str, schema: str, body: Callable, fake: Callable, flops: Calla
 
 def _probe(op: str, backend: str) -> backends.Probe:
     """The probe of a backend with kernels of ours: the platform, then the arguments."""
-    _homes[op, backend] = _Home(_HOMES[backend].format(op))
+    _homes[op, backend] = SimpleNamespace(name=_HOMES[backend].format(op), module=None)
     return lambda x, *args: WHY_NOT[backend](x) or launchers(op, backend).why_not(x, *args)
 
 
 @torch.compiler.assume_constant_result
-def _load(home: _Home) -> None:
+def _load(home: SimpleNamespace) -> None:
     """Imports a module, which torch.compile cannot trace but can leave to this function."""
     if home.module is None:
         home.module = importlib.import_module(home.name)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from latte_fast import backends, ops, use_backend
 from latte_fast._ext import conv_transpose3d_cuda as launchers
 from latte_fast._ext import platforms
-from latte_fast.kernels import library_choice
+from latte_fast.kernels import conv_libraries, library_choice
 from latte_fast.kernels import tiles as gpu_tiles
 from latte_fast.reference.functional import conv_transpose3d_ref
 from latte_fast.testing import compare, poisoned_empty
@@ -127,7 +127,7 @@ def test_tf32_is_seen_whoever_set_it() -> None:
             else:
                 cudnn.conv.fp32_precision = switch
             assert rounds() == on
-        compiled = torch.compile(lambda x: x + op._rounds_to_tf32(), fullgraph=True, backend="eager")
+        compiled = torch.compile(lambda x: x + conv_libraries.rounds_to_tf32(), fullgraph=True, backend="eager")
         assert compiled(torch.zeros(3)).sum() == 0
     finally:
         cudnn.allow_tf32 = before
@@ -153,7 +153,7 @@ def test_cudnn_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_choice_compiles_without_a_break(monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
     """What decides between our kernels and cuDNN's is traced, with symbols for sizes too."""
     monkeypatch.setitem(platforms.WHY_NOT, "cuda", lambda x: None)
-    monkeypatch.setattr(op, "_why_not_cudnn", lambda x, w: None)
+    monkeypatch.setattr(op, "why_not_cudnn", lambda x, w: None)
     monkeypatch.setitem(backends._probes["conv_transpose3d"], "cpu", lambda *args: "not in this test")
     seen: list[str] = []
 

@@ -1,0 +1,21 @@
+"""cuDNN's transposed convolution, which torch calls: what it cannot take."""
+
+import torch
+from torch import Tensor
+
+
+def why_not_cudnn(x: Tensor, w: Tensor, *window: tuple[int, ...]) -> str | None:
+    if x.device.type != "cuda":
+        return f"cuDNN needs a CUDA tensor, got one on {x.device.type}"
+    if not torch.backends.cudnn.enabled:
+        return "torch.backends.cudnn.enabled is False"
+    if x.dtype == torch.float32 and rounds_to_tf32():
+        return "cuDNN would round fp32 to TF32; set torch.backends.cudnn.allow_tf32 = False"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def rounds_to_tf32() -> bool:
+    """Whether cuDNN may; reading allow_tf32 raises once somebody has set the switches of torch 2.9 apart."""
+    convolution = getattr(torch.backends.cudnn, "conv", None)
+    return torch.backends.cudnn.allow_tf32 if convolution is None else convolution.fp32_precision == "tf32"
