@@ -26,8 +26,15 @@ def main() -> None:
     pipe.to("cuda" if gpu else "cpu")
 
     print(latte_fast.patch(pipe))  # what was swapped, and what was not and why
-    side = {"height": given.size, "width": given.size}
-    film = pipe(given.prompt, num_inference_steps=given.steps, output_type="pt", clean_caption=False, **side).frames[0]
+    film = pipe(
+        given.prompt,
+        num_inference_steps=given.steps,
+        video_length=pipe.transformer.config.video_length,
+        height=given.size,
+        width=given.size,
+        clean_caption=False,
+        output_type="pt",
+    ).frames[0]
     pixels = (film.float() * 255 + 0.5).clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu()  # (F, H, W, 3)
     write_mp4(given.out, pixels)
     print(f"{given.out}: {len(pixels)} frames")

@@ -135,7 +135,7 @@ def test_sampled_by_its_captions(texts: Path, tmp_path: Path) -> None:
     assert video.shape == (2, 2, 8, 8, 3) and alone.shape[0] == 1
     longer, _ = source.draw(replace(request, frames=3), [0])
     assert longer.shape == (1, 3, 8, 8, 3)
-    sample(str(tmp_path / "run"), out=str(tmp_path / "out"), prompt=("a square that goes left",), count=2, steps=2)
+    sample(str(tmp_path / "run"), out=str(tmp_path / "out"), prompt=("a square that goes left",), samples=2, steps=2)
     names = json.loads((tmp_path / "out" / "samples.json").read_text())["names"]
     assert names == ["a square that goes left"] * 2
     with pytest.raises(SystemExit, match=r"captions must be below 12 or one of .*got 'a dog'; --pretrained takes any"):
