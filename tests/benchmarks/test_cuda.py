@@ -55,7 +55,7 @@ def content(path: Path) -> dict[str, bytes]:
 
 def test_a_second_call_goes_on_where_the_first_was_cut(day, tmp_path: Path) -> None:
     slow = stage("slow", "import time; open(r'{work}/part.txt', 'a').write('half\\n'); time.sleep(60)")
-    first = day(counted("quick"), slow, counted("last"), deadline=8.0 + 4.0)
+    first = day(counted("quick"), slow, counted("last"), deadline=8.0 + 8.0)
     assert run(first) == 3
     path = only(first.out)
     assert path.name == "cuda-nvidia_x_1-abc1234.tgz"
@@ -194,7 +194,7 @@ def test_a_stage_that_was_cut_twice_goes_last(day) -> None:
         assert run(today) == 3
         path = only(today.out)
         assert "next.txt" not in content(path)
-    today = day(hangs, counted("next"), archive=path, call=3, deadline=8.0 + 4.0)
+    today = day(hangs, counted("next"), archive=path, call=3, deadline=8.0 + 8.0)
     assert run(today) == 3 and content(only(today.out))["next.txt"] == b"ran\n"
 
 
