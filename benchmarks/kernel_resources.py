@@ -34,7 +34,7 @@ Theoretical occupancy is resident warps over 64, by registers, shared memory and
 and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that for both versions, and that a
 pass over rows leaves its bytes the time, that attention over space has a tile in flight, and that programs fit.
 
-Sizes are the presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
+Sizes are presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
 bf16 partners. `time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model, `pos` a position
 table in the same pass. Cells: registers / shared KiB / occupancy / instructions of the longest loop, once around
 (`docs/performance.md` says what they may be).
