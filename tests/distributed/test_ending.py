@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("case", [("ddp",), ("fsdp",), ("ddp", "error")], ids="-".join)
+CASES = [("ddp",), ("fsdp",), pytest.param(("ddp", "error"), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_nothing_holds_the_group_as_it_goes(tmp_path: Path, case: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.helpers.ending", str(tmp_path), *case]
