@@ -12,6 +12,7 @@ import torch
 
 import latte_fast
 from latte_fast import Latte, backends, ops, testing
+from latte_fast.ops.registration import REGISTRY
 
 cli = importlib.import_module("latte_fast.cli.main")
 
@@ -70,11 +71,20 @@ def test_what_is_sampled_was_trained(page: str) -> None:
 
 
 def test_ops_page_lists_every_op_and_its_backends() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]*) \|", (ROOT / "docs/ops.md").read_text(), re.MULTILINE)
-    assert {op for op, _, _ in rows} == set(ops.__all__)
-    assert {name for _, name, _ in rows} == set(backends.ops())
-    for _, name, listed in rows:
+    page = (ROOT / "docs/ops.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^|]*) \| `([^|]*)` \|$", page, re.MULTILINE)
+    assert {op for op, *_ in rows} == set(ops.__all__)
+    assert {name for _, name, *_ in rows} == set(backends.ops())
+    for op, name, listed, computes in rows:
         assert tuple(re.findall(r"`(\w+)`", listed)) == backends.candidates(name)
+        assert op not in REGISTRY or name == REGISTRY[op].kernels
+        assert computes == getattr(ops, op).__doc__.splitlines()[0].removesuffix(".")
+
+
+def test_architecture_shows_an_op_as_it_is() -> None:
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)
+    source = (ROOT / "latte_fast/ops/gate_residual.py").read_text()
+    assert len(shown) == 2 and all(part in source for part in shown)
 
 
 def test_installing_page_lists_every_extra_and_variable() -> None:
