@@ -65,7 +65,10 @@ def test_train_with_torchrun(films: Path, tmp_path: Path) -> None:
     assert len(list(Path(f"{out}-samples").glob("*.mp4"))) == 8, done.stderr
 
 
-@pytest.mark.parametrize("name", ["classes", "joint", "text"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("classes", "joint")]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "text"])
 def test_shapes_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     args = ("--out", str(tmp_path), "--only", name, "--steps", "2", "--per-class", "1", "--classifier-steps", "2")
