@@ -288,6 +288,7 @@ def pytest_runtest_setup(item):
 """
 
 
+@pytest.mark.slow  # it waits for a deadline of a minute
 def test_two_calls_on_a_bare_machine(tmp_path: Path) -> None:
     """A copy without .git, no git, few packages, 8 files of 16 MB that come back, and another machine next."""
     site, out = tmp_path / "site", tmp_path / "out"
