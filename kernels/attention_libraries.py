@@ -1,7 +1,7 @@
 """Attention by torch's SDPA, cuDNN, flash-attn 2, 3, 4 and xformers: optional backends, their limits in why_not.
 
-They differentiate themselves, so that no op of ours wraps them. All see (batch, length, H, K) views; what would need a
-copy is refused.
+They bring their own autograd, so no op of ours wraps them. All get (batch, length, H, K) views; a call that would need
+a copy is refused.
 """
 
 import functools
@@ -20,7 +20,7 @@ Library = tuple[tuple[str, ...], str]
 # where each flash-attn generation keeps the same function, newest first
 FLASH_ATTN = (("flash_attn.cute", "flash_attn_interface", "flash_attn"), "flash_attn_func")
 XFORMERS = (("xformers.ops",), "memory_efficient_attention")
-# CUDA's limit on a grid's second and third axis, which these libraries spend on the batch
+# CUDA's limit on the second and third dimension of a grid; these libraries put the batch there
 MAX_BATCH = 65535
 MAX_WIDTH = 256
 
@@ -77,13 +77,13 @@ def why_not_cudnn(q: Tensor, *args: Any, **named: Any) -> str | None:
 @torch.compiler.assume_constant_result
 @functools.cache
 def _function(modules: tuple[str, ...], name: str) -> tuple[Callable | None, str]:
-    """The function of the first module that has it, or None and why: what is installed need not import."""
+    """The function from the first module that has it, or None and why not: an installed package may fail to import."""
     reasons = []
     for module in modules:
         try:
             return getattr(importlib.import_module(module), name), ""
         except Exception as error:
-            # built for another torch, or without what it needs itself
+            # the package was built for another torch, or lacks a dependency of its own
             absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
             reasons += [] if absent else [f"{module} does not import: {' '.join(str(error).split())}"]
     return None, "; ".join(reasons)
@@ -118,7 +118,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor, axis: str, scale: float) -> Tensor:
-    """SDPA with no choice of its own, so that what was timed is what runs."""
+    """SDPA restricted to cuDNN's kernel, so that the kernel that was timed is the one that runs."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return sdpa(q, k, v, axis, scale)
 

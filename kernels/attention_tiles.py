@@ -1,4 +1,4 @@
-"""What the attention kernels share: heads loaded in two pieces, dots over them, rotary turns, and how sequences lie."""
+"""Parts that the attention kernels share: heads in two pieces, dots over them, rotary embedding, strides."""
 
 import functools
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ Rope = tuple[Tensor, Tensor]
 
 @triton.jit
 def load_heads(p, m, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr, UPCAST: tl.constexpr):
-    """Heads of width K at addresses p (..., 1) as pieces (..., K_MAIN) and (..., K_TAIL), zero where m is not.
+    """Loads heads of width K at addresses p (..., 1) as (..., K_MAIN) and (..., K_TAIL), zero where m is false.
 
-    72 is 64 + 16 of which 8 count: a dot wants at least 16, and one piece would be 128. No tail: the main piece twice.
+    A width of 72 becomes 64 + 16, half of it masked: a dot needs at least 16, and a single piece would be 128 wide.
+    Without a tail the main piece is returned twice.
     """
     o_k = tl.arange(0, K_MAIN)
     b_main = tl.load(p + o_k, mask=m & (o_k < K) if K < K_MAIN else m, other=0.0)
@@ -56,7 +57,7 @@ def dot_heads(a_main, a_tail, b_main, b_tail, K_TAIL: tl.constexpr):
 
 @triton.jit
 def rotate_piece(b, b_cos, b_sin):
-    """Turns the pairs (2i, 2i+1) of the last dim, in fp32."""
+    """Rotates the pairs (2i, 2i+1) of the last dim, in fp32."""
     if len(b.shape) == 3:
         b_even, b_odd = tl.split(tl.reshape(b.to(tl.float32), [b.shape[0], b.shape[1], b.shape[2] // 2, 2]))
     else:
@@ -70,7 +71,7 @@ def rotate_heads(
     b_main, b_tail, cos_ptr, sin_ptr, o_t, T, SIGN: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr,
     K_TAIL: tl.constexpr,
 ):  # fmt: skip
-    """Turns heads (..., T, K) by the angles of their tokens o_t (T, 1); SIGN = -1 turns back."""
+    """Rotates heads (..., T, K) by the angles of their tokens o_t (T, 1); SIGN = -1 rotates back."""
     o_k = tl.arange(0, K_MAIN // 2)
     m = (o_t < T) & (o_k < K // 2)
     p = o_t * (K // 2) + o_k
@@ -91,7 +92,7 @@ def rotate_heads(
 
 @triton.jit
 def place(i_pid, blocks, outer, H: tl.constexpr):
-    """(block, batch, outer, head): blocks of one sequence are neighbours, for they share keys and values."""
+    """(block, batch, outer, head) of a program; blocks of a sequence are neighbours, as they share keys and values."""
     i_s = (i_pid // blocks).to(tl.int64)
     return i_pid % blocks, (i_s // H) // outer, (i_s // H) % outer, i_s % H
 
@@ -105,7 +106,7 @@ def offset(i_b, i_o, i_h, o_t, s_b, s_o, s_t, s_h, ALIGN: tl.constexpr):
 
 @triton.jit
 def moved(p, i_t, s_t, ALIGN: tl.constexpr):
-    """Pointers to tokens of a sequence, i_t tokens on: one sum for all, where `offset` has a product for each."""
+    """Pointers p advanced by i_t tokens: one addition for all, where `offset` multiplies for each."""
     return p + tl.multiple_of(tl.cast(i_t, tl.int64) * s_t, ALIGN)
 
 
@@ -139,7 +140,7 @@ def _problem(
         "K_MAIN": main,
         "K_TAIL": max(16, tiles.power_of_2(K - main)) if main < K else 0,
         "HAS_MASK": has_mask,
-        # 8 elements are 16 bytes at 16 bits; a stride such as 72 is no multiple of the 16 that Triton looks for
+        # 8 elements of 16 bits are 16 bytes; Triton's own hint needs a multiple of 16, which a stride of 72 is not
         "ALIGN": 8 if aligned else 1,
         # on bf16 the interpreter's dot returns garbage
         "UPCAST": rows.interpreted() and dtype == torch.bfloat16,
@@ -159,7 +160,7 @@ def by_heads(x: Tensor, like: Tensor) -> Tensor:
 
 
 def bytes_of(key_mask: Tensor | None, q: Tensor) -> tuple[Tensor, int]:
-    """(mask, its batch stride) as the kernels take them; q stands in for an absent one."""
+    """(mask, its batch stride) for a kernel; without a mask q is passed in its place and never read."""
     if key_mask is None:
         return q, 0
     mask = key_mask.contiguous().view(torch.uint8)

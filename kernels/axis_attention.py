@@ -1,4 +1,4 @@
-"""axis_attention on Triton: short sequences are packed many a program, longer ones stream their keys."""
+"""axis_attention on Triton: a program takes several short sequences at once, or streams the keys of a long one."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""bias_gelu on Triton: tanh-GELU(u + b), the pass a training step makes over fc1's result, and du, db in one pass."""
+"""bias_gelu on Triton: tanh-GELU(u + b), which training applies to fc1's result, and du, db in one pass."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ from latte_fast.kernels.rows import row_offset
 
 @triton.jit
 def exponential(b_v):
-    """exp(-2z) with z = sqrt(2/pi) (v + 0.044715 v^3): gelu(v) = v / (1 + exp(-2z)), which is right in both tails."""
+    """exp(-2z) with z = sqrt(2/pi) (v + 0.044715 v^3): gelu(v) = v / (1 + exp(-2z)), accurate in both tails."""
     return tl.exp2(b_v * (-2.302208198144325 - 0.10294323958002349 * b_v * b_v))
 
 
@@ -40,7 +40,7 @@ def bias_gelu_bwd_kernel(
     da_ptr, u_ptr, b_ptr, du_ptr, partial_ptr, n_1, n_2, s_da0, s_da1, s_da2, s_u0, s_u1, s_u2, rows_, programs,
     LEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """partial (1, P, 1, D): this program's share of db."""
+    """Writes du, and to partial (1, P, 1, D) this program's share of db."""
     i_d = tl.program_id(0) % tl.cdiv(D, BLOCK_D)
     i_slot = tl.program_id(0) // tl.cdiv(D, BLOCK_D)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -54,7 +54,7 @@ def bias_gelu_bwd_kernel(
         p_da = da_ptr + row_offset(o_row, n_1, n_2, s_da0, s_da1, s_da2, LEADS)[:, None] + o_d[None, :]
         b_v = tl.load(p_u, mask=m_tile, other=0.0).to(tl.float32) + b_b[None, :]
         b_da = tl.load(p_da, mask=m_tile, other=0.0).to(tl.float32)
-        # the derivative is 0 or 1 there already, and further out the exponential overflows
+        # beyond +-10 the derivative is 0 or 1 already, and further out the exponential overflows
         all_nan: tl.constexpr = tl.PropagateNan.ALL
         b_v = tl.minimum(tl.maximum(b_v, -10.0, propagate_nan=all_nan), 10.0, propagate_nan=all_nan)
         b_exp = exponential(b_v)
@@ -68,7 +68,7 @@ def bias_gelu_bwd_kernel(
 
 
 def block_d(D: int) -> int:
-    """1024, or 512 where that divides D better: 4608 is 9 x 512."""
+    """Columns a program takes: 1024, or 512 where that divides D better (4608 is 9 x 512)."""
     return min(tiles.power_of_2(D), 512 if D % 1024 else 1024)
 
 

@@ -1,4 +1,4 @@
-"""Compiles what a launcher launches without a GPU and reads the cubin's registers, stack and memory."""
+"""Compiles a launcher's kernels without a GPU and reads registers, stack and memory accesses from the cubins."""
 
 import contextlib
 import math
@@ -17,19 +17,19 @@ from triton.runtime import driver
 from latte_fast.kernels import sass, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# capability -> (shared memory of a multiprocessor, of a program), bytes
+# capability -> bytes of shared memory that (a multiprocessor, a program) may use
 SHARED = {80: (164 * 1024, 163 * 1024), 90: (228 * 1024, 227 * 1024), 100: (228 * 1024, 227 * 1024)}
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel holds; `local` counts local loads and stores, `wide` is the share of 16-byte accesses.
+    """Resources of a compiled kernel; `local` counts local loads and stores, `wide` is the share of 16-byte accesses.
 
-    `loop` is the longest loop's instructions, which is what each of a program's warps issues a time around, `waits` the
-    loads from memory among them that are not asked for ahead, and `in_flight` the copies that stay under way where it
-    waits. `total` is all of a kernel's instructions; `issued`, `fmas` and `special` are a warp's instructions, its
-    multiply-adds on tensor cores and its special functions in the loop, or in all of a kernel that has none.
+    `loop` counts the instructions of the longest loop, which every warp issues once an iteration, `waits` the loads
+    from global memory among them that are not prefetched, and `in_flight` the copies still pending where the loop
+    waits. `total` counts all instructions of the kernel; `issued`, `fmas` and `special` are a warp's instructions, its
+    multiply-adds on tensor cores and its special functions in the loop, or in the whole kernel if it has no loop.
     """
 
     kernel: str
@@ -50,12 +50,12 @@ class Usage:
 
     @property
     def resident(self) -> int:
-        """Programs beside each other on a multiprocessor."""
+        """Programs that a multiprocessor holds at a time."""
         return round(self.occupancy * 64 / self.warps)
 
 
 class AheadDriver:
-    """As much of a Triton driver as compiling asks for."""
+    """The part of a Triton driver that compiling needs."""
 
     def __init__(self, capability: int):
         self.target = GPUTarget("cuda", capability, 32)
@@ -72,10 +72,10 @@ class AheadDriver:
 
 @contextlib.contextmanager
 def compiling_for(capability: int) -> Iterator[list[Any]]:
-    """Inside, launches compile for the capability and run nothing; the compiled kernels gather in the list.
+    """Context in which launches compile for the capability and run nothing; yields the list of compiled kernels.
 
     Launchers are called on meta tensors, whose address 0 is as aligned as a fresh allocation's, so that the hints
-    (divisible by 16, equal to 1), warps and stages are a launch's own.
+    (divisible by 16, equal to 1), warps and stages are those of a real launch.
     """
     compiled: list[Any] = []
     original, gpu_of = triton.JITFunction.run, tiles.gpu_of
@@ -106,7 +106,7 @@ _read: dict[str, Usage] = {}
 
 
 def usage(kernel: Any) -> Usage:
-    """Registers, stack and memory of a compiled kernel; several shapes share one, which is disassembled once."""
+    """Registers, stack and memory of a compiled kernel; one that several shapes share is disassembled once."""
     if kernel.hash not in _read:
         _read[kernel.hash] = _usage(kernel)
     return _read[kernel.hash]
@@ -144,7 +144,7 @@ def _usage(kernel: Any) -> Usage:
 
 def occupancy(capability: int, warps: int, registers: int, shared: int) -> float:
     """Resident warps over the 64 a multiprocessor can hold: bounded by registers, shared memory and 32 programs."""
-    # registers come in units of 256 a warp, shared memory in units of 128 bytes with 1 KiB of the system's
+    # registers are allotted in units of 256 a warp, shared memory in units of 128 bytes plus 1 KiB for the system
     by_registers = 65536 // (math.ceil(registers * 32 / 256) * 256) // warps
     by_shared = SHARED[capability][0] // (math.ceil(shared / 128) * 128 + 1024)
     return min(by_registers, by_shared, 32, 64 // warps) * warps / 64

@@ -1,4 +1,4 @@
-"""cuDNN's transposed convolution, which torch calls: what it cannot take."""
+"""Limits of cuDNN's transposed convolution, which torch calls."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,6 @@ def why_not_cudnn(x: Tensor, w: Tensor, *window: tuple[int, ...]) -> str | None:
 
 @torch.compiler.assume_constant_result
 def rounds_to_tf32() -> bool:
-    """Whether cuDNN may; reading allow_tf32 raises once somebody has set the switches of torch 2.9 apart."""
+    """Whether cuDNN may round fp32 to TF32; allow_tf32 raises once the separate switches of torch 2.9 disagree."""
     convolution = getattr(torch.backends.cudnn, "conv", None)
     return torch.backends.cudnn.allow_tf32 if convolution is None else convolution.fp32_precision == "tf32"

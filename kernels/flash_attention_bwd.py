@@ -1,7 +1,7 @@
 """Attention over long sequences on Triton, backward: dq by blocks of queries, then dk and dv by blocks of keys.
 
-In fp32 the softmax is made anew and delta is sum(p dp): an fp32 lse, rounded at the size of the largest score, and
-sum(dout out) would by themselves cost as much error as all the rest. At 16 bits neither is felt, and both are kept.
+In fp32 the softmax is recomputed and delta is sum(p dp): the fp32 lse, whose rounding grows with the largest score, and
+sum(dout out) alone would add as much error as everything else. In 16 bits neither matters, and both are used.
 """
 
 import torch
@@ -29,7 +29,7 @@ from latte_fast.kernels.rotate import rotate, rotated
 
 @triton.jit
 def finite(b_lse, HAS_MASK: tl.constexpr):
-    """lse in base 2; a query without a key has none, and with +inf its probabilities are zero."""
+    """Converts lse to base 2; a query without a key gets +inf, which makes its probabilities zero."""
     b_lse = b_lse * 1.4426950408889634
     if HAS_MASK:
         b_lse = tl.where(b_lse < -1e29, float("inf"), b_lse)
@@ -38,7 +38,7 @@ def finite(b_lse, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def stat_offset(o_lse):
-    """(T, 2): as many as a program has threads, so that Triton loads each once and not once in every thread."""
+    """Offsets (T, 2), as many as a program has threads, so that Triton loads each value once, not in every thread."""
     return o_lse[:, None] * 2 + tl.arange(0, 2)[None, :]
 
 
@@ -52,8 +52,8 @@ def flash_attention_dq_kernel(
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dq, and what the kernel of dk and dv reads of a query: its lse in base 2 and scale * delta with delta =
-    sum(dout out), side by side; EXACT the largest score in place of lse, delta = sum(p dp), and the sum apart."""
+    """Writes dq, and for the kernel of dk and dv each query's lse in base 2 and scale * delta, side by side, with
+    delta = sum(dout out). EXACT writes the largest score for lse, delta = sum(p dp), and the softmax's sum apart."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
@@ -128,7 +128,7 @@ def flash_attention_dkdv_kernel(
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots."""
+    """Writes dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_k = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_k = (o_k < T_k)[:, None]
@@ -150,7 +150,7 @@ def flash_attention_dkdv_kernel(
         o_lse = i_b * s_lseb + i_o * s_lseo + i_h + o_q.to(tl.int64) * s_lset
         b_lse, b_delta = tl.split(tl.load(stat_ptr + stat_offset(o_lse), mask=m_q, other=0.0))
         b_st = dot_heads(b_k0, b_k1, b_q0, b_q1, K_TAIL) * (scale * 1.4426950408889634)
-        # only the mask: keys past the end are not stored, and queries past the end bring dout = 0
+        # applies the key mask alone: keys past the end are not stored, and queries past the end have dout = 0
         b_st = scores(b_st, mask_ptr + i_b * s_mask, o_k[:, None], T_k, True, HAS_MASK)
         b_pt = tl.exp2(b_st - b_lse[None, :])
         if EXACT:

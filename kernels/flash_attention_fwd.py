@@ -23,7 +23,7 @@ from latte_fast.kernels.rotate import rotated
 
 @triton.jit
 def scores(b_s, mask_ptr, o_k, T_k, EVEN: tl.constexpr, HAS_MASK: tl.constexpr):
-    """-inf at the keys o_k, broadcast against b_s, that do not count."""
+    """Scores with -inf at those of the keys o_k, broadcast against b_s, that are masked or past the end."""
     if not EVEN:
         b_s = tl.where(o_k < T_k, b_s, float("-inf"))
     if HAS_MASK:
@@ -81,15 +81,14 @@ def flash_attention_fwd_kernel(
 
 
 def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tiles.FlashConfig:
-    """Blocks no longer than the sequences; in fp32 the dots are IEEE, without tensor cores, and small."""
+    """Tile sizes, at most as long as the sequences; small in fp32, whose IEEE dots run without tensor cores."""
     forward = kernel.endswith("fwd")
     if q.dtype == torch.float32:
         default = tiles.FlashConfig(block_m=32, block_n=16 if forward and q.shape[-1] > 64 else 32, warps=8, stages=1)
     elif forward:
         default = tiles.FlashConfig(block_m=128, block_n=64, warps=8, stages=stages(q))
     else:
-        # before sm_90, and on sm_120 again, accumulators and operands share the registers, and at K = 72 a block of 64
-        # overflows them
+        # before sm_90 and on sm_120 accumulators and operands share registers, and at K = 72 a block of 64 is too much
         block_n = 64 if tiles.gpu_of(q.device).major in (9, 10, 11) else 32
         default = tiles.FlashConfig(block_m=64, block_n=block_n, warps=4, stages=stages(q))
     name = f"T{tiles.power_of_2(T_own)}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}"
@@ -100,22 +99,22 @@ def config(kernel: str, q: Tensor, T_own: int, T_other: int) -> tiles.FlashConfi
 
 
 def stages(q: Tensor) -> int:
-    """As many that a tile is under way while a turn waits for its own: three, as Triton asks for one at a turn's end.
+    """Pipeline stages: enough that one tile is being copied while an iteration waits for its own.
 
-    On sm_100 it asks earlier where heads have two pieces, as 72 has, and two do; a third would leave room for one
-    program of dk and dv.
+    That takes three, as Triton requests a tile at the end of an iteration. On sm_100 it requests earlier where heads
+    have two pieces, as 72 has, and two suffice; a third would leave room for only one program of dk and dv.
     """
     K = q.shape[-1]
     return 2 if K & (K - 1) and tiles.gpu_of(q.device).major in (10, 11) else 3
 
 
 def register_limit(q: Tensor, c: tiles.FlashConfig, plain: bool) -> dict[str, int]:
-    """Registers a thread where ptxas, left alone, takes a few too many, or too few and puts values on the stack.
+    """Limit on registers a thread where ptxas by itself takes slightly too many, or too few and spills to the stack.
 
-    16 bits, sm_90 to sm_110: two programs of eight warps a multiprocessor instead of one. Triton 3.7 gives heads of 72
-    and 80 on sm_90 132 to 136 registers; held to 128 nothing spills (3.6 to 3.8; two to four accesses by 3.9). With
-    masked keys, at heads of 88 on sm_100, from 120 on, and with mma.sync (sm_80, sm_120) it would. fp32 there, heads of
-    32 and 64: 64 registers and a stack.
+    16 bits, sm_90 to sm_110: 128 lets two programs of eight warps share a multiprocessor. Triton 3.7 gives heads of 72
+    and 80 on sm_90 132 to 136 registers; limited to 128 nothing spills (3.6 to 3.8; two to four accesses by 3.9). It
+    would spill with masked keys, at heads of 88 on sm_100, from 120 on, and with mma.sync (sm_80, sm_120). fp32 with
+    mma.sync, heads of 32 and 64: ptxas by itself takes 64 registers and a stack.
     """
     K, major = q.shape[-1], tiles.gpu_of(q.device).major
     if q.element_size() == 4:
@@ -140,7 +139,7 @@ def flash_attention_fwd(
     lse: Tensor,
 ) -> None:
     """Writes out (B, F, N, H, K) and, where it is not empty, lse (B, F, N, H)."""
-    if scale == 0:  # which would make NaN of the -inf at keys that do not count
+    if scale == 0:  # a scale of 0 times the -inf of a masked key is NaN
         q, scale = q * 0, 1.0
     q, k = rotated(q, axis, rope), rotated(k, axis, rope)
     job = problem(q, k, axis, key_mask, v, out)

@@ -33,7 +33,7 @@ def gate_residual_bwd_kernel(
     per_group, programs,
     LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """partial (G, P, 1, D): this program's share of dgate."""
+    """Writes dy, and to partial (G, P, 1, D) this program's share of dgate."""
     i_g = (tl.program_id(0) // programs).to(tl.int64)
     i_first = tl.program_id(0) % programs
     b_gate0, b_gate1 = load_row(gate_ptr + i_g * s_gate, D, BLOCK_0, BLOCK_1)

@@ -54,7 +54,7 @@ def gate_residual_norm_modulate_bwd_kernel(
     HAS_DX: tl.constexpr, HAS_DH: tl.constexpr, HAS_BIAS: tl.constexpr, LEADS: tl.constexpr, D: tl.constexpr,
     BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """partial (G, P, S, D): this program's share of (dgate, dshift, dscale), and of dy summed over rows with a bias."""
+    """Writes dx, dy, and to partial (G, P, S, D) this program's share of (dgate, dshift, dscale[, dy_bias])."""
     i_g = (tl.program_id(0) // programs).to(tl.int64)
     i_first = tl.program_id(0) % programs
     b_gate0, b_gate1 = load_row(gate_ptr + i_g * s_gate, D, BLOCK_0, BLOCK_1)
@@ -85,7 +85,7 @@ def gate_residual_norm_modulate_bwd_kernel(
             b_mean, b_slope = b_mean / D, b_slope / D
             b_dx0 = (b_dh0 - b_mean - b_x0 * b_slope) * b_rstd
             b_dx1 = (b_dh1 - b_mean - b_x1 * b_slope) * b_rstd
-        if HAS_DX:  # last, for the registers
+        if HAS_DX:  # added last, which keeps fewer registers in use
             p_dx_out = dx_out_ptr + row_offset(i_out, n_1, n_2, s_dx0, s_dx1, s_dx2, LEADS)
             b_dx_out0, b_dx_out1 = load_row(p_dx_out, D, BLOCK_0, BLOCK_1)
             b_dx0, b_dx1 = b_dx0 + b_dx_out0, b_dx1 + b_dx_out1
@@ -165,8 +165,8 @@ def gate_residual_norm_modulate_bwd(
     scale: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dy, dgate, dshift, dscale, dy_bias); dx is all of x' gradient. A missing dx_out or dh counts as
-    zero, a missing y_bias has an empty gradient.
+    """(dx, dy, dgate, dshift, dscale, dy_bias); dx is the whole gradient of x', and of x. A missing dx_out or dh counts
+    as zero, a missing y_bias has an empty gradient.
     """
     dx, dy = rows.empty(x_out.shape, x_out.dtype, x_out.device), rows.empty(y.shape, y.dtype, y.device)
     groups, D = gate.shape

@@ -1,4 +1,4 @@
-"""Where a library is faster than our kernels on a shape, by this GPU's table in kernels/configs/."""
+"""Shapes on which a library is faster than our kernels, by this GPU's table in kernels/configs/."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast.kernels import tiles
 
-# backends of axis_attention that the table may name; `latte-fast tune` times each that serves
+# backends of axis_attention that the table may name; `latte-fast tune` times each that serves the shape
 CONTENDERS = ("triton", "cudnn", "sdpa", "flash_attn")
 
 
@@ -31,7 +31,7 @@ def convolution_key(x: Tensor, w: Tensor, stride: Sequence[int]) -> str:
 
 
 def cudnn_convolves_faster(x: Tensor, w: Tensor, stride: Sequence[int], groups: int) -> bool:
-    """By measurement; without one, for groups, whose products are too narrow for the tiles."""
+    """Whether cuDNN was measured faster; unmeasured, it takes groups, whose products are too narrow for our tiles."""
     return bool(_table(x.device).get(convolution_key(x, w, stride), {}).get("cudnn", groups > 1))
 
 

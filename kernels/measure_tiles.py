@@ -1,4 +1,4 @@
-"""Measures tiles on the GPU at hand: each kernel of a launch, one candidate after the other, best kept as data."""
+"""Measures tile sizes on the current GPU: times the candidates of each kernel of a launch and stores the fastest."""
 
 import itertools
 import json
@@ -16,13 +16,13 @@ from latte_fast.kernels.tiles import Config, FlashConfig, PackedConfig, RowsConf
 
 # larger than any L2 here, so that each repetition finds its inputs in memory
 FLUSH_BYTES = 256 * 2**20
-# as many keep the GPU busy for about half a millisecond: a backward's launches, which take Python a part of that, are
-# queued by then, and the events time kernels rather than the wait for them
+# eight keep the GPU busy for about half a millisecond, in which Python queues all launches of a backward: the events
+# then time kernels and not the wait for Python
 FLUSHES = 8
 
 
 def candidates(default: Config) -> Iterator[Config]:
-    """Configurations around the analytic one, itself first."""
+    """The analytic configuration, then others around it."""
     grids: dict[type, dict[str, tuple[int, ...]]] = {
         RowsConfig: {"warps": (1, 2, 4), "stages": (2, 3, 4), "programs_per_sm": (3, 4, 6, 8, 12, 16)},
         TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 7, 32, 64)},
@@ -33,7 +33,7 @@ def candidates(default: Config) -> Iterator[Config]:
     yield default
     for values in itertools.product(*grid.values()):
         candidate = replace(default, **dict(zip(grid, values, strict=True)))
-        # a warp has 16 rows of a product; with twice as many its sums overflow the registers
+        # 16 rows of a product a warp; with 32 its sums overflow the registers
         fits = not isinstance(candidate, FlashConfig) or candidate.block_m == 16 * candidate.warps
         if candidate != default and fits:
             yield candidate
@@ -77,9 +77,9 @@ def chosen(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device
 def tune(
     launches: list[Callable[[], object]], timer: Callable[[Callable[[], object]], float] = milliseconds
 ) -> dict[str, dict[str, int]]:
-    """`<kernel>/<shape>` -> fields of the fastest config, where it beats the analytic one by 2 %, in these launches.
+    """`<kernel>/<shape>` -> fields of the fastest config in these launches, where it beats the analytic one by 2 %.
 
-    Where it does not, the analytic one takes the place of what an earlier measurement stored.
+    Where it does not, the analytic config replaces one that an earlier measurement stored.
     """
     best: dict[str, dict[str, int]] = {}
     for launch in launches:

@@ -34,7 +34,7 @@ def norm_modulate_bwd_kernel(
     per_group, programs, eps,
     LEADS: tl.constexpr, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """partial (G, P, 2, D): this program's share of (dshift, dscale)."""
+    """Writes dx, and to partial (G, P, 2, D) this program's share of (dshift, dscale)."""
     i_g = (tl.program_id(0) // programs).to(tl.int64)
     i_first = tl.program_id(0) % programs
     b_scale0, b_scale1 = load_row(scale_ptr + i_g * s_scale, D, BLOCK_0, BLOCK_1)

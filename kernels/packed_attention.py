@@ -1,7 +1,7 @@
-"""Attention over short sequences, many a program: each is one tile, its scores stay in registers, backward recomputes.
+"""Attention over short sequences, several a program: each is one tile, and its scores stay in registers.
 
-Sixteen frames are one MMA tile, so this is a matter of bandwidth: neighbouring programs read the neighbouring heads of
-the same tokens, and the backward needs neither the output nor the forward's sums.
+Sixteen frames are one MMA tile, so bandwidth is the limit: neighbouring programs read neighbouring heads of the same
+tokens, and the backward recomputes the scores and reads neither the output nor the forward's sums.
 """
 
 import torch
@@ -42,7 +42,7 @@ def token_offset(o_t, s_t, ALIGN: tl.constexpr):
 def masked_scores(
     b_s, mask_ptr, s_mask, i_b, o_k, m_s, T_K: tl.constexpr, BLOCK_K: tl.constexpr, HAS_MASK: tl.constexpr
 ):
-    """-inf where a key does not count."""
+    """Scores with -inf at keys that are masked or past the end."""
     if T_K < BLOCK_K:
         b_s = tl.where((o_k < T_K)[None, None, :], b_s, float("-inf"))
     if HAS_MASK:
@@ -54,7 +54,7 @@ def masked_scores(
 
 @triton.jit
 def exponentials(b_s, HAS_MASK: tl.constexpr):
-    """(2^(s - max), max, sum) over keys; a row without a key has zeros, and a sum of one to divide by."""
+    """(2^(s - max), max, sum) over keys; a row without a key gets zeros and the sum 1, which is safe to divide by."""
     b_max = tl.max(b_s, 2)
     if HAS_MASK:
         b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
@@ -140,7 +140,7 @@ def packed_attention_bwd_kernel(
     b_p, _, b_sum = exponentials(b_s, HAS_MASK)
     b_p = b_p / b_sum[:, :, None]
     b_dp = dot_heads(b_dout0, b_dout1, b_v0, b_v1, K_TAIL)
-    # the whole row is here, so sum(p dp) stands for sum(dout out) and the output is not read
+    # the tile holds whole rows, so delta is sum(p dp) and not sum(dout out): the output is not read
     b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, 2)[:, :, None]) * scale
     b_p, b_ds = b_p.to(b_q0.dtype), b_ds.to(b_q0.dtype)
     b_pt, b_dst = transposed(b_p), transposed(b_ds)
@@ -168,7 +168,7 @@ def blocks(T_q: int, T_k: int) -> dict[str, int]:
 
 
 def config(kernel: str, q: Tensor, T_q: int, T_k: int) -> tiles.PackedConfig:
-    """A warp a sequence of 16; half of that where values are twice as wide, a quarter for sequences of 32."""
+    """One warp for each sequence of 16, two where its values are fp32, four for a sequence of 32."""
     longest = max(16, tiles.power_of_2(max(T_q, T_k)))
     default = tiles.PackedConfig(pack=1 if longest > 16 else 2 if q.dtype == torch.float32 else 4, warps=4)
     return tiles.choose(kernel, f"T{longest}-K{q.shape[-1]}-{rows.NAMES[q.dtype]}", default, q.device)

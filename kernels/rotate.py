@@ -1,6 +1,6 @@
-"""Rotary position turned into heads ahead of the streaming attention, and back out of its gradients.
+"""Rotary embedding of heads before the streaming attention, and its inverse on the gradients.
 
-There the turn would be done again for every block of the other side, and the tile has no registers left for it.
+Inside that kernel it would be repeated for every block of queries or keys, and the tile has no registers left for it.
 """
 
 import triton
@@ -37,7 +37,7 @@ def rotate_kernel(
 
 
 def rotate(x: Tensor, axis: str, rope: Rope, sign: int, out: Tensor) -> None:
-    """Writes x (B, F, N, H, K) turned by sign * angle to out, which may be x itself."""
+    """Writes x (B, F, N, H, K) rotated by sign * angle to out, which may be x itself."""
     job = problem(x, x, axis, None, out)
     cos, sin = (t.contiguous() for t in rope)
     block = min(64, tiles.power_of_2(job.T_q))
@@ -51,7 +51,7 @@ def rotate(x: Tensor, axis: str, rope: Rope, sign: int, out: Tensor) -> None:
 
 
 def rotated(x: Tensor, axis: str, rope: Rope | None) -> Tensor:
-    """x turned, or x itself without rope."""
+    """x rotated by rope, or x itself without one."""
     if rope is None:
         return x
     out = rows.empty(x.shape, x.dtype, x.device)

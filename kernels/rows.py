@@ -11,16 +11,16 @@ from torch import Tensor
 from latte_fast.kernels import tiles
 
 MAX_WIDTH = 16384
-# in a backward, so that partial sums, 4 bytes a value and slot, stay small beside the rows summed
+# least rows of a program in a backward: partial sums, 4 bytes a value and slot, stay small beside the rows summed
 PARTIAL_ROWS = 8
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @triton.jit
 def row_offset(i_row, n_1, n_2, s_0, s_1, s_2, LEADS: tl.constexpr):
-    """Where row i_row of a tensor with leading sizes (any, n_1, n_2) and strides (s_0, s_1, s_2) begins.
+    """Offset of row i_row in a tensor with leading sizes (any, n_1, n_2) and strides (s_0, s_1, s_2).
 
-    Rows are counted in 32 bits, of which a division is a fifth of one of 64; where they begin is not.
+    Rows are numbered in 32 bits, whose division costs a fifth of one in 64; offsets have 64.
     """
     if LEADS == 1:
         offset = i_row * s_2
@@ -36,10 +36,10 @@ def row_offset(i_row, n_1, n_2, s_0, s_1, s_2, LEADS: tl.constexpr):
 
 @triton.jit
 def load_row(p, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """D values as fp32 in two pieces: 1152 is 1024 + 128, where one block would be 2048.
+    """Loads D values as fp32 in two pieces: 1152 is 1024 + 128, where one block would be 2048.
 
-    One row at a time and no (R, 1) column of means: that would force one layout on both pieces, and the larger would
-    travel through shared memory to get there.
+    Rows are loaded one at a time: an (R, 1) column of means would force one layout on both pieces, and the larger one
+    would pass through shared memory to get it.
     """
     o_1 = BLOCK_0 + tl.arange(0, BLOCK_1)
     b_0 = tl.load(p + tl.arange(0, BLOCK_0)).to(tl.float32)
@@ -61,7 +61,7 @@ def zero_row(BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
 
 @triton.jit
 def folded(b_0, b_1):
-    """The larger piece added up to as many values as the smaller has, and that one: what a thread holds, mostly."""
+    """The larger piece summed down to the size of the smaller, plus the smaller: mostly values of the same thread."""
     if b_0.shape[0] > b_1.shape[0]:
         b_0 = tl.sum(tl.reshape(b_0, [b_1.shape[0], b_0.shape[0] // b_1.shape[0]]), 1)
     return b_0 + b_1
@@ -79,13 +79,13 @@ def add_pairs(a_0, a_1, b_0, b_1):
 
 @triton.jit
 def row_sums(a_0, a_1, b_0, b_1):
-    """Two rows' sums by one walk over the program's threads."""
+    """The sums of two rows in one reduction over the program's threads."""
     return tl.reduce((folded(a_0, a_1), folded(b_0, b_1)), 0, add_pairs)
 
 
 @triton.jit
 def centre_row(b_0, b_1, eps, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """A row less its mean, zero past D, and 1 / std; two passes over registers, for E[x^2] - E[x]^2 cancels."""
+    """A row minus its mean, zero past D, and 1 / std; two passes over registers, as E[x^2] - E[x]^2 cancels."""
     mean = row_sum(b_0, b_1) / D
     b_0 = b_0 - mean
     b_1 = tl.where(BLOCK_0 + tl.arange(0, BLOCK_1) < D, b_1 - mean, 0.0)
@@ -97,7 +97,7 @@ def sum_partials_kernel(
     partial_ptr, out_0_ptr, out_1_ptr, out_2_ptr, shared_ptr, groups, programs,
     SLOTS: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """partials (G, P, S, D) -> a (G, D) for each of three slots, (D,) for the fourth; summed in a fixed order."""
+    """Sums partials (G, P, S, D) in a fixed order to a (G, D) for each of three slots, (D,) for the fourth."""
     i_d = tl.program_id(0) % tl.cdiv(D, BLOCK_D)
     i_out = tl.program_id(0) // tl.cdiv(D, BLOCK_D)
     i_slot = tl.minimum(i_out // groups, SLOTS - 1)
@@ -127,7 +127,7 @@ def interpreted() -> bool:
 
 
 def empty(shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An output. The interpreter truncates to bf16, so there it writes fp32 and `rounded` lets torch round."""
+    """An output tensor; fp32 for bf16 under the interpreter, which truncates, so that `rounded` lets torch round."""
     wide = interpreted() and dtype == torch.bfloat16
     return torch.empty(shape, dtype=torch.float32 if wide else dtype, device=device)
 
@@ -137,15 +137,15 @@ def rounded(out: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def guard(x: Tensor):
-    """Launches go to the tensor's own device."""
+    """Context in which launches go to the tensor's own device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def pieces(D: int, warps: int, *walked: Tensor) -> dict[str, int]:
-    """D as two powers of two, the second masked where D is not their sum.
+    """Two powers of two that cover D, the second masked where D is not their sum.
 
-    A load of less than 4 bytes a thread is not asked for ahead, and each row would wait for it: the second piece gives
-    every thread as much of the tensors walked, up to the first.
+    Loads of less than 4 bytes a thread are not prefetched, and each row would wait for them: the second piece is wide
+    enough for that in every tensor walked, up to the width of the first.
     """
     first = 1 << max((D - 1).bit_length() - 1, 0)
     least = warps * 32 * 4 // min(x.element_size() for x in walked)
@@ -154,7 +154,7 @@ def pieces(D: int, warps: int, *walked: Tensor) -> dict[str, int]:
 
 @functools.lru_cache(4096)
 def _merge(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[int, tuple, tuple] | None:
-    """As `merge_rows`, from a shape and each tensor's strides alone; None where more than three dims do not merge."""
+    """`merge_rows` on a shape and each tensor's strides; None where more than three dims remain."""
     sizes: list[int] = []
     merged: list[list[int]] = [[] for _ in strides]
     for dim, size in enumerate(shape[:-1]):
@@ -177,9 +177,9 @@ def _merge(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[int, tuple, tu
 
 
 def merge_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, tuple, tuple]:
-    """Leading dims shared by tensors of one shape, merged where they do in all: what `row_offset` takes of them.
+    """Merges leading dims of tensors of one shape where all allow it, and gives the arguments of `row_offset`.
 
-    (tensors, how many dims are left, (n_1, n_2), each tensor's (s_0, s_1, s_2)); more than three dims cost a copy.
+    (tensors, number of dims left, (n_1, n_2), each tensor's (s_0, s_1, s_2)); more than three dims cost a copy.
     """
     merged = _merge(tensors[0].shape, *(t.stride() for t in tensors))
     if merged is None:
@@ -190,14 +190,14 @@ def merge_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, tuple, tuple]
 def split_rows(
     rows: int, groups: int, config: tiles.RowsConfig, device: torch.device, least: int = 1
 ) -> tuple[int, int]:
-    """(rows a group, programs a group); a program walks every `programs`-th row, `least` of them where there are."""
+    """(rows a group, programs a group); a program walks every `programs`-th row, `least` or more if possible."""
     per_group = rows // groups
     budget = config.programs_per_sm * tiles.gpu_of(device).multiprocessors
     return per_group, max(1, min(per_group // least, budget // groups))
 
 
 def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """partials (G, P, S, D) fp32 -> a (G, D) in dtype for each of the first three slots, and (D,) for a fourth."""
+    """Sums partials (G, P, S, D) fp32 to a (G, D) in dtype for each of the first three slots, and (D,) for a fourth."""
     groups, programs, slots, D = partials.shape
     outs = [empty((groups, D) if slot < 3 else (D,), dtype, partials.device) for slot in range(slots)]
     block_d = min(128, tiles.power_of_2(D))
@@ -212,7 +212,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def why_not_rows(*tensors: Tensor | None) -> str | None:
-    """What rows no kernel here serves."""
+    """The reason why the row kernels do not serve these tensors, or None."""
     for t in tensors:
         if t is None:
             continue

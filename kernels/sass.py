@@ -1,17 +1,17 @@
-"""Reads disassembled kernels: the loop that does the work, and what its instructions ask of a multiprocessor."""
+"""Reads disassembled kernels: finds the main loop and counts its copies, multiply-adds and special functions."""
 
 import re
 
 
 def instructions(code: str) -> list[str]:
-    """What is written once around: up to the last EXIT, behind which lie the padding and a branch to itself."""
+    """All instructions up to the last EXIT, after which come padding and a branch to itself."""
     lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/(.*)$", code, re.M)
     ends = [i for i, line in enumerate(lines) if re.search(r"\bEXIT\b", line)]
     return lines[: ends[-1] + 1] if ends else lines
 
 
 def longest_loop(code: str) -> list[str]:
-    """Instructions of the longest loop that holds no other: from where a branch leads back to, to the branch."""
+    """Instructions of the longest innermost loop, from the target of its backward branch to the branch."""
     places = {int(at, 16): line for at, line in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/(.*)$", code, re.M)}
     branches = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/.*\bBRA\b.*?\b0x([0-9a-f]+)\b", code, re.M)
     loops = {(int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16)}
@@ -20,9 +20,9 @@ def longest_loop(code: str) -> list[str]:
 
 
 def in_flight(loop: list[str]) -> int:
-    """Groups of asynchronous copies that a turn leaves under way where it waits; -1 where it waits for none.
+    """Groups of asynchronous copies still pending where an iteration waits; -1 where it waits for none.
 
-    0 is no pipeline: what a turn reads was asked for at the end of the turn before, and every turn waits for memory.
+    0 means no pipeline: data is requested at the end of the iteration before, and every iteration waits for memory.
     """
     waits = [int(n, 16) for line in loop for n in re.findall(r"(?<!\.)\bDEPBAR\.LE SB0, (0x[0-9a-f]+)", line)]
     return min(waits, default=-1)

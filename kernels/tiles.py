@@ -1,4 +1,4 @@
-"""How big a tile each kernel takes: an analytic default by shape, overridden by kernels/configs/<gpu>.json."""
+"""Tile sizes of the kernels: an analytic default by shape, overridden by kernels/configs/<gpu>.json."""
 
 import functools
 import json
@@ -55,7 +55,7 @@ Config = RowsConfig | TileConfig | PackedConfig | FlashConfig
 
 
 def power_of_2(n: int) -> int:
-    """The least one from n on. Triton's own is made for use in kernels and takes 3 us of every launch."""
+    """The least power of two that is not below n. Triton's own, made for kernels, costs every launch 3 us."""
     return 1 << (n - 1).bit_length()
 
 
@@ -70,7 +70,7 @@ def file_stem(gpu: str) -> str:
 
 @functools.cache
 def measured(gpu: str) -> dict[str, dict[str, Any]]:
-    """What is stored for a GPU, `<kernel>/<shape>` -> the fields it changes; warns where there is none."""
+    """Configs stored for a GPU, `<kernel>/<shape>` -> the fields they change; warns where there are none."""
     path = CONFIGS / f"{file_stem(gpu)}.json"
     if gpu in ("interpreter", "ahead"):
         return {}
@@ -89,7 +89,7 @@ class Gpu:
 
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The device's facts; the interpreter on the CPU counts as a small one."""
+    """Name and size of a device's GPU; the interpreter on the CPU counts as a small one."""
     if device.type != "cuda":
         return Gpu("interpreter", 2, 9)
     facts = torch.cuda.get_device_properties(device)
@@ -105,13 +105,13 @@ def choose(kernel: str, shape: str, default: Config, device: torch.device) -> Co
 
 
 def rows_default(D: int, programs: int) -> RowsConfig:
-    """At most 20 values a thread; `programs` is how many a multiprocessor holds at D = 1152, by registers.
+    """At most 20 values a thread; `programs` is how many fit a multiprocessor's registers at D = 1152.
 
-    Fewer warps share less: means, barriers and addresses are a warp's own instructions, and at D = 1152 two warps issue
-    27 to 35 % less than four. Programs share the rows evenly and walk together, so one more than fits would walk its
-    share alone when the others are done. Three stages: the next two rows are under way to shared memory while a
-    row's means are agreed on.
+    Fewer warps repeat less: each warp has its own instructions for means, barriers and addresses, and at D = 1152 two
+    warps issue 27 to 35 % less than four. Programs share the rows evenly and run together, so one more than fits would
+    run its share alone after the others. Three stages: the next two rows are on their way to shared memory while a
+    row's means are summed.
     """
     warps = min(16, power_of_2(ceil_div(D, 640)))
-    # 28 of one warp with 72 registers
+    # 28 programs of one warp fit at 72 registers a thread
     return RowsConfig(warps=warps, stages=3, programs_per_sm=min(28, max(1, programs * 1152 // D)))

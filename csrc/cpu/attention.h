@@ -42,7 +42,7 @@ struct Unit {
   const uint8_t* mask() const { return axis.a.key_mask ? axis.a.key_mask + b * axis.a.mask_stride : nullptr; }
 };
 
-// Turns the pairs of one row by the angles of `position`, or back.
+// Rotates the pairs of one row by the angles of `position`, or back.
 template <class A> LATTE_INLINE void rotate(A* x, const Attention& a, int64_t position, bool back) {
   const int64_t first = position * a.dim / 2;
   const A *c = static_cast<const A*>(a.cos) + first, *s = static_cast<const A*>(a.sin) + first;
@@ -53,7 +53,7 @@ template <class A> LATTE_INLINE void rotate(A* x, const Attention& a, int64_t po
   }
 }
 
-// One item is a run of query rows of one unit: whole units, or parts of them where units are fewer than threads.
+// A work item is a run of query rows of one unit: all of them, or some where units are too few for the threads.
 struct Items {
   int64_t parts, rows;
   Items(const Axis& x, int64_t step) {

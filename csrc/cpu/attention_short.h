@@ -1,6 +1,6 @@
-// bf16 attention of up to 16 queries and keys, such as a position's frames: every product is one tile high. Its rows
-// lie so far apart that all of them fall into one set of the cache, which holds eight: the rows of several neighbouring
-// heads are copied side by side before any of them is used.
+// bf16 attention of up to 16 queries and keys, such as a position's frames: every product is one tile high. The rows of
+// a position lie so far apart that all of them map to one set of the cache, which holds eight lines. So the rows of
+// several neighbouring heads are copied side by side before any of them is used.
 #pragma once
 #include "attention_tiles.h"
 
@@ -9,7 +9,7 @@ namespace LATTE_ISA {
 
 LATTE_INLINE bool is_short(const Axis& x) { return x.lq <= 16 && x.lk <= 16; }
 
-constexpr int64_t kTogether = 6;  // heads staged at a time, at most
+constexpr int64_t kTogether = 6;  // most heads that are staged at a time
 
 // The rows of some neighbouring heads of kTensors tensors: 16 rows a tensor, of `width` values, a head every `pitch`;
 // zero where there is nothing
@@ -25,7 +25,7 @@ template <int kTensors> struct Staged {
 
   bf16* at(int t, int64_t head) const { return rows + t * 16 * width + head * pitch; }
 
-  // u's head and those after it; rows needed soon are asked for ahead, as no hardware prefetcher follows them
+  // Copies u's head and those after it, and prefetches rows needed soon, which no hardware prefetcher follows
   void load(const Unit& u, int64_t heads) {
     constexpr int64_t kAhead = 4;
     const int64_t dim = x.a.dim, vectors = heads * pitch / 32;
@@ -51,8 +51,8 @@ template <int kTensors> struct Staged {
   }
 };
 
-// Scores to probabilities, keys by queries. Returns log2 of each query's sum of exponentials, unless it is not wanted;
-// 0 for a query without a key.
+// Turns scores, keys by queries, into probabilities. If `want`, returns log2 of each query's sum of exponentials, 0 for
+// a query without a key.
 LATTE_INLINE Vec<float> short_softmax(Vec<float>* w, int64_t lk, float factor, const float* bias, bool want) {
   Vec<float> top = splat(-infinity<float>()), sum = {};
   for (int64_t j = 0; j < 16; ++j) {
@@ -72,8 +72,8 @@ LATTE_INLINE Vec<float> short_softmax(Vec<float>* w, int64_t lk, float factor, c
   return sum;
 }
 
-// f(unit, its place among the staged heads, staged rows, products, mask) for each head of each sequence; the mask as
-// key_bias has it, or null
+// Calls f(unit, its place among the staged heads, staged rows, products, mask) for each head of each sequence; the mask
+// is what key_bias writes, or null
 template <int kTensors, class F>
 LATTE_INLINE void each_short(const Axis& x, const Heads* const (&tensors)[kTensors], F f) {
   const Attention& a = x.a;
@@ -122,7 +122,7 @@ LATTE_INLINE void short_softmax_gradient(const Vec<float>* w, Vec<float>* d, flo
   for (int64_t j = 0; j < 16; ++j) d[j] = w[j] * (d[j] - delta) * scale;
 }
 
-// Without rope, whose turning back needs gradients in fp32
+// Takes no rope: rotating back needs gradients in fp32
 static void short_backward(const Axis& x) {
   const Attention& a = x.a;
   const float scale = static_cast<float>(a.scale);
@@ -135,7 +135,7 @@ static void short_backward(const Axis& x) {
     Vec<float> w[16], d[16];
     products.scores(staged.at(1, h), width, q, a.dim, w);
     products.scores(staged.at(2, h), width, g, a.dim, d);
-    // softmax anew rather than by the saved lse: at one key p has to be 1, and dp - delta zero
+    // the softmax is recomputed, not taken from the saved lse: at one key p has to be 1, and dp - delta zero
     short_softmax(w, x.lk, scale * log2e<float>(), mask, false);
     short_softmax_gradient(w, d, scale);
     products.over_queries(w, staged.at(3, h), width, a.dim, u.template at<bf16>(a.dv), x.row(a.dv), x.lk);

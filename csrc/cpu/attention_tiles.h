@@ -7,7 +7,7 @@
 namespace latte {
 namespace LATTE_ISA {
 
-// Adds the linear layer's bias (`which` of q, k, v; -1 for none) to n rows of one head and turns them by the rope
+// Adds the linear layer's bias (`which` of q, k, v; -1 for none) to n rows of one head and rotates them by the rope
 LATTE_INLINE void shift_rows(const Unit& u, int which, int64_t first, int64_t n, bf16* to, int64_t pitch, bool turn) {
   const Attention& a = u.axis.a;
   const bf16* bias = which < 0 ? nullptr : u.bias<bf16>(which);
@@ -23,7 +23,7 @@ LATTE_INLINE void shift_rows(const Unit& u, int which, int64_t first, int64_t n,
   }
 }
 
-// The rows of one head, padded for the tiles, with bias and rope
+// Copies the rows of one head, padded for the tiles, with bias and rope
 LATTE_INLINE void tile_rows(const Unit& u, const Heads& t, int which, int64_t first, int64_t n, int64_t padded,
                             bf16* to, int64_t pitch, bool turn) {
   const int64_t stride = u.axis.row(t);
@@ -38,7 +38,7 @@ LATTE_INLINE Vec<float> one_over(Vec<float> sum) {
   return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(sum, splat(0.0f), _CMP_NEQ_UQ), splat(1.0f), sum);
 }
 
-// softmax_row for bf16 probabilities, which are written over the scores from their start
+// softmax_row for bf16 probabilities, which overwrite the first half of the scores' memory
 LATTE_INLINE float softmax_bf16(float* s, const float* bias, int64_t n, float factor, float* inverse, bool want) {
   Vec<float> top = splat(-infinity<float>());
   if (bias) {
@@ -63,7 +63,7 @@ LATTE_INLINE float softmax_bf16(float* s, const float* bias, int64_t n, float fa
   return want && total != 0 ? (peak * factor + std::log2(total)) / log2e<float>() : 0;
 }
 
-// Rows of a head from fp32, each times its factor
+// Writes rows of a head from fp32, each times its factor
 LATTE_INLINE void write_rows(const float* from, int64_t pitch, const float* factor, const Unit& u, const Heads& t,
                              int64_t first, int64_t n) {
   for (int64_t r = 0; r < n; ++r) {

@@ -7,7 +7,7 @@
 namespace latte {
 namespace LATTE_ISA {
 
-// The transpose of rows (n x pitch) as rows again, (pitch x n), by way of their column packing
+// Transposes rows (n x pitch) to rows (pitch x n); reads them as pack_columns left them
 LATTE_INLINE void transpose_rows(const bf16* packed, int64_t n, int64_t pitch, int64_t cols, bf16* to) {
   const int64_t steps = pitch / 32;
   for (int64_t j = 0; j < n / 16; ++j)
@@ -18,7 +18,7 @@ LATTE_INLINE void transpose_rows(const bf16* packed, int64_t n, int64_t pitch, i
     }
 }
 
-// Sixteen queries of P^T and dS^T from scores and dP^T, over all keys; both become bf16 rows over their fp32 ones
+// Computes P^T and dS^T of sixteen queries over all keys from scores and dP^T; bf16 rows overwrite the fp32 ones
 LATTE_INLINE void softmax_gradient(float* s, float* dp, int64_t ld, int64_t column, int64_t lk, const float* bias,
                                    Vec<float> lse, float factor, float scale) {
   Vec<float> delta = {}, sum = {};
@@ -30,7 +30,7 @@ LATTE_INLINE void softmax_gradient(float* s, float* dp, int64_t ld, int64_t colu
     delta = fma(x, load(dp + j * ld + column), delta);
     store(p, x);
   }
-  // the rounding of lse, which grows with the scores, goes out: at one key p has to be 1, and dp - delta zero
+  // cancels the rounding of lse, which grows with the scores: at one key p has to be 1, and dp - delta zero
   const Vec<float> inverse = one_over(sum);
   delta *= inverse;
   for (int64_t j = 0; j < lk; ++j) {
@@ -70,7 +70,7 @@ static void tiles_backward(const Axis& x) {
         tile_gemm(keys / 16, high, steps, k, pitch, q_cols, s, block, false);
         tile_gemm(keys / 16, high, steps, v, pitch, g_cols, dp, block, false);
         for (int64_t c = 0; c < padded; c += 16) {
-          alignas(64) float lse[16];  // infinite where there is no query: its p is 0
+          alignas(64) float lse[16];  // infinite where there is no query, so that p is 0
           for (int64_t r = 0; r < 16; ++r)
             lse[r] = c + r < n ? u.lse()[(i + c + r) * x.lse_row()] * log2e<float>() : infinity<float>();
           softmax_gradient(s, dp, block, c, x.lk, u.mask() ? bias.p : nullptr, load(lse), factor, scale);

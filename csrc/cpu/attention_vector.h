@@ -1,4 +1,4 @@
-// Attention in fp32 (or float64) vectors: what serves every level and dtype that the matrix tiles do not.
+// Attention in fp32 (or float64) vectors, for every level and dtype that the matrix tiles do not serve.
 #pragma once
 #include "attention.h"
 #include "gemm.h"
@@ -7,11 +7,11 @@ namespace latte {
 namespace LATTE_ISA {
 
 constexpr int64_t kBlock = 32;  // query rows at a time
-constexpr int64_t kScore = 16;  // terms of a score in one sum: its error is the softmax's relative error
+constexpr int64_t kScore = 16;  // terms a running sum: a score's error is its probability's relative error
 
 LATTE_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// n rows of width `dim`, widened into rows of `pitch`; rows to `padded` and columns past dim are zero
+// Widens n rows of width `dim` into rows of `pitch`; rows up to `padded` and columns past dim are zero
 template <class A, class T>
 void fetch(const T* from, int64_t stride, int64_t n, int64_t padded, A* to, int64_t pitch, const Attention& a,
            int64_t position, bool turn, const T* bias = nullptr) {
@@ -40,14 +40,15 @@ template <class A> void key_bias(const uint8_t* mask, int64_t lk, int64_t padded
 // Scores, or -inf where `bias` hides the key, whatever the score is
 template <class A> LATTE_INLINE Vec<A> hidden(Vec<A> s, Vec<A> bias) { return bias == A(0) ? s : bias; }
 
-// s -> exp2(s * factor - top * factor) with the row's own top; returns log2 of the sum of exp2(s * factor), and by
-// `divisor` the sum of what s holds then, or 1 where there is no key. One rounding, but that of top * factor, which
-// every key shares; of large scores it would be more than exp2 can take, and their difference comes first.
+// Replaces s by exp2(s * factor - top * factor), top being the row's maximum; returns log2 of the sum of
+// exp2(s * factor), and in `divisor` the sum of the new s, or 1 where there is no key. The exponent is rounded once,
+// but for top * factor, whose rounding every key shares; of large scores that would be more than exp2 can take, so
+// s - top is computed first.
 template <class A> LATTE_INLINE A softmax_row(A* s, const A* bias, int64_t n, A factor, A* divisor) {
   constexpr int L = kLanes<A>;
   Vec<A> top = splat(-infinity<A>());
   for (int64_t j = 0; j < n; j += L) top = max(top, hidden<A>(load<A>(s + j), load<A>(bias + j)));
-  // a row without a key has no top; neither has one of NaN, which comes out of its sum
+  // a row without a key has no maximum; a row with a NaN has none either, and its sum is NaN
   const A most = hmax<A>(top), peak = most == -infinity<A>() ? A(0) : most;
   const bool large = !(std::abs(peak * factor) < A(65536));
   const A first = large ? peak : A(0), then = large ? A(0) : peak * factor;
@@ -137,8 +138,8 @@ template <class A, class T> void vector_backward(const Axis& x) {
         gemm<A, kScore>(rows, keys, a.dim, {q, wide, 1}, kt, keys, s, keys, false);
         gemm<A, kScore>(rows, keys, a.dim, {g, wide, 1}, vt, keys, ds, keys, false);
         for (int64_t r = 0; r < n; ++r) {
-          // softmax anew rather than by the saved lse, and delta from p and dp rather than from out: an fp32 lse costs
-          // digits, and at one key dp - delta has to be exactly zero
+          // the softmax is recomputed, not taken from the saved lse, and delta comes from p and dp, not from out: an
+          // fp32 lse loses digits, and at one key dp - delta has to be exactly zero
           A *p = s + r * keys, *dp = ds + r * keys, total;
           softmax_row<A>(p, bias, keys, factor, &total);
           Vec<A> dot = {};
@@ -147,7 +148,7 @@ template <class A, class T> void vector_backward(const Axis& x) {
             store<A>(p + j, w);
             dot = fma(w, load<A>(dp + j), dot);
           }
-          // delta, and what its rounding and that of p left out: where one key has most of p, dp - delta cancels
+          // delta, then a correction for its rounding and that of p: where one key has most of p, dp - delta cancels
           const A delta = hsum<A>(dot);
           Vec<A> left = {};
           for (int64_t j = 0; j < keys; j += kLanes<A>) {

@@ -8,13 +8,13 @@ namespace LATTE_ISA {
 
 constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.4426950408889634;
 
-// bf16 keeps 8 bits, fp16 11: what they cannot show is not computed
+// The degree of exp2's polynomial: bf16 keeps 8 bits and fp16 11, so lower degrees serve them
 template <class A, class T> constexpr int kDegreeOf = sizeof(T) != 2 ? 6 : std::is_same<T, bf16>::value ? 3 : 4;
 
 template <class A> struct Sigmoid { Vec<A> z, s, rest; };
 
-// z, the sigmoid of 2 w, and 1 - sigmoid without the cancellation. Below -9.95 the sigmoid is under 2^-126 and z stays
-// there, so that exp2 is in range and the result below 2e-37; the order of max's arguments hands a NaN on.
+// z, the sigmoid of 2 w, and 1 - sigmoid without the cancellation. Below -9.95 the sigmoid is under 2^-126 and z is
+// clamped, so that exp2 is in range and the result below 2e-37; the order of max's arguments keeps a NaN.
 template <class A, class T> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z) {
   constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
   z = max(splat(A(sizeof(A) == 4 ? -9.95 : -20)), z);

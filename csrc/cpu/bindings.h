@@ -1,4 +1,4 @@
-// The CPU kernels as Python sees them: tensors as arrays of integers, absent ones as zeros.
+// Python bindings of the CPU kernels: tensors are arrays of integers, absent ones zeros.
 #pragma once
 #include "launch.h"
 
@@ -107,7 +107,7 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<Attention> time_bwd[kLevels] = LATTE_LEVELS(time_attention_bwd);
   static const Kernel<Correlation> conv[kLevels] = LATTE_LEVELS(conv_correlate);
   static const Kernel<WeightGradient> conv_weight[kLevels] = LATTE_LEVELS(conv_weight_gradient);
-  forked();  // from here on a fork is noticed
+  forked();  // its first call installs the handler that notices a fork
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
   m.def("gate_residual_fwd", row_forward(gate_fwd));

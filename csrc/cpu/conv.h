@@ -12,7 +12,7 @@ namespace LATTE_ISA {
 LATTE_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 LATTE_INLINE int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// bf16 stays bf16 where tiles multiply it; everything else is widened as it is packed
+// bf16 stays bf16 where tiles multiply it; all other types are widened when they are packed
 template <class A, class T> struct Packed { using type = A; };
 #if defined(LATTE_TILED)
 template <> struct Packed<float, bf16> { using type = bf16; };
@@ -69,7 +69,7 @@ struct Grid {
   int64_t volume() const { return t.size * h.size * w.size * pitch; }
 };
 
-// n pixels of `channels` channels from any strides to rows of `pitch`, zero beyond the channels
+// Copies n pixels of `channels` channels from any strides to rows of `pitch`, zero beyond the channels
 template <class T, class P>
 void pack_pixels(const T* from, int64_t s_channel, int64_t s_pixel, int64_t channels, int64_t n, P* to, int64_t pitch) {
 #if defined(LATTE_TILED)
@@ -115,7 +115,7 @@ void pack_pixels(const T* from, int64_t s_channel, int64_t s_pixel, int64_t chan
   }
 }
 
-// The padded copy: the halo is zero, or the nearest pixel where a.replicate
+// Writes the padded copy; its halo is zero, or the nearest pixel if a.replicate
 template <class T, class P> void pack_input(const Correlation& a, const Grid& g, P* to) {
   const int64_t rows = a.batch * a.groups * g.t.size * g.h.size;
   const int64_t in_t = g.t.line.in, in_h = g.h.line.in, in_w = g.w.line.in;
@@ -147,7 +147,7 @@ template <class T, class P> void pack_input(const Correlation& a, const Grid& g,
   });
 }
 
-// One matrix (depth x cols) a group and tap: rows of `cols`, or tiles (columns, steps) where bf16 is multiplied so
+// One matrix (depth x cols) a group and tap: rows of `cols`, or tiles (columns, steps) where tiles multiply bf16
 template <class T, class P> struct Weights {
   const Correlation& a;
   int64_t taps, steps, cols, matrix;
@@ -173,7 +173,7 @@ template <class T, class P> struct Weights {
     });
   }
 
-  // up to 16 taps of 16 columns at reduction row r (and r + 1)
+  // Packs up to 16 taps of 16 columns at reduction row r (and r + 1)
   void block(const T* from, [[maybe_unused]] int64_t r, int64_t c, int64_t n, P* to) const {
     [[maybe_unused]] const int64_t s_row = a.w_stride[1];
     const int64_t s_col = a.w_stride[2], wide = min(16, a.cols - c);

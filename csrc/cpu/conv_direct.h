@@ -1,5 +1,5 @@
-// kernel == stride with few channels and a width that is not stretched (Latte's own): every output is one short dot
-// product, so the pixels stay where they are and lie along the vectors.
+// kernel == stride, few channels, and stride 1 along the width (Latte's own case): every output is one short dot
+// product, so the pixels are read where they lie, and vectors run along them.
 #pragma once
 #include "conv.h"
 
@@ -14,7 +14,7 @@ inline bool is_direct(const Correlation& a) {
   return fits;
 }
 
-// kCols rows of the output, `pixels` long, from `depth` rows of the input
+// Computes kCols rows of the output, `pixels` long, from `depth` rows of the input
 template <int kCols, class A, class T, class O>
 LATTE_INLINE void dot_rows(const T* x, int64_t s_depth, int64_t depth, const A* w, const A* bias,
                            O* out, int64_t s_col, int64_t pixels) {

@@ -53,7 +53,7 @@ void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, c
   }
 #endif
   if constexpr (!kTiled<P>) {
-    // fp32 sums of a few terms, added up apart: one long sum loses three times as much
+    // few terms a running fp32 sum, and the sums added up: one long sum has three times the error
     alignas(64) A part[16 * kMostCols];
     for (int64_t i = 0; i < tiles; ++i) {
       A* to = c + i * 16 * cols;
@@ -76,7 +76,7 @@ void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, c
 // Pixels of a tile that lie side by side in one row of the output
 struct Run { int64_t first, n, out, values; };
 
-// A tile of 16 pixels in each of `phases` interleaved products, `plane` apart, to the output's rows
+// Stores a tile of 16 pixels in each of `phases` interleaved products, `plane` apart, to the output's rows
 template <class A, class O>
 void store_tile(const A* c, int64_t ldc, int64_t plane, int64_t phases, const Run* runs, int64_t n_runs, int64_t cols,
                 const A* bias, O* out, int64_t s_col, int64_t s_pixel, A* square, A* line) {

@@ -1,5 +1,5 @@
-// Every output phase of a transposed convolution is a small dense correlation: no zeros inserted, no columns built and
-// folded. The same product, stepping through its input instead, is the gradient of the input.
+// Every output phase of a transposed convolution is a small dense correlation: no zeros are inserted, no columns built
+// and folded. The same product with a step through its input is the gradient of the input.
 #include "conv_direct.h"
 #include "conv_product.h"
 
@@ -20,7 +20,7 @@ struct Tiling {
     if (flat) return 16 * i * g.pitch;
     return (i / per_row * g.h.line.in_step * g.w.size + i % per_row * 16 * g.w.line.in_step) * g.pitch;
   }
-  // what of tile i is output; out strides of a row and a pixel of this phase
+  // Finds the parts of tile i that are output; s_row and s_pixel are the output's strides in this phase
   int64_t runs(int64_t i, int64_t s_row, int64_t s_pixel, Run* to) const {
     int64_t n = 0;
     for (int64_t p = 0; p < 16;) {
@@ -41,7 +41,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
   using P = typename Packed<A, T>::type;
   const Weights<T, P> weights(a);
   const Grid g(a, kTiled<P> ? weights.steps * 32 : up_to(a.depth, 16));
-  const int64_t pixels_beyond = 32 * g.w.line.in_step * g.pitch;  // a tile's unused rows are read
+  const int64_t pixels_beyond = 32 * g.w.line.in_step * g.pitch;  // a tile reads past its last used row
   Scratch<P> x(a.batch * a.groups * g.volume() + pixels_beyond), w(weights.size());
   Scratch<A> bias(a.groups * weights.cols);
   pack_input<T, P>(a, g, x);
@@ -67,7 +67,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
     Tiles tiles_on;
 #endif
     for (int64_t item = begin; item < end; ++item) {
-      // the matrices of a phase stay in L2 while the pixels pass
+      // pixels vary fastest, so that the matrices of a phase stay in L2
       int64_t rest = item;
       auto next = [&rest](int64_t n) { const int64_t i = rest % n; rest /= n; return i; };
       const int64_t run = next(runs_t), m_t = next(most_t), n = next(a.batch), part = next(parts);
@@ -97,7 +97,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
   });
 }
 
-// dw of one tap = x^T dy, dy's pixels picked at the tap's distance; a chunk of pixels at a time
+// For each tap dw = x^T dy with dy's pixels at the tap's distance, a chunk of pixels at a time
 template <class A, class T> void weight_gradient(const WeightGradient& a) {
   using P = typename Packed<A, T>::type;
   constexpr int64_t kChunk = 512;
@@ -133,7 +133,7 @@ template <class A, class T> void weight_gradient(const WeightGradient& a) {
       std::memset(static_cast<void*>(to), 0, (last - to) * sizeof(P));
     }
   });
-  // a tap's rows are cut only where the taps alone do not feed the threads
+  // a tap's rows are split only where there are too few taps for the threads
   const int64_t high = d.groups * taps >= 4 * a.threads ? rows : min(rows, 64), parts = (rows + high - 1) / high;
   split(d.groups * taps * parts, a.threads, [&](int64_t begin, int64_t end) {
     Scratch<P> b(kChunk * cols);

@@ -1,4 +1,4 @@
-// Which instruction level runs: what the processor and the system support, what was built, capped by LATTE_FAST_ISA.
+// The instruction level to run: the highest that processor, system and build support, capped by LATTE_FAST_ISA.
 #pragma once
 #include <cstdlib>
 #include <cstring>

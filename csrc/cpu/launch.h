@@ -46,7 +46,7 @@ template <class Args> using Kernel = void (*)(const Args&);
 #define LATTE_LEVELS(name) \
   {&portable::name, LATTE_AVX2(name), LATTE_AVX512(name), LATTE_AVX512BF16(name), LATTE_AMX(name)}
 
-// libgomp's pool does not survive a fork: a child stays on the thread it has
+// libgomp's pool does not survive a fork, so a forked child runs on one thread
 inline bool& forked() {
   static bool flag = (pthread_atfork(nullptr, nullptr, [] { forked() = true; }), false);
   return flag;

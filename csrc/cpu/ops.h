@@ -50,7 +50,7 @@ struct Heads {
 struct Attention {
   Heads q, k, v, out, dout, dq, dk, dv;
   float* lse;  // (B, F, Nq, H) or null
-  const void* bias[3];  // (H * K) of q, k, v in their dtype, or null: what the linear layer before left out
+  const void* bias[3];  // (H * K) of q, k, v in their dtype, or null: biases that the linear layer left out
   const void *cos, *sin;  // (F, K/2) contiguous or null; double where q is, else float
   const uint8_t* key_mask;  // (B, keys) or null, row stride mask_stride
   int64_t b, f, nq, nk, h, dim, mask_stride, threads;
@@ -64,7 +64,7 @@ struct Volume {
 };
 
 // out = sum over taps and channels of w * in (+ bias), `depth` channels read and `cols` written a group; transposed:
-// out index o = in index i * stride - padding + tap * dilation, otherwise i and o change places.
+// out index o = in index i * stride - padding + tap * dilation, otherwise the same with i and o exchanged.
 struct Correlation {
   Volume in, out;
   const void *w, *bias;  // of in's dtype; bias may be null; the taps of w lie side by side
@@ -73,8 +73,8 @@ struct Correlation {
   int64_t transposed, replicate, threads;
 };
 
-// dw (groups, taps, channels of x, channels of dy), contiguous, of x's dtype. `x` reads its own pixels, `before` and
-// `after` more of each axis where x is extended by its edges; dy reads at i * stride - padding + tap * dilation.
+// dw (groups, taps, channels of x, channels of dy), contiguous, of x's dtype. x is extended by repeated edges, `before`
+// pixels ahead of it on each axis; its pixel i meets dy at i * stride - padding + tap * dilation.
 struct WeightGradient {
   Volume x;
   Correlation dy;

@@ -15,7 +15,7 @@ template <class T> struct Type { using type = T; };
 // std::min would be one shared symbol, compiled for whichever level the linker met first
 LATTE_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// f(Type<element>) for a dtype code; float64 exists on the portable level alone
+// Calls f(Type<element>) for a dtype code; float64 exists on the portable level alone
 template <class F> LATTE_INLINE void with_dtype(int64_t dtype, F f) {
   if (dtype == kF32) f(Type<float>{});
   if (dtype == kBF16) f(Type<bf16>{});
@@ -37,7 +37,7 @@ template <class T> struct Scratch {
   operator T*() const { return p; }
 };
 
-// Row g of a (G, D) tensor, widened and added to `plus`.
+// Writes row g of a (G, D) tensor, widened, plus `plus` to `to`.
 template <class A> void widen(const Groups& t, int64_t g, A plus, A* to, int64_t d) {
   auto copy = [&](auto type) {
     using T = typename decltype(type)::type;
@@ -48,7 +48,7 @@ template <class A> void widen(const Groups& t, int64_t g, A plus, A* to, int64_t
   else with_dtype(t.dtype, copy);
 }
 
-// The reverse: `from` to row g of a (G, D) tensor.
+// Writes `from`, narrowed, to row g of a (G, D) tensor.
 template <class A> void narrow(const A* from, const Groups& t, int64_t g, int64_t d) {
   auto copy = [&](auto type) {
     using T = typename decltype(type)::type;
@@ -59,8 +59,8 @@ template <class A> void narrow(const A* from, const Groups& t, int64_t g, int64_
   else with_dtype(t.dtype, copy);
 }
 
-// f(begin, end) over 0..n in ranges that depend on `threads` alone; a thread that is held up leaves its ranges to the
-// others
+// Calls f(begin, end) on ranges of 0..n that depend on n and `threads` alone; other threads take the ranges of one that
+// is delayed
 template <class F> void split(int64_t n, int64_t threads, F f) {
   if (threads <= 1 || n <= 1) {
     if (n > 0) f(int64_t(0), n);

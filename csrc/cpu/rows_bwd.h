@@ -8,8 +8,8 @@ namespace LATTE_ISA {
 
 enum Sum { kDGate, kDShift, kDScale, kDBias, kSums };
 
-// Rows are summed in runs of 8, the runs in chunks, the chunks in float64: the sizes do not depend on the threads, so
-// the bits do not either, and long sums stay as exact as torch's pairwise ones.
+// Rows are summed in runs of 8, runs in chunks, chunks in float64. The sizes do not depend on the number of threads, so
+// the bits of the result do not either, and long sums stay as exact as torch's pairwise ones.
 constexpr int64_t kRun = 8, kChunk = 64;
 
 // sum += run; run = 0

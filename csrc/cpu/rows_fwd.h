@@ -47,7 +47,7 @@ void rows_forward(const RowForward& a) {
       if constexpr (kResidual) {
         const Y* y = row<Y>(a.y, r);
         X* out = row<X>(a.x_out, r);
-        // the bare sum first: every other term is rare, or small beside the memory traffic
+        // x + gate y has a loop of its own; other terms are rare, or cheap beside the memory traffic
         if (!a.y_bias.p && !a.pos.p) {
           each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
             store<A>(out + i, fma(load<A>(gate + i, n), load<A>(y + i, n), load<A>(x + i, n)), n);

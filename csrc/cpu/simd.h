@@ -147,7 +147,7 @@ template <class A> LATTE_INLINE Vec<A> keep(Vec<A> v, int n) {
 }
 template <class A> LATTE_INLINE Vec<A> keep(Vec<A> v, Full) { return v; }
 
-// f(i, lanes) over 0..d in vectors; `lanes` is Full but for the last one
+// Calls f(i, lanes) over 0..d in vectors; `lanes` is Full but for the last one, and a number there
 template <class A, class F> LATTE_INLINE void each_vec(int64_t d, F f) {
   int64_t i = 0;
   for (; i + kLanes<A> <= d; i += kLanes<A>) f(i, Full{});
@@ -205,8 +205,8 @@ template <bool kRough> LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
 }
 template <bool> LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
 
-// 2^x for x <= 127, exactly 0 below -126, NaN for NaN; relative error 1e-4, 3e-6 (degrees 3 and 4, for bf16 and fp16 results), 2e-7
-// (6)
+// 2^x for x <= 127, exactly 0 below -126, NaN for NaN; relative error 1e-4 (degree 3, for bf16 results), 3e-6 (4, for
+// fp16) and 2e-7 (6)
 template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
   Vec<float> p;

@@ -17,7 +17,7 @@ LATTE_INLINE Parts one_part() {
   return {1, &zero, &zero};
 }
 
-// 16 x 16 values of 32 bits, rows of `from_row` and `to_row` bytes
+// Transposes 16 x 16 values of 32 bits, rows of `from_row` and `to_row` bytes
 LATTE_INLINE void transpose16(const void* from, int64_t from_row, void* to, int64_t to_row) {
   __m512i r[16], t[16];
   for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * from_row);
@@ -42,9 +42,9 @@ LATTE_INLINE void transpose16(const void* from, int64_t from_row, void* to, int6
   }
 }
 
-// n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`. A row
-// is a few lines of its own page, which no hardware prefetcher follows: the rows `ahead`, needed soon, are asked for
-// here.
+// Copies n rows of `dim` values into rows of `pitch` (a multiple of 32), zero elsewhere and in the rows up to `padded`.
+// A row is a few cache lines on a page of its own, which no hardware prefetcher follows: the rows at `ahead`, needed
+// soon, are prefetched here.
 LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t padded, int64_t dim, bf16* to,
                            int64_t pitch, const bf16* ahead) {
   for (int64_t i = 0; i < n; ++i)
@@ -57,7 +57,7 @@ LATTE_INLINE void pad_rows(const bf16* from, int64_t stride, int64_t n, int64_t 
   if (padded > n) std::memset(static_cast<void*>(to + n * pitch), 0, (padded - n) * pitch * sizeof(bf16));
 }
 
-// B whose reduction runs along the rows' own columns: column tile j holds rows 16 j .., steps over pitch / 32
+// Packs a B whose reduction runs along the rows: column tile j holds rows 16 j to 16 j + 15 in pitch / 32 steps
 LATTE_INLINE void pack_columns(const bf16* rows, int64_t n, int64_t pitch, bf16* b) {
   const int64_t steps = pitch / 32;
   for (int64_t j = 0; j < n / 16; ++j)
@@ -65,7 +65,7 @@ LATTE_INLINE void pack_columns(const bf16* rows, int64_t n, int64_t pitch, bf16*
       transpose16(rows + j * 16 * pitch + s * 32, pitch * 2, b + (j * steps + s) * kTile, 64);
 }
 
-// One column tile of a B whose reduction runs over the n rows
+// Packs one column tile of a B whose reduction runs over the n rows
 LATTE_INLINE void pack_pairs(const bf16* rows, int64_t n, int64_t pitch, bf16* b) {
   for (int64_t i = 0; i < n; i += 2) {
     const bf16* p = rows + i * pitch;
@@ -75,7 +75,7 @@ LATTE_INLINE void pack_pairs(const bf16* rows, int64_t n, int64_t pitch, bf16* b
   }
 }
 
-// All column tiles of it; n is a multiple of 32, cols of 16
+// Packs all column tiles of such a B; n is a multiple of 32, cols of 16
 LATTE_INLINE void pack_rows(const bf16* rows, int64_t n, int64_t pitch, int64_t cols, bf16* b) {
   for (int64_t j = 0; j < cols; j += 16) pack_pairs(rows + j, n, pitch, b + j * n);
 }

@@ -4,7 +4,7 @@
 namespace latte {
 namespace LATTE_ISA {
 
-// Every tile is 16 rows of 64 bytes; one object a thread, for as long as it multiplies.
+// Configures a thread's tiles, 16 rows of 64 bytes each, for the lifetime of the object.
 struct Tiles {
   Tiles() {
     struct alignas(64) {

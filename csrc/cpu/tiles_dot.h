@@ -8,7 +8,7 @@ struct Tiles {  // no state; tiles_amx.h has one
   Tiles() {}
 };
 
-// kRows rows by 16 kN columns stay in registers
+// Multiplies kRows rows by 16 kN columns, whose sums stay in registers
 template <int kRows, int kN>
 LATTE_INLINE void dot_rows(const bf16* a, int64_t lda, Parts parts, int64_t steps, const bf16* b, float* c, int64_t ldc,
                            bool add) {
@@ -120,7 +120,7 @@ struct ShortProducts {
     if (c < dim) columns16<kRow, kPair>(p, b + c, lda, dim - c, out + c, stride, n);
   }
 
-  // 8 rows by up to 32 columns. Unpacking pairs rows of b by fours of columns; the results' fours are put back.
+  // 8 rows by up to 32 columns. Unpacking interleaves two rows of b four columns at a time; `order` undoes that.
   template <int kRow, int kPair>
   static LATTE_INLINE void columns32(const bf16* p, const bf16* b, int64_t lda, int64_t left, bf16* out, int64_t stride,
                                      int64_t n) {

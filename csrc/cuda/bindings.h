@@ -1,4 +1,4 @@
-// The CUDA kernels as Python sees them; each call returns an error's text, empty without one.
+// Python bindings of the CUDA kernels; each call returns an error's text, empty without one.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

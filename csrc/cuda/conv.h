@@ -1,4 +1,4 @@
-// The CUDA launchers of conv_transpose3d as bindings.h sees them; each returns an error's text, empty without one.
+// The CUDA launchers of conv_transpose3d that bindings.h calls; each returns an error's text, empty without one.
 #pragma once
 #include <string>
 

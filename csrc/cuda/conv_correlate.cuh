@@ -10,7 +10,7 @@ template <class T> constexpr int kRowTile = 32 * kRowFragments<T>;
 constexpr int kPitch = kColTile + 1;  // of the finished tile, read along either side
 template <class T> constexpr int kStageBytes = (kRowTile<T> + kColTile) * 64;
 template <class T> constexpr int kPipelineBytes = kStages * kStageBytes<T>;
-// What is read once a tap waits in shared memory: in registers it would cost a block a multiprocessor
+// Values read once a tap, kept in shared memory: in registers they would cost each multiprocessor a block
 template <class T> struct Places {
   Pixel pixel[kRowTile<T>];  // n < 0 beyond the last row
   Phase phase[3];
@@ -39,7 +39,7 @@ template <class T> struct Slabs {
     total = slabs * places.phase[0].taps * places.phase[1].taps * places.phase[2].taps;
   }
 
-  // Four neighbouring threads copy from the same rows: each finds one of their pixels
+  // Four neighbouring threads copy from the same rows: each finds the address of one of their pixels
   LATTE_DEVICE void find_tap() {
     const int part = thread() % 4;
     int64_t mine = -1;
@@ -80,7 +80,7 @@ template <class T> struct Slabs {
   }
 };
 
-// The finished tile from shared memory to the output: `to` is a row's address, -1 beyond the last
+// Stores the finished tile from shared memory to the output: `to` is a row's address, -1 beyond the last
 template <class T, class O>
 LATTE_DEVICE void store_tile(const Correlation& a, const Work& at, const float* tile, const int64_t* to) {
   O* out = static_cast<O*>(a.out.p) + at.col * a.out.c;
@@ -142,7 +142,7 @@ template <class T> LATTE_KERNEL(kThreads, 3) correlate_kernel(const Correlation 
     copy_commit();
     const unsigned char* stage = shared + i % kStages * kStageBytes<T>;
     if constexpr (sizeof(T) == 4) {
-      // tensor cores cut what they add off, which a long sum would show in fp32
+      // tensor cores truncate when they add, which would show in a long fp32 sum
       Sums<MI> part;
       clear(part);
       multiply_deep<T>(part, stage, stage + kRowTile<T> * 64, warp);

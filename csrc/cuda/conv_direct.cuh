@@ -1,4 +1,4 @@
-// kernel == stride with few channels: every output has one tap, and moving the pixels is all the work.
+// kernel == stride with few channels: every output has one tap, and memory traffic is all that counts.
 #pragma once
 #include "conv_tiles.cuh"
 
@@ -15,7 +15,7 @@ LATTE_BOTH int64_t direct_blocks(const Correlation& a) {
   return ceil_div(int64_t(a.batch) * axis[0].in * axis[1].in * axis[2].in, kDirectThreads) * taps * a.groups;
 }
 
-// A thread takes one input pixel through one tap; x, the output and w (groups depth, cols, taps) as they are
+// A thread takes one input pixel through one tap; x, the output and w (groups depth, cols, taps) are not repacked
 template <class T> LATTE_KERNEL(kDirectThreads, 4) direct_kernel(const Correlation a) {
   const Axis* axis = a.window.axis;
   const int taps = axis[0].kernel * axis[1].kernel * axis[2].kernel;

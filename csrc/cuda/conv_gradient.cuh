@@ -1,5 +1,5 @@
-// The gradient of the weights: for each tap x^T dy over the pixels, which are cut into splits; then the splits' sum, in
-// one order.
+// The gradient of the weights: for each tap x^T dy over the pixels, which are cut into splits; then the sum of the
+// splits in a fixed order.
 #pragma once
 #include "conv_tiles.cuh"
 
@@ -33,7 +33,7 @@ template <class T> struct PixelSlabs {
 
   LATTE_DEVICE void find() {
     const Meeting m = meeting_of(a, at, pixel);
-    // a pixel that meets nothing must not bring an infinity times zero
+    // without a partner in dy the pixel reads as zero, as an infinity times zero would be NaN
     x = m.meets && next < end ? m.x : -1;
     dy = m.dy;
     advance(pixel, step, axis[0].out, axis[1].out, axis[2].out);
@@ -78,7 +78,7 @@ template <class T> LATTE_KERNEL(kThreads, 2) weight_gradient_kernel(const Weight
     if (i + kStages - 1 < total) slabs.copy(shared + (i + kStages - 1) % kStages * kGradientStage);
     copy_commit();
     const unsigned char* stage = shared + i % kStages * kGradientStage;
-    // tensor cores cut what they add off, which sums over many thousand pixels would show
+    // tensor cores truncate when they add, which would show in sums over many thousand pixels
     Sums<2> part;
     clear(part);
     multiply_wide<T>(part, stage, stage + 4096, warp);

@@ -1,4 +1,4 @@
-// Where the CUDA kernels of conv_transpose3d find everything: phases, taps, pixels, addresses. No CUDA here, so that a
+// Index arithmetic of the CUDA kernels of conv_transpose3d: phases, taps, pixels, addresses. No CUDA here, so that a
 // host compiler takes it too.
 #pragma once
 #include <cstdint>
@@ -36,7 +36,7 @@ LATTE_BOTH int phases(const Axis& a, bool transposed) {
   return !transposed ? 1 : a.stride < a.out ? a.stride : a.out;
 }
 
-// 32 bits hold it all: windows whose reach does not stay below 2^30 are refused before a launch
+// 32 bits suffice: windows that reach 2^30 or further are refused before a launch
 LATTE_BOTH Phase phase_of(const Axis& a, bool transposed, int f) {
   if (!transposed) return {a.out, 1, a.kernel, 0, 1, a.stride, -a.padding, a.dilation};
   Phase p{(a.out - f + a.stride - 1) / a.stride, a.stride, 0, 0, 1, 1, 0, 0};
@@ -119,14 +119,14 @@ LATTE_BOTH int64_t blocks_of(const Correlation& a) {
   return blocks;
 }
 
-// The first of `n` digits of a block's number, which it loses
+// Removes and returns the lowest digit, in base n, of a block's number
 LATTE_BOTH int take_digit(int& block, int n) {
   const int digit = block % n;
   block /= n;
   return digit;
 }
 
-// What one block computes. The phases of the same pixels run side by side: they share inputs, and outputs interleave.
+// What one block computes. Phases of the same pixels run side by side: they share inputs, and outputs interleave.
 struct Work {
   int64_t row;
   int col, group, f[3];
@@ -226,7 +226,7 @@ LATTE_BOTH int64_t gradient_address(const WeightGradient& a, int64_t i) {
   return (row * a.cols + col) * a.taps() + matrix % a.taps();
 }
 
-// from (batch, size, groups, depth) to the same order, contiguous, its last axis `padded` long
+// Copies `from` (batch, size, groups, depth) to the same order, contiguous, its last axis padded to `padded`
 struct Pack {
   Volume from;
   void* to;
@@ -252,14 +252,14 @@ LATTE_BOTH PackWork work_of(const Pack& a, int side, int block) {
   return to;
 }
 
-// -1 where zeros go
+// Where a channel is read, -1 where the copy is zero
 LATTE_BOTH int64_t read_address(const Pack& a, const PackWork& at, int64_t pixel, int channel) {
   if (pixel >= a.pixels() || channel >= a.depth) return -1;
   const Pixel p = pixel_of(pixel, a.size[0], a.size[1], a.size[2]);
   return a.from.at(at.batch, p.t, p.h, p.w) + at.group * a.from.group + channel * a.from.c;
 }
 
-// -1 where there is nothing to write
+// Where a channel is written, -1 past the end
 LATTE_BOTH int64_t write_address(const Pack& a, const PackWork& at, int64_t pixel, int channel) {
   if (pixel >= a.pixels() || channel >= a.padded) return -1;
   return ((at.batch * a.pixels() + pixel) * a.groups + at.group) * a.padded + channel;

@@ -1,5 +1,5 @@
-// What the kernels of conv_transpose3d ask of the machine, each one instruction or nearly. The tests put an emulation
-// with the same names in its place and run the kernels on the host.
+// The machine's part of the kernels of conv_transpose3d, about one instruction a function. The tests replace this file
+// by an emulation with the same names and run the kernels on the host.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,7 +9,7 @@
 #include <string>
 
 #define LATTE_DEVICE __device__ __forceinline__
-// threads a block, and blocks a multiprocessor that the registers have to allow
+// threads a block, and how many blocks a multiprocessor's registers have to hold
 #define LATTE_KERNEL(threads, resident) __global__ void __launch_bounds__(threads, resident)
 
 namespace latte {
@@ -85,7 +85,7 @@ LATTE_DEVICE void mma(float, float (&c)[4], const uint32_t (&a)[4], const uint32
 }
 #undef LATTE_MMA
 
-// The text of what went wrong, empty if nothing did
+// Launches a kernel; returns an error's text, empty without one
 template <class... Args>
 std::string launch(void (*kernel)(Args...), int64_t grid, int threads, int shared, int device, void* stream,
                    Args... args) {

@@ -37,7 +37,7 @@ LATTE_DEVICE void halve(uint32_t x, uint32_t& big, uint32_t& small) {
   small = tf32(as_float(x) - as_float(big));
 }
 
-// Two chunks deep. b[j] holds the fragments of columns 8 j.
+// Multiplies fragments two chunks deep; b[j] holds those of columns 8 j to 8 j + 7.
 template <class T, int MI>
 LATTE_DEVICE void multiply(Sums<MI>& c, const uint32_t (&a)[MI][4], const uint32_t (&b)[kColFragments][2]) {
   if constexpr (sizeof(T) == 4) {
@@ -64,8 +64,8 @@ LATTE_DEVICE void multiply(Sums<MI>& c, const uint32_t (&a)[MI][4], const uint32
   }
 }
 
-// Rows of 64 bytes: eight rows of one chunk, and two rows of four, lie in different banks. It repeats every eight rows,
-// so that one address serves rows a constant apart.
+// Offset of a chunk in rows of 64 bytes: eight rows of one chunk, and two rows of four, lie in different banks. The
+// pattern repeats every eight rows, so that one address serves rows a multiple of eight apart.
 LATTE_DEVICE int deep_chunk(int row, int chunk) { return (row * 4 + (chunk ^ (row >> 1 & 3))) * 16; }
 
 // c += a b^T: both hold a row's (column's) channels contiguous, 64 bytes a slab

@@ -1,6 +1,6 @@
-"""The compiled extension, typed: `load()` returns latte_fast._C or raises ExtensionNotBuilt with reason and command.
+"""Loads the compiled extension: `load()` returns latte_fast._C or raises ExtensionNotBuilt with reason and command.
 
-One launcher file an op stands beside this loader; each turns tensors into pointers, sizes and strides.
+Beside this file every op has a launcher, which turns tensors into pointers, sizes and strides.
 """
 
 import json
@@ -11,11 +11,11 @@ import torch  # noqa: F401  first, so that the loader resolves libgomp.so.1 to t
 
 
 class ExtensionNotBuilt(RuntimeError):
-    """latte_fast._C is not there; everything that has another backend still works."""
+    """latte_fast._C is missing; ops that have another backend still work."""
 
 
 def build_info() -> dict:
-    """What setup.py wrote about the build: levels, refused flags, CUDA and the reason for what is missing."""
+    """The record that setup.py wrote of the build: levels, refused flags, CUDA, and why anything is missing."""
     path = Path(__file__).parent.with_name("_build_info.json")
     return json.loads(path.read_text()) if path.exists() else {}
 

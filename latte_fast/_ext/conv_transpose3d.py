@@ -41,7 +41,7 @@ def geometry(x: Tensor, w: Tensor, out: Triple, window: tuple, groups: int, repl
     stride, padding, dilation = window
     if not replicate:
         return Geometry(kernel, stride, padding, dilation, groups)
-    # the pixels outside that some tap of some output clamps to an edge
+    # how far outside the input an output reads: pixels that are clamped to the edge
     reach = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     before = tuple(max(0, r // s) for r, s in zip(reach, stride, strict=True))
     ends = zip(out, padding, stride, x.shape[2:], strict=True)
@@ -97,7 +97,7 @@ def extended(x: Tensor, g: Geometry) -> tuple[Triple, Triple]:
 def _input_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
     size, padding = extended(x, g)
     folds = size != tuple(x.shape[2:])
-    # what the repeated edges receive is added before anything is rounded
+    # the gradients of repeated edges are added before they are rounded
     dtype = torch.promote_types(x.dtype, torch.float32) if folds else x.dtype
     dx = empty((*x.shape[:2], *size), x, dtype)
     taps = w[0, 0].numel()
@@ -112,7 +112,7 @@ def _input_gradient(dy: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
 
 
 def folded(dx: Tensor, x: Tensor, g: Geometry) -> Tensor:
-    """The gradient of x from that of x with its edges repeated, which is overwritten."""
+    """The gradient of x from the gradient dx of x with its edges repeated; dx is overwritten."""
     for axis, (before, n) in enumerate(zip(g.before, x.shape[2:], strict=True), start=2):
         first = dx.narrow(axis, 0, before).sum(axis)
         last = dx.narrow(axis, before + n, dx.shape[axis] - before - n).sum(axis)

@@ -10,8 +10,8 @@ from latte_fast._ext.arguments import CODES
 from latte_fast._ext.conv_transpose3d import Geometry, Triple, empty, extended, folded, geometry
 
 LIMIT = 2**30  # sizes and reaches are 32-bit, addresses 64
-DIRECT_DEPTH, DIRECT_COLS = 8, 64  # kMostDepth, kMostCols
-TILE, SLAB = 64, 32  # kColTile, kWidePixels
+DIRECT_DEPTH, DIRECT_COLS = 8, 64  # kMostDepth, kMostCols of csrc/cuda
+TILE, SLAB = 64, 32  # kColTile, kWidePixels of csrc/cuda
 
 
 def why_not(
@@ -55,7 +55,7 @@ def conv_transpose3d_fwd(
 def is_direct(
     x: Tensor, w: Tensor, size: Triple, stride: Triple, padding: Triple, dilation: Triple, groups: int
 ) -> bool:
-    """Whether every output has just one tap and few channels, so that only the pixels' way through memory matters."""
+    """Whether every output has just one tap and few channels, so that memory traffic is all that counts."""
     spans = zip(w.shape[2:], stride, dilation, x.shape[2:], padding, size, strict=True)
     once = all(k == s and (k == 1 or d == 1) and o == n * s - 2 * p for k, s, d, n, p, o in spans)
     return once and x.shape[1] // groups <= DIRECT_DEPTH and w.shape[1] <= DIRECT_COLS
@@ -76,7 +76,7 @@ def conv_transpose3d_bwd(
 def _input_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry) -> Tensor:
     size, padding = extended(x, g)
     folds = size != tuple(x.shape[2:])
-    # what the repeated edges receive is added before anything is rounded
+    # the gradients of repeated edges are added before they are rounded
     dx = empty((*x.shape[:2], *size), x, torch.promote_types(x.dtype, torch.float32) if folds else x.dtype)
     if not dx.numel() or not dy.numel():
         return empty(x.shape, x).zero_()
@@ -95,7 +95,7 @@ def _weight_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry
     splits, per_split = cut(pixels, g.groups * taps * -(-channels // TILE) * -(-cols // TILE), _multiprocessors(x))
     sums = torch.empty((splits, g.groups, taps, channels, cols), dtype=torch.float32, device=x.device)
     dw = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-    x_rows = _channels_last(x, g.groups)  # named, so that it outlives the launch
+    x_rows = _channels_last(x, g.groups)  # bound to a name, so that it outlives the launch
     _launch(
         "conv_weight_gradient_cuda", x, _packed(x_rows), _packed(rows), _at(sums), _at(dw),
         (x.shape[0], g.groups, channels, cols, splits, CODES[x.dtype]), x.shape[2:], g.before, per_split,
@@ -105,7 +105,7 @@ def _weight_gradient(dy: Tensor, rows: Tensor, x: Tensor, w: Tensor, g: Geometry
 
 
 def cut(pixels: int, tiles: int, multiprocessors: int) -> tuple[int, int]:
-    """(splits, pixels of each): four blocks a multiprocessor where the pixels give each some work."""
+    """(splits, pixels a split) for four blocks a multiprocessor, fewer where pixels would not keep them busy."""
     splits = max(1, min(4 * multiprocessors // tiles, pixels // (8 * SLAB)))
     per_split = -(-pixels // (splits * SLAB)) * SLAB
     return -(-pixels // per_split), per_split
@@ -172,7 +172,7 @@ def _place(x: Tensor) -> tuple[int, int]:
 
 def _launch(name: str, x: Tensor, *args: Any) -> None:
     device, stream = _place(x)
-    with torch.cuda.device(device):  # puts back what the launcher's own cudaSetDevice changes
+    with torch.cuda.device(device):  # restores the current device, which the launcher's cudaSetDevice changes
         error = getattr(_ext.load(), name)(*args, device, stream)
     if error:
         raise RuntimeError(f"conv_transpose3d: the CUDA launch failed: {error}")

@@ -50,9 +50,9 @@ def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def rows_at_once(dtype: torch.dtype) -> int:
-    """Rows of a product whose result the next step reads: few stay in the caches, many share the packing of weights."""
+    """Rows multiplied at a time: the results of few stay in the caches, many share the packing of the weights."""
     # On AMX 256 a core: the MLP of B/2 in 54 ms, all rows at once in 69 (bf16, two cores of a Xeon, 2026-11). Slower
-    # products are better off with many: 2048 instead of 512 take 1-3 % off the MLP and off attention with its qkv in
+    # products gain from more rows: 2048 instead of 512 take 1-3 % off the MLP and off attention with its qkv in
     # bf16, 4-12 % in fp32, while all 4096 give some of it back (two cores of an EPYC without AMX, 2026-11-21).
     tiles = dtype == torch.bfloat16 and _ext.load().isa() == "amx"
     return max(512 if tiles else 2048, 256 * torch.get_num_threads())
@@ -75,7 +75,7 @@ def attention(
 ) -> Tensor:
     """axis_attention of h w^T + b; h (B, F, N, D) -> (B, F, N, H*K).
 
-    The packed qkv lives in one borrowed buffer: of the whole call for time, of some frames at a time for space.
+    The packed qkv lies in one borrowed buffer: all of it on the time axis, a few frames at a time on the space axis.
     """
     batch, frames, patches, _ = h.shape
     width = w.shape[0] // (3 * heads)

@@ -1,4 +1,4 @@
-"""What a kernel needs before its arguments matter: the device, the package, the extension."""
+"""Requirements of a backend whatever the op: the device, the package, the extension."""
 
 import importlib.util
 import os
