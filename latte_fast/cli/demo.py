@@ -2,9 +2,10 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from latte_fast import info
@@ -22,7 +23,7 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import trained_source
 from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, TrainConfig, Trainer, load_trained
 
-SCALE = 8  # enlargement of the films, whose clips are only 24 pixels wide
+ENLARGEMENT = 8  # of the films, whose clips are only 24 pixels wide
 STEPS, GUIDANCE = 3000, 3.0
 # at 24 pixels a square differs from a circle by seven pixels, which takes longer to learn than a demo should last
 OUTLINES = ("circle", "triangle")
@@ -68,7 +69,7 @@ def demo(
     repeats: int = 3,
     steps: int = STEPS,
     per_class: int = 8,
-    scale: float = GUIDANCE,
+    guidance: Annotated[float, tyro.conf.arg(aliases=["--scale"])] = GUIDANCE,
     classifier: int = 400,
 ) -> None:
     """Compare the fast model with the oracle; train a small Latte on moving shapes, sample it, and judge the samples.
@@ -80,7 +81,7 @@ def demo(
         repeats: number of timed runs of each model, interleaved; the fastest is shown.
         steps: number of training steps.
         per_class: number of samples of each of the 8 classes.
-        scale: guidance scale of the samples.
+        guidance: scale of classifier-free guidance of the samples, 1 is none.
         classifier: number of training steps of the classifier that judges the samples.
     """
     if model not in PRESETS:
@@ -102,7 +103,7 @@ def demo(
         print(f"warning: {sentence}\n")
     folder = Path(out)
     fallen = train(folder, steps)
-    videos, labels = samples(folder, per_class, scale, device)
+    videos, labels = samples(folder, per_class, guidance, device)
     judge(videos, labels, classifier)
     problems = [compared.wrong] if compared.wrong else []
     problems += [] if fallen else ["the loss did not fall to half of its first value"]
@@ -124,20 +125,20 @@ def train(folder: Path, steps: int) -> bool:
     return sum(last) / len(last) < 0.5 * losses[0]
 
 
-def samples(folder: Path, per_class: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def samples(folder: Path, per_class: int, guidance: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Samples every class, writes a film and a contact sheet; returns uint8 (B, F, H, W, 3) and the labels."""
     trained = load_trained(folder / "run", device=device)
     source = trained_source(trained, open_vae("identity", device, torch.float32), NAMES)
-    request = Request(steps=50, method="ddim", scale=scale)
+    request = Request(steps=50, method="ddim", scale=guidance)
     drawn = [source.draw(request, range(len(NAMES) * i, len(NAMES) * (i + 1)))[0] for i in range(per_class)]
     videos = torch.cat(drawn)
     labels = torch.arange(len(NAMES)).repeat(per_class)
-    large = videos[: len(NAMES)].repeat_interleave(SCALE // 2, 2).repeat_interleave(SCALE // 2, 3)
+    large = videos[: len(NAMES)].repeat_interleave(ENLARGEMENT // 2, 2).repeat_interleave(ENLARGEMENT // 2, 3)
     write.write_sheet(folder / "samples.png", list(large), NAMES)
     # one row for each shape, one column for each direction
     grid = videos[: len(NAMES)].unflatten(0, (-1, len(DIRECTIONS)))  # (2, 4, F, H, W, 3)
     film = grid.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
-    film = film.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2)
+    film = film.repeat_interleave(ENLARGEMENT, 1).repeat_interleave(ENLARGEMENT, 2)
     write.write_mp4(folder / "samples.mp4", film.repeat(6, 1, 1, 1), fps=4)
     print(f"samples in {folder / 'samples.mp4'} and {folder / 'samples.png'}")
     return videos, labels

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from latte_fast.cli.compare import Comparison, compare, table
+from latte_fast.cli.main import run as run_command
 
 # the package holds the function under this name
 demo_module = importlib.import_module("latte_fast.cli.demo")
@@ -48,6 +49,17 @@ def test_demo_fails_on_a_wrong_result_and_only_warns_of_a_slow_one(
     monkeypatch.setattr(demo_module, "train", lambda *args: False)
     with pytest.raises(SystemExit, match=r"demo: the fast model's error 3\.00e-03 .*; the loss did not fall to half"):
         run(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--guidance", "--scale"])
+def test_guidance_goes_by_both_names(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(demo_module, "compare", lambda *args: GREEN)
+    monkeypatch.setattr(demo_module, "train", lambda *args: True)
+    monkeypatch.setattr(demo_module, "samples", lambda folder, per_class, scale, device: (given.append(scale), None))
+    monkeypatch.setattr(demo_module, "judge", lambda *args: None)
+    run_command(demo_module.demo, "latte-fast demo", ["--out", str(tmp_path), flag, "2.5"])
+    assert given == [2.5]
 
 
 def test_slow_and_wrong() -> None:
