@@ -24,7 +24,7 @@ from latte_fast.cli.demo import NAMES, WANTED, demo_config
 from latte_fast.data.encode_text import encode_text
 from latte_fast.data.shapes import CLASSES
 from latte_fast.data.shards import INDEX
-from latte_fast.evaluation.shapes_classifier import recognised, train_recogniser
+from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_sheet
 from latte_fast.training import ModelConfig, TrainConfig, Trainer
@@ -118,9 +118,9 @@ def main() -> None:
     for name in [given.only] if given.only else CONFIGS:
         config = CONFIGS[name](given.out, given.steps or STEPS[name])
         seconds = train(config)
-        found = judge(Path(config.out), GUIDANCE[name], given.per_class, lambda v, t: recognised(network, v, t))
+        found = judge(Path(config.out), GUIDANCE[name], given.per_class, lambda v, t: share_recognised(network, v, t))
         results[name] = {"recognised": found, "seconds": round(seconds), "steps": config.steps}
-        print(f"{name}: {found:.0%} of its samples are recognised, trained in {seconds / 60:.1f} minutes")
+        print(f"{name}: {found:.0%} of its samples are share_recognised, trained in {seconds / 60:.1f} minutes")
         (given.out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
     poor = [name for name, result in results.items() if result["recognised"] < EXPECTED]
     if poor:

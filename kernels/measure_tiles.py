@@ -57,7 +57,7 @@ def milliseconds(launch: Callable[[], object], repetitions: int = 20) -> float:
     return median(times)
 
 
-def chosen(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device]]:
+def chosen_tiles(launch: Callable[[], object]) -> dict[str, tuple[Config, torch.device]]:
     """`<kernel>/<shape>` -> (analytic config, device) of every tile a launch asks for."""
     found: dict[str, tuple[Config, torch.device]] = {}
     choose = tiles.choose
@@ -83,7 +83,7 @@ def tune(
     """
     best: dict[str, dict[str, int]] = {}
     for launch in launches:
-        for key, (default, device) in chosen(launch).items():
+        for key, (default, device) in chosen_tiles(launch).items():
             stored = tiles.measured(tiles.gpu_of(device).name)
             before = stored.pop(key, None)
             times: dict[Config, float] = {}

@@ -42,7 +42,7 @@ def why_not(op: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
     return _probes[op][backend](*args, **kwargs)
 
 
-def forced(op: str) -> bool:
+def is_forced(op: str) -> bool:
     """Returns whether a backend of op was asked for by name."""
     return _forced.get(op, "auto") != "auto"
 

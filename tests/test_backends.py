@@ -69,11 +69,11 @@ def test_why_not_of_unknown_names() -> None:
 
 
 def test_auto_is_no_choice_by_name() -> None:
-    assert not backends.forced("bias_gelu")
+    assert not backends.is_forced("bias_gelu")
     with use_backend("reference"):
-        assert backends.forced("bias_gelu")
+        assert backends.is_forced("bias_gelu")
         with use_backend(bias_gelu="auto"):
-            assert not backends.forced("bias_gelu") and backends.forced("norm_modulate")
+            assert not backends.is_forced("bias_gelu") and backends.is_forced("norm_modulate")
 
 
 @pytest.fixture

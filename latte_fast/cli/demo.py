@@ -14,7 +14,7 @@ from latte_fast.codecs.vae import open_vae
 from latte_fast.config import PRESETS
 from latte_fast.data import DataConfig
 from latte_fast.data.shapes import CLASSES, DIRECTIONS
-from latte_fast.evaluation.shapes_classifier import recognised, train_recogniser
+from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media import write
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.log import LOG, read_log
@@ -148,7 +148,7 @@ def judge(videos: Tensor, labels: Tensor, steps: int = 400) -> float:
     """Prints and returns the share of samples that a classifier trained on the same shapes recognises."""
     _, frames, size = videos.shape[:3]
     classifier, on_clips = train_recogniser(frames, size, WANTED, steps=steps, progress=True)
-    share = recognised(classifier, normalise(videos.movedim(-1, -3)), labels)
+    share = share_recognised(classifier, normalise(videos.movedim(-1, -3)), labels)
     verdict = "" if share >= 0.8 else ", fewer than the 80 % expected"
     print(f"a classifier ({on_clips:.0%} on unseen clips) recognises {share:.0%} of {len(labels)} samples{verdict}")
     return share

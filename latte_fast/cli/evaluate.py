@@ -72,11 +72,11 @@ def evaluate(
     device = pick_device(device, "evaluate")
     try:
         out = check_out(out or samples / f"{metric}.json")
-        how = Evaluation(
+        config = Evaluation(
             samples, detector, metric, real or "", kind or "", clips, frames, interval, images, size, seed, batch,
             workers, device, real_stats or "", index,
         )  # fmt: skip
-        result = measure(how)
+        result = measure(config)
         # printed first, so that a failure to write the file does not lose the number
         print("\n".join(result.lines()), flush=True)
         write_result(out, result)

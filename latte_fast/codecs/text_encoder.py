@@ -38,7 +38,7 @@ class T5:
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         given = self.tokenizer(
-            [as_asked(caption) for caption in captions],
+            [normalise_prompt(caption) for caption in captions],
             padding="max_length",
             max_length=self.tokens,
             truncation=True,
@@ -50,10 +50,10 @@ class T5:
         return hidden.float().cpu(), given.attention_mask.bool().cpu()
 
     def surplus(self, caption: str) -> int:
-        return max(0, len(self.tokenizer(as_asked(caption), add_special_tokens=True).input_ids) - self.tokens)
+        return max(0, len(self.tokenizer(normalise_prompt(caption), add_special_tokens=True).input_ids) - self.tokens)
 
 
-def as_asked(caption: str) -> str:
+def normalise_prompt(caption: str) -> str:
     """Lower-cases and strips a caption, as the pipeline does with a prompt that it does not clean."""
     return caption.lower().strip()
 

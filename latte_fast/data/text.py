@@ -85,7 +85,7 @@ class Texts:
         if shape != (self.tokens, self.channels):
             raise ValueError(f"{rule}, got {shape}")
 
-    def told(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
+    def embeddings(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
         """Returns (n, tokens, channels) and masks (n, tokens); dropped captions are empty ones under their own mask."""
         found = [self[number] for number in numbers]
         drops = [bool(drop) for drop in dropped] or [False] * len(found)

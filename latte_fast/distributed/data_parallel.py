@@ -22,12 +22,12 @@ def whole_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def spread(model: nn.Module, how: str, ranks: Ranks, precision: str = "fp32") -> nn.Module:
+def spread(model: nn.Module, parallel: str, ranks: Ranks, precision: str = "fp32") -> nn.Module:
     """Returns what to call in training: the model itself, its DDP wrapper, or the model sharded in place."""
-    if how == "ddp":
+    if parallel == "ddp":
         devices = [ranks.device] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    if how == "fsdp":
+    if parallel == "fsdp":
         # imported here, as it takes a second that a single process need not spend
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 

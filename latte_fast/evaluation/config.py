@@ -94,7 +94,7 @@ class Evaluation:
         value = getattr(self, name)
         raise ValueError(f"evaluate: {name} must {rule}, got {'none' if value == '' else value}")
 
-    def of(self, name: str) -> int:
+    def setting(self, name: str) -> int:
         """Returns a setting of this metric: the given value, or the protocol's."""
         value = getattr(self, name)
         return PROTOCOL[self.metric][name] if value is None else value
@@ -107,4 +107,4 @@ class Evaluation:
     @property
     def count(self) -> int:
         """Number of rows of features to take from each set."""
-        return self.of("images" if self.metric == "fid" else "clips")
+        return self.setting("images" if self.metric == "fid" else "clips")

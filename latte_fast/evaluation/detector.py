@@ -19,25 +19,25 @@ class Call:
 
     Args:
         file: name of the file that published numbers are made with.
-        what: network in that file.
+        network: network in that file.
         flags: names of keyword arguments, all of which are True.
-        shape: shape of the uint8 input.
-        gives: shape of the output, one row per clip or frame.
+        input: shape of the uint8 input.
+        output: shape of the output, one row per clip or frame.
     """
 
     file: str
-    what: str
+    network: str
     flags: tuple[str, ...]
-    shape: str
-    gives: str
+    input: str
+    output: str
 
     def __str__(self) -> str:
         flags = "".join(f", {name}=True" for name in self.flags)
-        return f"detector(x{flags}) with x uint8 {self.shape} -> {self.gives}"
+        return f"detector(x{flags}) with x uint8 {self.input} -> {self.output}"
 
     @property
     def advice(self) -> str:
-        return f"published numbers are made with {self.file} ({self.what}), called {self}"
+        return f"published numbers are made with {self.file} ({self.network}), called {self}"
 
 
 CALLS = {
@@ -95,7 +95,7 @@ class Detector:
     def _checked(self, rows: object, count: int) -> Tensor:
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
             got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise ValueError(f"evaluate: detector must give {self.call.gives} for {count} inputs, got {got}")
+            raise ValueError(f"evaluate: detector must give {self.call.output} for {count} inputs, got {got}")
         if not rows.isfinite().all():
             raise ValueError("evaluate: detector must give finite numbers, got others")
         self.width = self.width or rows.shape[1]

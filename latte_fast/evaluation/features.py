@@ -43,21 +43,21 @@ class Pieces(Dataset):
 class Features:
     """Iterates over features (n, D) of a choice in order; notes `broken` films and the `sizes` of the others."""
 
-    def __init__(self, name: str, choice: Choice, detector: Detector, how: Evaluation) -> None:
-        self.name, self.choice, self.detector, self.how = name, choice, detector, how
+    def __init__(self, name: str, choice: Choice, detector: Detector, config: Evaluation) -> None:
+        self.name, self.choice, self.detector, self.config = name, choice, detector, config
         self.broken: list[str] = []
         self.sizes: set[tuple[int, int]] = set()
 
     def __iter__(self) -> Iterator[Tensor]:
-        with tqdm(total=self.choice.count, desc=self.name, unit=self.how.unit, disable=None) as bar:
-            for x in regroup(self._pixels(), self.how.of("batch")):
+        with tqdm(total=self.choice.count, desc=self.name, unit=self.config.unit, disable=None) as bar:
+            for x in regroup(self._pixels(), self.config.setting("batch")):
                 yield self.detector(x)
                 bar.update(len(x))
 
     def _pixels(self) -> Iterator[Tensor]:
-        pieces = Pieces(self.choice, self.how.size)
+        pieces = Pieces(self.choice, self.config.size)
         # the loader gives single pieces, and regroup makes the batches: a piece may hold fewer or more frames than one
-        loader = DataLoader(pieces, batch_size=None, num_workers=self.how.workers)
+        loader = DataLoader(pieces, batch_size=None, num_workers=self.config.workers)
         for number, (x, *size) in enumerate(loader):
             if isinstance(x, Tensor):
                 self.sizes.add((size[0], size[1]))

@@ -18,11 +18,18 @@ KEY = "evaluation"
 TENSORS = ("mean", "scatter")
 
 
-def settings_of(how: Evaluation, detector: str, set_digest: str | None) -> dict[str, Any]:
+def settings_of(config: Evaluation, detector: str, set_digest: str | None) -> dict[str, Any]:
     """Returns the settings that kept moments must agree with; without a real set, no digest of it is among them."""
-    asked = {name: how.of(name) for name in PROTOCOL[how.metric] if name != "batch"}
-    made = {"version": VERSION, "metric": how.metric, "detector": detector, **asked, "size": how.size, "seed": how.seed}
-    return made if set_digest is None else made | {"kind": how.kind, "set": set_digest}
+    asked = {name: config.setting(name) for name in PROTOCOL[config.metric] if name != "batch"}
+    made = {
+        "version": VERSION,
+        "metric": config.metric,
+        "detector": detector,
+        **asked,
+        "size": config.size,
+        "seed": config.seed,
+    }
+    return made if set_digest is None else made | {"kind": config.kind, "set": set_digest}
 
 
 def write_stats(path: Path, moments: Moments, settings: dict[str, Any], about: dict[str, Any]) -> None:

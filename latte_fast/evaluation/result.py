@@ -22,7 +22,7 @@ class Result:
     """A metric of a folder of samples.
 
     Args:
-        how: settings of the measurement.
+        config: settings of the measurement.
         value: distance or score.
         spread: standard deviation of the score over its splits.
         features: width of the detector's features.
@@ -31,7 +31,7 @@ class Result:
         real: what is known of the real set.
     """
 
-    how: Evaluation
+    config: Evaluation
     value: float
     spread: float | None
     features: int
@@ -42,25 +42,27 @@ class Result:
     @property
     def warnings(self) -> list[str]:
         """Reasons not to compare or trust the value; empty if the protocol was followed."""
-        how, said = self.how, []
-        protocol = PROTOCOL[how.metric]["images" if how.metric == "fid" else "clips"]
+        config, said = self.config, []
+        protocol = PROTOCOL[config.metric]["images" if config.metric == "fid" else "clips"]
         counts = {"samples": self.samples["count"]} | ({"real": self.real["count"]} if self.real else {})
         few = [f"{count} {name}" for name, count in counts.items() if count < protocol]
         if few:
             said.append(
-                f"published numbers take {protocol} {how.unit}s of a set that has them, got {' and '.join(few)}"
+                f"published numbers take {protocol} {config.unit}s of a set that has them, got {' and '.join(few)}"
             )
         if len({*counts.values()}) > 1:
-            said.append(f"the sets differ in {how.unit}s: {counts['samples']} samples, {counts['real']} real")
+            said.append(f"the sets differ in {config.unit}s: {counts['samples']} samples, {counts['real']} real")
         fewest = min(counts.values())
         if self.real and fewest <= self.features:
-            far = f"{how.unit}s are too few for {self.features} features: such sets look further apart than they are"
+            far = f"{config.unit}s are too few for {self.features} features: such sets look further apart than they are"
             said.append(f"{fewest} {far}")
         if self.samples["sizes"] > 1:
-            said.append(f"samples are of {self.samples['sizes']} sizes, cropped and scaled to {how.size}x{how.size}")
-        elif self.samples["pixels"] != [how.size, how.size]:
+            said.append(
+                f"samples are of {self.samples['sizes']} sizes, cropped and scaled to {config.size}x{config.size}"
+            )
+        elif self.samples["pixels"] != [config.size, config.size]:
             had = "x".join(map(str, self.samples["pixels"]))
-            said.append(f"samples are {had} pixels, cropped and scaled to {how.size}x{how.size}")
+            said.append(f"samples are {had} pixels, cropped and scaled to {config.size}x{config.size}")
         if self.samples["suffix"] == ".gif":
             said.append("a gif has 256 colours, which a detector sees; sample with --format npz or mp4")
         named = self.samples["sampled"].get("count", self.samples["films"])
@@ -70,18 +72,18 @@ class Result:
 
     def lines(self) -> list[str]:
         """Returns lines of text: the value, what was measured, and what it may be compared with."""
-        how = self.how
+        config = self.config
         spread = "" if self.spread is None else f" +- {self.spread:.3g}"
         of = f"{self.samples['count']} samples"
         if self.real:
-            of += f" against {self.real['count']} real {how.unit}s"
-        if how.metric != "fid":
-            of += f", {how.of('frames')} frames each"
-        if how.metric == "fvd":
-            of += f" (real: interval {how.of('interval')})"
+            of += f" against {self.real['count']} real {config.unit}s"
+        if config.metric != "fid":
+            of += f", {config.setting('frames')} frames each"
+        if config.metric == "fvd":
+            of += f" (real: interval {config.setting('interval')})"
         said = [
-            f"{NAMES[how.metric]} {self.value:.6g}{spread}",
-            f"  of {of}, at {how.size}x{how.size}; {self.features} features of {Path(how.detector).name}",
+            f"{NAMES[config.metric]} {self.value:.6g}{spread}",
+            f"  of {of}, at {config.size}x{config.size}; {self.features} features of {Path(config.detector).name}",
             f"  compare with numbers of the same detector (sha256 {self.detector[:12]}), settings and real set alone",
         ]
         if "kept" in self.real:
@@ -94,17 +96,17 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """Returns everything that is needed to repeat the measurement."""
-        how = self.how
-        asked = {name: how.of(name) for name in PROTOCOL[how.metric]}
+        config = self.config
+        asked = {name: config.setting(name) for name in PROTOCOL[config.metric]}
         return {
-            "metric": how.metric,
+            "metric": config.metric,
             "value": self.value,
             **({} if self.spread is None else {"spread": self.spread}),
             "features": self.features,
-            "settings": {**asked, "size": how.size, "seed": how.seed, "device": how.device},
+            "settings": {**asked, "size": config.size, "seed": config.seed, "device": config.device},
             "samples": self.samples,
             "real": self.real,
-            "detector": {"file": str(how.detector), "sha256": self.detector},
+            "detector": {"file": str(config.detector), "sha256": self.detector},
             "warnings": self.warnings,
             "versions": versions(),
         }

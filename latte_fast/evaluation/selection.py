@@ -42,40 +42,42 @@ class Choice:
         return len(self.pieces) if self.clips else sum(len(piece.places) for piece in self.pieces)
 
 
-def choose_real(films: FilmSet, how: Evaluation) -> Choice:
+def choose_real(films: FilmSet, config: Evaluation) -> Choice:
     """Draws videos without replacement, and a start in each; for fid, single frames of all videos."""
     lengths = [len(film) for film in films.films]
-    rng = generator(how.seed, WHICH_REAL)
-    if how.metric == "fid":
-        return Choice(films, choose_frames(rng, lengths, how.of("images")), clips=False)
-    frames, interval = how.of("frames"), how.of("interval")
+    rng = generator(config.seed, WHICH_REAL)
+    if config.metric == "fid":
+        return Choice(films, choose_frames(rng, lengths, config.setting("images")), clips=False)
+    frames, interval = config.setting("frames"), config.setting("interval")
     span = (frames - 1) * interval + 1
     kept = [i for i, length in enumerate(lengths) if length >= span]
-    if len(kept) < LEAST[how.metric]:
+    if len(kept) < LEAST[config.metric]:
         raise ValueError(
-            f"evaluate: real must have at least {LEAST[how.metric]} videos of {span} frames or more "
+            f"evaluate: real must have at least {LEAST[config.metric]} videos of {span} frames or more "
             f"({frames} frames at interval {interval}), got {len(kept)} of {len(lengths)} in {films.root}"
         )
-    drawn = draw(rng, kept, how.of("clips"))
-    starts = [draw_places(generator(how.seed, START, i), lengths[i], frames, interval) for i in drawn]
+    drawn = draw(rng, kept, config.setting("clips"))
+    starts = [draw_places(generator(config.seed, START, i), lengths[i], frames, interval) for i in drawn]
     return Choice(films, [Piece(*pair) for pair in zip(drawn, starts, strict=True)], short=len(lengths) - len(kept))
 
 
-def choose_samples(films: FilmSet, how: Evaluation) -> Choice:
+def choose_samples(films: FilmSet, config: Evaluation) -> Choice:
     """Chooses the first frames of every sample, or of samples drawn without replacement if there are too many."""
     lengths = [len(film) for film in films.films]
-    rng = generator(how.seed, WHICH_SAMPLES)
-    if how.metric == "fid":
-        return Choice(films, choose_frames(rng, lengths, how.of("images")), clips=False)
-    if len(lengths) < LEAST[how.metric]:
-        rule = f"be at least {LEAST[how.metric]} for {how.metric}"
+    rng = generator(config.seed, WHICH_SAMPLES)
+    if config.metric == "fid":
+        return Choice(films, choose_frames(rng, lengths, config.setting("images")), clips=False)
+    if len(lengths) < LEAST[config.metric]:
+        rule = f"be at least {LEAST[config.metric]} for {config.metric}"
         raise ValueError(f"evaluate: samples must {rule}, got {len(lengths)} in {films.root}")
-    frames = how.of("frames")
+    frames = config.setting("frames")
     if min(lengths) < frames:
         at = lengths.index(min(lengths))
         got = f"got {lengths[at]} in {films.name(at)}"
         raise ValueError(f"evaluate: samples must have at least the {frames} frames of a clip, {got}")
-    return Choice(films, [Piece(i, list(range(frames))) for i in draw(rng, [*range(len(lengths))], how.of("clips"))])
+    return Choice(
+        films, [Piece(i, list(range(frames))) for i in draw(rng, [*range(len(lengths))], config.setting("clips"))]
+    )
 
 
 def draw(rng: np.random.Generator, numbers: list[int], count: int) -> list[int]:
@@ -102,11 +104,11 @@ def choose_frames(rng: np.random.Generator, lengths: list[int], count: int) -> l
 def digest(choice: Choice) -> str:
     """Returns a digest of a choice: names, frames, and the sizes and some bytes of the files they come from."""
     films = choice.films
-    rows = [[films.name(p.film), p.places, stored(films.films[p.film], p.places)] for p in choice.pieces]
+    rows = [[films.name(p.film), p.places, digest_of_files(films.films[p.film], p.places)] for p in choice.pieces]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def stored(film: Film, places: list[int]) -> str:
+def digest_of_files(film: Film, places: list[int]) -> str:
     """Returns a digest of the files that hold these frames: of a short file all bytes, else size and three spots."""
     place = film.place
     held = hashlib.sha256()

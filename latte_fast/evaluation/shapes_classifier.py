@@ -66,10 +66,10 @@ def train_recogniser(
         optimizer.zero_grad()
     labels = torch.arange(len(known)).repeat(20)
     unseen = shapes_batch(known[labels], (1 << 30) + torch.arange(len(labels)), frames, size)
-    return model.eval(), recognised(model, unseen, labels)
+    return model.eval(), share_recognised(model, unseen, labels)
 
 
 @torch.no_grad()
-def recognised(model: Recogniser, video: Tensor, labels: Tensor) -> float:
+def share_recognised(model: Recogniser, video: Tensor, labels: Tensor) -> float:
     """Returns the share of clips that are classified right."""
     return (model(video).argmax(1) == labels).float().mean().item()

@@ -86,7 +86,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, axis: str, rope: Rope | None, scale:
     backend = backends.choose(_OP, *args)
     # sizes may be symbols while compiling, and no library's backward sums in a fixed order
     unfit = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
-    if backend != "triton" or backends.forced(_OP) or unfit:
+    if backend != "triton" or backends.is_forced(_OP) or unfit:
         return backend
     faster = library_choice.attention_backend(q, k, axis, records(q, k, v)) or backend
     # a library may be gone since it was measured

@@ -66,7 +66,7 @@ def conv_transpose3d(
 
 def _choose(x: Tensor, w: Tensor, stride: Window, padding: Window, dilation: Window, groups: int) -> str:
     backend = backends.choose(_NAME, x, w, stride, padding, dilation)
-    if backend != "cuda" or backends.forced(_NAME) or why_not_cudnn(x, w):
+    if backend != "cuda" or backends.is_forced(_NAME) or why_not_cudnn(x, w):
         return backend
     if torch.compiler.is_compiling():  # sizes may be symbols, which no table holds
         return "cudnn" if groups > 1 else backend

@@ -32,7 +32,7 @@ def _epilogue_serves(x: Tensor, w: Tensor, b: Tensor) -> bool:
     """On CUDA, since on the CPU it is erf-GELU; a bias that would broadcast is left to bias_gelu, which refuses it."""
     return (
         x.is_cuda
-        and not backends.forced("bias_gelu")
+        and not backends.is_forced("bias_gelu")
         and call_directly(x, w, b)
         and x.dtype == w.dtype == b.dtype
         and x.dim() > 1

@@ -41,8 +41,8 @@ def chunks(count: int, batch: int, rank: int = 0, ranks: int = 1, in_step: bool 
     return mine
 
 
-def labels_of(numbers: Sequence[int], asked: Sequence[int], classes: int, seed: int) -> Tensor:
-    """Returns the classes (B,) of samples: those in `asked` in turn, or drawn by (seed, number) where it is empty."""
-    if asked:
-        return torch.tensor([asked[number % len(asked)] for number in numbers])
+def labels_of(numbers: Sequence[int], labels: Sequence[int], classes: int, seed: int) -> Tensor:
+    """Returns the classes (B,) of samples: those in `labels` in turn, or drawn by (seed, number) where it is empty."""
+    if labels:
+        return torch.tensor([labels[number % len(labels)] for number in numbers])
     return torch.tensor([int(generator(seed, number, Use.LABEL).integers(classes)) for number in numbers])

@@ -25,25 +25,25 @@ OF_START = ("DDIM", "DDPM", "EulerDiscrete", "DPMSolverMultistep", "DPMSolverSin
 PIXELS = 8
 
 
-def check_folder(folder: str | Path, request: TextRequest, how: Request, trained: Trained | None = None) -> None:
-    """Raises ValueError where the folder, or a run that replaces its transformer, can't serve the request.
+def check_folder(folder: str | Path, text: TextRequest, request: Request, trained: Trained | None = None) -> None:
+    """Raises ValueError where the folder, or a run that replaces its transformer, can't serve the samples asked for.
 
     Args:
         folder: folder of the pipeline.
-        request: prompts and their options.
-        how: sampling options.
+        text: prompts and their options.
+        request: sampling options.
         trained: trained model that replaces the transformer.
     """
     folder = Path(folder)
-    if how.scale < 1:
-        raise ValueError(f"sample: scale must be at least 1 for text, 1 is no guidance, got {how.scale}")
+    if request.scale < 1:
+        raise ValueError(f"sample: scale must be at least 1 for text, 1 is no guidance, got {request.scale}")
     if trained is not None and not trained.adapter.in_pipelines:
         raise ValueError("sample: path must hold a text-to-video model beside --pretrained, got one of classes")
     if not folder.is_dir():
         raise ValueError(f"sample: pretrained must be a local folder, got {folder}")
     parts = ["text_encoder", "vae"]
     parts += ["transformer"] if trained is None else []
-    parts += ["vae_temporal_decoder"] if request.temporal_decoder else []
+    parts += ["vae_temporal_decoder"] if text.temporal_decoder else []
     files = {part: f"{part}/config.json" for part in parts}
     needed = ["model_index.json", "tokenizer", "scheduler/scheduler_config.json", *files.values()]
     missing = [name for name in needed if not (folder / name).exists()]
@@ -55,12 +55,12 @@ def check_folder(folder: str | Path, request: TextRequest, how: Request, trained
     sizes = _folder_sizes(configs["transformer"], folder) if trained is None else _run_sizes(trained)
     _check_fit(configs, sizes, "the run's model" if trained else "transformer", folder)
     length = sizes["video_length"]
-    if request.frames not in (None, 1, length):
-        raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {request.frames}")
-    _check_side(configs["vae"], sizes, request, trained)
+    if text.frames not in (None, 1, length):
+        raise ValueError(f"sample: frames must be {length} as the model's table, or 1, got {text.frames}")
+    _check_side(configs["vae"], sizes, text, trained)
     # the pipeline creates the scheduler class that its index names
-    kind = request.scheduler or str((index.get("scheduler") or [""])[-1]).removesuffix("Scheduler")
-    _check_scheduler(_read(folder / "scheduler" / "scheduler_config.json"), kind, how, trained)
+    kind = text.scheduler or str((index.get("scheduler") or [""])[-1]).removesuffix("Scheduler")
+    _check_scheduler(_read(folder / "scheduler" / "scheduler_config.json"), kind, request, trained)
     for part in parts:
         _check_weights(folder / part, WEIGHTS[part])
 
@@ -101,7 +101,7 @@ def _check_fit(configs: dict[str, dict[str, Any]], sizes: dict[str, int], what: 
             raise ValueError(f"sample: {ours} of {what} must be {rule}, got {sizes[ours]}")
 
 
-def _check_side(vae: dict[str, Any], sizes: dict[str, int], request: TextRequest, trained: Trained | None) -> None:
+def _check_side(vae: dict[str, Any], sizes: dict[str, int], text: TextRequest, trained: Trained | None) -> None:
     blocks = vae.get("block_out_channels", [64])
     if not isinstance(blocks, list) or not blocks:
         raise ValueError(f"sample: block_out_channels of the VAE must be a list, got {blocks!r:.60}")
@@ -109,16 +109,16 @@ def _check_side(vae: dict[str, Any], sizes: dict[str, int], request: TextRequest
     side = sizes["sample_size"] * factor if trained is None else trained.config.size
     of = lcm(PIXELS, factor * sizes["patch_size"])
     for name in ("height", "width"):
-        pixels = getattr(request, name) or side
+        pixels = getattr(text, name) or side
         if pixels % of:
             raise ValueError(f"sample: {name} must be a multiple of {of} pixels, as VAE and patch need, got {pixels}")
 
 
-def _check_scheduler(config: dict[str, Any], name: str, how: Request, trained: Trained | None) -> None:
+def _check_scheduler(config: dict[str, Any], name: str, request: Request, trained: Trained | None) -> None:
     process = None if trained is None else trained.config.diffusion
     steps = config.get("num_train_timesteps", 1000) if process is None else process.steps
-    if how.steps > steps:
-        raise ValueError(f"sample: steps must be in [1, {steps}], got {how.steps}")
+    if request.steps > steps:
+        raise ValueError(f"sample: steps must be in [1, {steps}], got {request.steps}")
     if process is not None and process.prediction == "start_x" and name not in OF_START:
         rule = f"one of {', '.join(OF_START)} for a run that predicts start_x"
         raise ValueError(f"sample: scheduler must be {rule}, got {name!r}")

@@ -66,25 +66,25 @@ class Replay(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         (run,) = self._run
         inputs = (*args, *kwargs.values())
-        held = holds(self.model, inputs)
-        if isinstance(held, str):
+        key = graph_key(self.model, inputs)
+        if isinstance(key, str):
             if not torch.compiler.is_compiling():
-                backends.say_once(f"Replay: the model runs as it is: {held}")
+                backends.say_once(f"Replay: the model runs as it is: {key}")
             return run(*args, **kwargs)
         # tensors by what kernels are compiled and launched for, other arguments by value
-        key = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
+        shapes = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
         with self._lock:
-            graph = self._graphs.get(key)
-            if graph is None or graph.held != held:
-                self._graphs.pop(key, None)
+            graph = self._graphs.get(shapes)
+            if graph is None or graph.key != key:
+                self._graphs.pop(shapes, None)
                 graph = None  # frees its memory for the next graph
                 while len(self._graphs) >= self.most:
                     self._graphs.popitem(last=False)
-                graph = self._graphs[key] = self._captured(run, args, kwargs)
-            self._graphs.move_to_end(key)
+                graph = self._graphs[shapes] = self._captured(run, args, kwargs)
+            self._graphs.move_to_end(shapes)
             tensors = (x for x in inputs if isinstance(x, Tensor))
-            for own, x in zip(graph.inputs, tensors, strict=True):
-                own.copy_(x, non_blocking=True)
+            for ours, x in zip(graph.inputs, tensors, strict=True):
+                ours.copy_(x, non_blocking=True)
             graph.replay()
             return graph.output.clone()
 
@@ -96,8 +96,8 @@ class Replay(nn.Module):
     def _captured(self, run: Callable[..., Tensor], args: tuple, kwargs: dict[str, Any]) -> "Graph":
         # inference tensors could not be written in other modes; leaving inference mode would turn gradients on
         with torch.inference_mode(False), torch.no_grad():
-            args = tuple(own(x) for x in args)
-            kwargs = {name: own(x) for name, x in kwargs.items()}
+            args = tuple(contiguous_copy(x) for x in args)
+            kwargs = {name: contiguous_copy(x) for name, x in kwargs.items()}
             inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
             if not self._graphs:
                 self._pool = new_pool()  # torch can't reuse a pool that all graphs have left
@@ -110,21 +110,21 @@ class Replay(nn.Module):
 
             replayed, output = capture(call, inputs[0].device, self._pool)
             # after the capture, so that tables made on the model's first calls are included
-            return Graph(replayed, output, inputs, holds(self.model, tuple(inputs)))
+            return Graph(replayed, output, inputs, graph_key(self.model, tuple(inputs)))
 
 
 class Graph(NamedTuple):
     replay: Callable[[], None]
     output: Tensor  # written by a replay
     inputs: list[Tensor]  # read by a replay
-    held: list | str
+    key: list | str  # of the model when captured; see `graph_key`
 
 
-def own(x: Any) -> Any:
+def contiguous_copy(x: Any) -> Any:
     return x.clone(memory_format=torch.contiguous_format) if isinstance(x, Tensor) else x
 
 
-def holds(model: nn.Module, inputs: tuple) -> list | str:
+def graph_key(model: nn.Module, inputs: tuple) -> list | str:
     """Returns all that a graph of this call fixes beside inputs and weight values, or why there can be no graph.
 
     The walk takes 0.7 ms for 28 blocks (one core of an AMD EPYC, 2026-11-22), while the GPU runs the call before.
@@ -140,7 +140,7 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
         return "another capture"
     if nn.modules.module._has_any_global_hook():
         return "hooks"
-    held: list[Any] = [backends.state(), precision()]
+    key: list[Any] = [backends.state(), precision()]
     grad, waiting = torch.is_grad_enabled(), [model]
     while waiting:
         module = waiting.pop()
@@ -148,10 +148,10 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
             return "training mode"
         if is_hooked(module):
             return "hooks"
-        held.append(module)
+        key.append(module)
         if not type(module).__module__.startswith("torch.nn."):
             # attributes: the length set by extend_time, whether a LoRA is on, and the like
-            held += [(n, settled(x)) for n, x in vars(module).items() if n not in _ALL_HAVE]
+            key += [(n, comparable(x)) for n, x in vars(module).items() if n not in _ALL_HAVE]
         for group in (module._parameters, module._buffers):
             for x in group.values():
                 if x is None:
@@ -160,9 +160,9 @@ def holds(model: nn.Module, inputs: tuple) -> list | str:
                     return f"a weight that is a {type(x).__name__}"
                 if grad and x.requires_grad:
                     return "gradients of its weights"
-                held.append((x.data_ptr(), x.dtype, x.shape, x.stride()))
+                key.append((x.data_ptr(), x.dtype, x.shape, x.stride()))
         waiting += [child for child in module._modules.values() if child is not None]
-    return held
+    return key
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -171,18 +171,18 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(hooked or not ("_orig_mod" in module._modules or is_untouched(module)))
 
 
-def settled(x: Any) -> Any:
+def comparable(x: Any) -> Any:
     """Returns a value that stays equal until the attribute is changed, be it in place."""
     if isinstance(x, Tensor):
         return x.data_ptr(), x.dtype, x.shape, x.stride()
     if isinstance(x, dict):
-        return [(name, settled(value)) for name, value in x.items()]
+        return [(name, comparable(value)) for name, value in x.items()]
     if isinstance(x, (list, tuple, set)):
-        return [settled(value) for value in x]
+        return [comparable(value) for value in x]
     if isinstance(x, _FIXED):
         return x
     if dataclasses.is_dataclass(x):
-        return type(x), settled(vars(x))
+        return type(x), comparable(vars(x))
     # others by identity, or by type alone where they define ==, which need not return a bool (arrays)
     return x if type(x).__eq__ is object.__eq__ else type(x)
 

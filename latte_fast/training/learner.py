@@ -70,7 +70,7 @@ class Learner:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.weights.give()
+        self.weights.update_model()
         self.ema.update(step)
         return norm
 
@@ -89,4 +89,4 @@ class Learner:
         return {"model": self.weights.by_name, "ema": self.ema.average, "optimizer": moments}
 
     def loaded(self) -> None:
-        self.weights.give()
+        self.weights.update_model()

@@ -42,7 +42,7 @@ class Weights:
                 p.grad = None
 
     @torch.no_grad()
-    def give(self) -> None:
+    def update_model(self) -> None:
         """Copies the master into the model's weights, after each update or load."""
         if self.master:
             torch._foreach_copy_([p.detach() for p in self.own.values()], list(self.by_name.values()))

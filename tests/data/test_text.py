@@ -62,7 +62,7 @@ def test_lacking_captions_are_named(tmp_path: Path) -> None:
 def test_dropped_captions_keep_the_mask(tmp_path: Path) -> None:
     encode_text(CLIPS, tmp_path / "texts", Letters(), dtype="float32")
     texts = Texts(tmp_path / "texts")
-    text, mask = texts.told([0, 1], [True, False])
+    text, mask = texts.embeddings([0, 1], [True, False])
     assert torch.equal(text[0], texts.null) and torch.equal(text[1], texts[1][0])
     assert torch.equal(mask, torch.stack([texts[0][1], texts[1][1]]))
 

@@ -41,7 +41,7 @@ def test_samples_as_the_sampler_writes_them(format: str, tmp_path: Path) -> None
     found = open_samples(tmp_path)
     assert [found.name(i) for i in range(3)] == [f"{i:06d}.{format}" for i in range(3)]
     assert [len(film) for film in found.films] == [5, 5, 5] and found.strict
-    assert found.sampled["count"] == 3 and found.sampled["request"]["format"] == format
+    assert found.origin["count"] == 3 and found.origin["request"]["format"] == format
     error = np.abs(found.films[1].read([4, 0]).astype(int) - videos[1][[4, 0]].numpy()).mean()
     assert error == 0 if format == "npz" else error < 12
 
@@ -51,7 +51,7 @@ def test_samples_of_other_tools(tmp_path: Path) -> None:
     frame_folder(tmp_path / "pictures" / "clip", numbered(0, 6))
     assert [len(film) for film in open_samples(tmp_path / "films").films] == [4]
     found = open_samples(tmp_path / "pictures")
-    assert found.films[0].read([5])[0, 0, 0].tolist() == [5, 0, 0] and found.sampled == {}
+    assert found.films[0].read([5])[0, 0, 0].tolist() == [5, 0, 0] and found.origin == {}
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

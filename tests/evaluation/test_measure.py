@@ -71,16 +71,16 @@ def test_the_value_is_that_of_the_features(sets: Path, tmp_path: Path) -> None:
     s, t = (np.cov(x.T, bias=True) for x in rows)
     roots = np.sqrt(np.linalg.eigvals(s @ t).astype(complex)).real.sum()
     expected = ((rows[0].mean(0) - rows[1].mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * roots
-    how = of(sets, str(tmp_path / "samples"), real=tmp_path / "real", kind="frames")
+    config = of(sets, str(tmp_path / "samples"), real=tmp_path / "real", kind="frames")
     for batch in (8, 7, 1):
-        assert evaluate(replace(how, batch=batch)).value == pytest.approx(expected, rel=5e-6)
+        assert evaluate(replace(config, batch=batch)).value == pytest.approx(expected, rel=5e-6)
 
 
 def test_fid_is_of_single_frames(tmp_path: Path) -> None:
     real = numbered_set(tmp_path / "real", [30, 20])
     samples = write_arrays(tmp_path / "samples", [numbered(i + 1, 16) for i in range(4)])
-    how = Evaluation(samples, saved(Colours(), tmp_path / "c.pt"), "fid", real, "frames", size=8)
-    result = evaluate(how)
+    config = Evaluation(samples, saved(Colours(), tmp_path / "c.pt"), "fid", real, "frames", size=8)
+    result = evaluate(config)
     a = torch.tensor([[place, film, 0.0] for film, n in enumerate((30, 20)) for place in range(n)])
     b = torch.tensor([[place, film + 1.0, 0.0] for film in range(4) for place in range(16)])
     assert result.value == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-9)
@@ -91,14 +91,14 @@ def test_fid_is_of_single_frames(tmp_path: Path) -> None:
 def test_is_is_of_samples_alone(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     videos = [np.full((16, 8, 8, 3), draw.integers(0, 30, 3), np.uint8) for _ in range(40)]
-    how = Evaluation(write_arrays(tmp_path / "s", videos), saved(Classes(), tmp_path / "c.pt"), "is", size=8)
+    config = Evaluation(write_arrays(tmp_path / "s", videos), saved(Classes(), tmp_path / "c.pt"), "is", size=8)
     p = torch.tensor(np.stack([video[0, 0, 0] for video in videos])).float().div(8).softmax(1)
-    result = evaluate(how)
+    result = evaluate(config)
     assert (result.value, result.spread) == pytest.approx(inception_score(p), rel=1e-6)
     assert result.value > 1.1 and result.real == {}
     assert result.lines()[0] == f"inception score {result.value:.6g} +- {result.spread:.3g}"
     with pytest.raises(ValueError, match="sum to 1 in each row"):
-        evaluate(replace(how, detector=saved(Logits(), tmp_path / "logits.pt")))
+        evaluate(replace(config, detector=saved(Logits(), tmp_path / "logits.pt")))
 
 
 def test_every_layout_meets_the_samples(tmp_path: Path) -> None:
@@ -114,11 +114,13 @@ def test_every_layout_meets_the_samples(tmp_path: Path) -> None:
 def test_a_real_video_that_does_not_decode_is_left_out_and_a_sample_ends_the_run(tmp_path: Path) -> None:
     real = numbered_set(tmp_path / "real", [16, 16, 16, 5])
     samples = write_arrays(tmp_path / "samples", [numbered(i, 4) for i in range(4)])
-    how = Evaluation(samples, saved(Numbers(), tmp_path / "n.pt"), "fvd", real, "frames", frames=4, interval=4, size=8)
-    whole = evaluate(how)
+    config = Evaluation(
+        samples, saved(Numbers(), tmp_path / "n.pt"), "fvd", real, "frames", frames=4, interval=4, size=8
+    )
+    whole = evaluate(config)
     for picture in (real / "001").iterdir():
         picture.write_bytes(b"nothing")
-    result = evaluate(how)
+    result = evaluate(config)
     assert result.real["broken"] == ["001"] and result.real["count"] == 2 and result.value != whole.value
     assert "  left out of the real set: 1 too short and 1 that do not decode" in result.lines()
     # its header is whole
@@ -126,13 +128,13 @@ def test_a_real_video_that_does_not_decode_is_left_out_and_a_sample_ends_the_run
     np.savez(file, video=numbered(2, 4))
     file.write_bytes(bytes(b ^ (255 if 150 < i < 250 else 0) for i, b in enumerate(file.read_bytes())))
     with pytest.raises(RuntimeError, match=r"000002\.npz"):
-        evaluate(how)
+        evaluate(config)
 
 
 def test_real_stats_are_kept_and_used(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "kept" / "right.safetensors"
-    how = of(sets, "left", real_stats=kept)
-    first = evaluate(how)
+    config = of(sets, "left", real_stats=kept)
+    first = evaluate(config)
     assert first.value == evaluate(of(sets, "left")).value
     stamp = kept.stat().st_mtime_ns
     read: list[str] = []
@@ -142,9 +144,9 @@ def test_real_stats_are_kept_and_used(sets: Path, tmp_path: Path, monkeypatch: p
         "__getitem__",
         lambda self, n: read.append(self.choice.films.root.name) or pieces(self, n),
     )
-    second, without = evaluate(how), evaluate(replace(how, real="", kind="", workers=1))
+    second, without = evaluate(config), evaluate(replace(config, real="", kind="", workers=1))
     # neither batch nor workers are of what was kept
-    assert evaluate(replace(how, batch=3)).value == pytest.approx(first.value, rel=5e-6)
+    assert evaluate(replace(config, batch=3)).value == pytest.approx(first.value, rel=5e-6)
     assert first.value == second.value == without.value
     assert {*read} == {"left"} and kept.stat().st_mtime_ns == stamp
     assert second.real == first.real | {"kept": str(kept)}
@@ -178,14 +180,14 @@ def test_real_stats_of_another_making_are_refused(
     sets: Path, tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept.safetensors"
-    how = of(sets, "right", real_stats=kept)
-    evaluate(how)
+    config = of(sets, "right", real_stats=kept)
+    evaluate(config)
     saved(Motion(13), sets / "other.pt")
     saved(Colours(), sets / "colours.pt")
     changes = {name: sets / value if name in ("real", "detector") else value for name, value in changes.items()}
     nothing_is_measured(monkeypatch)
     with pytest.raises(ValueError, match=message):
-        evaluate(replace(how, **changes))
+        evaluate(replace(config, **changes))
 
 
 def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

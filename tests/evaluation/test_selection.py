@@ -11,7 +11,15 @@ from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.features import Features, gather
 from latte_fast.evaluation.film_sets import ArrayFile, FilmSet, open_real, open_samples
-from latte_fast.evaluation.selection import PIECE, Choice, choose_frames, choose_real, choose_samples, digest, stored
+from latte_fast.evaluation.selection import (
+    PIECE,
+    Choice,
+    choose_frames,
+    choose_real,
+    choose_samples,
+    digest,
+    digest_of_files,
+)
 from tests.helpers.detectors import Colours, Numbers, numbered, numbered_set, saved, write_arrays
 
 # a clip of 4 frames at interval 3 spans 10: two films are too short, one fits once
@@ -33,9 +41,9 @@ def asked(**changes: object) -> Evaluation:
     return Evaluation("samples", "detector.pt", **settings)
 
 
-def seen(choice: Choice, detector: Detector, how: Evaluation) -> list[list[int]]:
+def seen(choice: Choice, detector: Detector, config: Evaluation) -> list[list[int]]:
     """Of each clip: its film, and its frames' numbers; a film has one number in all its frames."""
-    rows = gather(Features("real", choice, detector, how)).view(-1, 2, how.of("frames")).round().long()
+    rows = gather(Features("real", choice, detector, config)).view(-1, 2, config.setting("frames")).round().long()
     assert (rows[:, 1] == rows[:, 1, :1]).all()
     return torch.cat([rows[:, 1, :1], rows[:, 0]], 1).tolist()
 
@@ -43,8 +51,8 @@ def seen(choice: Choice, detector: Detector, how: Evaluation) -> list[list[int]]
 def test_real_clips_keep_the_protocol(root: Path, detector: Detector) -> None:
     starts: dict[int, set[int]] = {}
     for seed in range(120):
-        how = asked(seed=seed)
-        choice = choose_real(open_real("frames", root), how)
+        config = asked(seed=seed)
+        choice = choose_real(open_real("frames", root), config)
         assert choice.short == 2 and choice.count == 6
         clips = [[p.film, *p.places] for p in choice.pieces]
         assert [clip[0] for clip in clips] == [0, 2, 3, 5, 6, 7]
@@ -53,7 +61,7 @@ def test_real_clips_keep_the_protocol(root: Path, detector: Detector) -> None:
             assert first >= 0 and last < LENGTHS[film]
             starts.setdefault(film, set()).add(first)
         if seed == 0:
-            assert seen(choice, detector, how) == clips
+            assert seen(choice, detector, config) == clips
     # every start that fits is drawn, the last one too
     assert starts[2] == {0} and starts[7] == {0, 1, 2} and starts[5] == {*range(8)}
 
@@ -83,9 +91,9 @@ def test_fewer_videos_are_drawn_without_replacement(root: Path) -> None:
 def test_neither_batch_nor_workers_matter(root: Path, detector: Detector, batch: int, workers: int) -> None:
     films = open_real("frames", root)
     alone = seen(choose_real(films, asked(seed=5)), detector, asked(seed=5))
-    how = asked(seed=5, batch=batch, workers=workers)
-    assert seen(choose_real(films, how), detector, how) == alone
-    assert seen(choose_real(films, asked(seed=6)), detector, how) != alone
+    config = asked(seed=5, batch=batch, workers=workers)
+    assert seen(choose_real(films, config), detector, config) == alone
+    assert seen(choose_real(films, asked(seed=6)), detector, config) != alone
 
 
 def test_samples_are_taken_from_their_first_frame(tmp_path: Path, detector: Detector) -> None:
@@ -104,8 +112,8 @@ def test_frames_are_drawn_from_all_without_replacement(root: Path, tmp_path: Pat
     every = {(film, place) for film, length in enumerate(LENGTHS) for place in range(length)}
 
     def drawn(**changes: object) -> list[tuple[int, int]]:
-        how = Evaluation("samples", "detector.pt", "fid", "x", "frames", **changes)  # type: ignore[arg-type]
-        choice = choose_real(films, how)
+        config = Evaluation("samples", "detector.pt", "fid", "x", "frames", **changes)  # type: ignore[arg-type]
+        choice = choose_real(films, config)
         taken = [(piece.film, place) for piece in choice.pieces for place in piece.places]
         assert choice.count == len(taken) == len({*taken}) and taken == sorted(taken)
         return taken
@@ -115,8 +123,8 @@ def test_frames_are_drawn_from_all_without_replacement(root: Path, tmp_path: Pat
     assert all(len(taken) == 30 for taken in some) and {pair for taken in some for pair in taken} == every
     detector = Detector("fid", saved(Colours(), tmp_path / "colours.pt"))
     for batch in (1, 7):
-        how = Evaluation("samples", "d", "fid", "x", "frames", images=30, seed=3, batch=batch, size=8)
-        rows = gather(Features("real", choose_real(films, how), detector, how))
+        config = Evaluation("samples", "d", "fid", "x", "frames", images=30, seed=3, batch=batch, size=8)
+        rows = gather(Features("real", choose_real(films, config), detector, config))
         assert [(film, place) for place, film, _ in rows.round().long().tolist()] == some[3]
 
 
@@ -148,20 +156,20 @@ def test_digest_tells_files_of_one_size_apart(tmp_path: Path, at: int) -> None:
     path.parent.mkdir()
     films = ArrayFile(Place(path.parent, None, (path.name,)), 1), ArrayFile(Place(path), 1)
     path.write_bytes(bytes(200_000))
-    before = [stored(film, [0]) for film in films]
+    before = [digest_of_files(film, [0]) for film in films]
     held = bytearray(200_000)
     held[at] = 1
     # and one of another size that shows the same in every spot
     for content in (held, bytes(300_000)):
         path.write_bytes(content)
-        assert all(stored(film, [0]) != was for film, was in zip(films, before, strict=True))
+        assert all(digest_of_files(film, [0]) != was for film, was in zip(films, before, strict=True))
 
 
 def test_protocols_are_the_published_ones() -> None:
     fvd, fid = asked(frames=None, interval=None), asked(metric="fid", frames=None, interval=None)
-    assert [fvd.of(name) for name in ("clips", "frames", "interval")] == [2048, 16, 3] and fid.count == 50_000
+    assert [fvd.setting(name) for name in ("clips", "frames", "interval")] == [2048, 16, 3] and fid.count == 50_000
     score = Evaluation("s", "d", "is")
-    assert (score.count, score.of("frames")) == (2048, 16)
+    assert (score.count, score.setting("frames")) == (2048, 16)
 
 
 def test_too_few(root: Path, tmp_path: Path) -> None:

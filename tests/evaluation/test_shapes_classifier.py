@@ -10,7 +10,7 @@ from latte_fast.cli.demo import GUIDANCE, STEPS, judge, samples, train
 from latte_fast.codecs.vae import open_vae
 from latte_fast.data import DataConfig, open_dataset
 from latte_fast.data.shapes import CLASSES
-from latte_fast.evaluation.shapes_classifier import recognised, train_recogniser
+from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import trained_source
@@ -56,7 +56,7 @@ def test_samples_of_four_classes_are_recognised(tmp_path: Path, monkeypatch: pyt
     source = trained_source(load_trained(tmp_path / "run"), open_vae("identity"), ("0", "1", "2", "3"))
     videos, _ = source.draw(Request(steps=20, scale=3.0), range(48))
     classifier, on_clips = train_recogniser(2, 8, FOUR, steps=100)
-    share = recognised(classifier, videos.movedim(-1, -3).float() / 127.5 - 1, torch.arange(4).repeat(12))
+    share = share_recognised(classifier, videos.movedim(-1, -3).float() / 127.5 - 1, torch.arange(4).repeat(12))
     print(f"classifier {on_clips:.0%} on clips, {share:.0%} on samples, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     assert on_clips >= 0.95
     assert share >= 0.8

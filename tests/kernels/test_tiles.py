@@ -72,7 +72,7 @@ def test_measuring_keeps_the_fastest(monkeypatch, tmp_path) -> None:
         norm_modulate.norm_modulate_fwd(x, m, m, 1e-6, x.dtype)
 
     def timer(launch) -> float:
-        (config,) = (tiles.choose(*key.split("/"), *args) for key, args in measure_tiles.chosen(launch).items())
+        (config,) = (tiles.choose(*key.split("/"), *args) for key, args in measure_tiles.chosen_tiles(launch).items())
         return 1.0 + abs(config.warps - 2) + abs(config.stages - 4)
 
     best = measure_tiles.tune([launch], timer)
@@ -141,7 +141,7 @@ def test_command_visits_every_kernel() -> None:
     sizes = Sizes(1, frames=1, patches=33, width=64, heads=1, device=tiles_device(), dtype=torch.float32, words=40)
     asked = set()
     for _, made in tune.launches(sizes):
-        asked |= measure_tiles.chosen(made()).keys()
+        asked |= measure_tiles.chosen_tiles(made()).keys()
     rows = {f"{op}_{way}" for way in ("fwd", "bwd") for op in ("norm_modulate", "gate_residual", "bias_gelu")}
     kernels = {key.split("/")[0] for key in asked}
     assert rows | {"packed_attention_fwd", "packed_attention_bwd", "flash_attention_fwd"} <= kernels, kernels

@@ -118,7 +118,7 @@ class LatteT2VAdapter:
         """Returns text (1 + n, T, C) and text_mask (1 + n, T): the clip's caption, then those of its n images."""
         assert self.captions is not None
         labels = [int(item["label"]), *item.get("image_labels", torch.tensor([], dtype=torch.long)).tolist()]
-        text, mask = self.captions.told(labels, item["drop"].tolist() if "drop" in item else ())
+        text, mask = self.captions.embeddings(labels, item["drop"].tolist() if "drop" in item else ())
         return {"text": text, "text_mask": mask}
 
     def conditions(self, batch: Mapping[str, Any], images: int = 0) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class LatteT2VAdapter:
 
     def condition_for(self, labels: Sequence[int], guidable: bool) -> Condition:
         assert self.captions is not None
-        text, mask = self.captions.told(labels)
+        text, mask = self.captions.embeddings(labels)
         null = self.captions.null.expand_as(text) if guidable else text
         given, nothing = ({"encoder_hidden_states": states, "encoder_attention_mask": mask} for states in (text, null))
         return Condition(given, nothing if guidable else {}, [self.captions.captions[label] for label in labels])
