@@ -1,5 +1,7 @@
 """axis_attention on Triton: a program takes several short sequences at once, or streams the keys of a long one."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,15 +66,7 @@ def axis_attention_bwd(
             want.copy_(got)
 
 
-def why_not(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    axis: str,
-    rope: Rope | None = None,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> str | None:
+def why_not(q: Tensor, *others: Any) -> str | None:
     if q.dtype not in rows.NAMES:
         return f"the Triton kernels take fp32, bf16 and fp16, got {q.dtype}"
     if q.shape[-1] % 8 or q.shape[-1] > 128:

@@ -36,11 +36,8 @@ def gpu() -> str:
 
 def cpu() -> str:
     """Returns the processor's name, torch's number of threads and its instruction set."""
-    names = (
-        re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-        if Path("/proc/cpuinfo").exists()
-        else []
-    )
+    facts = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.*)", facts.read_text()) if facts.exists() else []
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -8,7 +8,6 @@ from latte_fast.data.shapes import Shapes
 if TYPE_CHECKING:
     from latte_fast.data.clips import Clips
     from latte_fast.data.latents import Latents
-    from latte_fast.data.text import Texts
 
 
 def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> "Shapes | Clips | Latents":
@@ -26,7 +25,11 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
     for name, value, least in (("frames", frames, 1), ("size", size, 1), ("images", images, 0)):
         if value < least:
             raise ValueError(f"open_dataset: {name} must be at least {least}, got {value}")
-    texts = _open_texts(config)
+    texts = None
+    if config.text:
+        from latte_fast.data.text import Texts
+
+        texts = Texts(config.text)
     if config.kind == "shapes":
         return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts)
     if config.kind == "latents":
@@ -40,11 +43,3 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
     from latte_fast.data.sources import open_sources
 
     return Clips(open_sources(config), config, frames, size, images, texts)
-
-
-def _open_texts(config: DataConfig) -> "Texts | None":
-    if not config.text:
-        return None
-    from latte_fast.data.text import Texts
-
-    return Texts(config.text)

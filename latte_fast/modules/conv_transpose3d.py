@@ -17,26 +17,9 @@ class ConvTranspose3d(nn.ConvTranspose3d):
         self.pad_mode = pad_mode
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        extra = self._output_padding(
-            x,
-            output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
-            3,
-            self.dilation,
-        )
-        return ops.conv_transpose3d(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            tuple(extra),
-            self.groups,
-            self.dilation,
-            self.pad_mode,
-        )
+        extra = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 3, self.dilation)
+        window = (self.stride, self.padding, tuple(extra), self.groups, self.dilation)
+        return ops.conv_transpose3d(x, self.weight, self.bias, *window, self.pad_mode)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", pad_mode={self.pad_mode}" if self.pad_mode != "zeros" else "")

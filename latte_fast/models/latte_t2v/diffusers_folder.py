@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latte_fast.config import LatteT2VConfig
 from latte_fast.files import atomic
-from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint, save_checkpoint
+from latte_fast.models.checkpoint import CheckpointError, cast, load_state, read_checkpoint, save_checkpoint
 
 T = TypeVar("T", bound=nn.Module)
 CLASSES = ("LatteTransformer3DModel", "LatteT2V")
@@ -47,12 +47,9 @@ def load_t2v(
     config = read_config(path, CLASSES)
     known = {f.name for f in fields(LatteT2VConfig)}
     kwargs = {k: v for k, v in config.items() if k in known} | overrides
-    state = without_strays(read_weights(path, variant))
+    state = cast(without_strays(read_weights(path, variant)), dtype or torch_dtype)
     with torch.device("meta"):
         model = cls(**kwargs)
-    kind = dtype or torch_dtype
-    if kind is not None:
-        state = {key: value.to(kind) if value.is_floating_point() else value for key, value in state.items()}
     load_state(model, state, str(path), assign=True)
     return model.eval()
 

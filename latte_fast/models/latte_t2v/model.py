@@ -158,10 +158,9 @@ class FastT2V(nn.Module):
 
     def share_projections(self) -> list[str]:
         """Moves to_q, to_k, to_v of each self-attention into one storage; returns the attentions where that fails."""
-        blocks = [*self.transformer_blocks.named_children(), *self.temporal_transformer_blocks.named_children()]
-        kinds = ["transformer_blocks"] * len(self.transformer_blocks)
-        kinds += ["temporal_transformer_blocks"] * len(self.temporal_transformer_blocks)
-        attentions = {f"{kind}.{name}.attn1": block.attn1 for kind, (name, block) in zip(kinds, blocks, strict=True)}
+        lists = ("transformer_blocks", "temporal_transformer_blocks")
+        blocks = {f"{kind}.{name}": block for kind in lists for name, block in getattr(self, kind).named_children()}
+        attentions = {f"{name}.attn1": block.attn1 for name, block in blocks.items()}
         return [n for n, a in attentions.items() if not share_storage((a.to_q, a.to_k, a.to_v))]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
