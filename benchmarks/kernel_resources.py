@@ -1,9 +1,9 @@
 """Registers, stack, shared memory and occupancy of every Triton kernel at the presets' shapes; needs no GPU.
 
-python benchmarks/kernel_resources.py                    # all presets and targets, writes docs/kernels.md
-python benchmarks/kernel_resources.py --sizes XL --targets 90 --json -
-python benchmarks/kernel_resources.py --read a.json b.json # from the records of several Tritons, each beside the other:
-                                                           # PYTHONPATH=.venv/triton-3.6.0 ... --json a.json
+python -m benchmarks.kernel_resources                    # all presets and targets, writes docs/kernels.md
+python -m benchmarks.kernel_resources --sizes XL --targets 90 --json -
+python -m benchmarks.kernel_resources --read a.json b.json # from the records of several Tritons, each beside the other:
+                                                         # PYTHONPATH=.venv/triton-3.6.0 ... --json a.json
 """
 
 import argparse
@@ -17,8 +17,9 @@ import torch
 import triton
 from torch import Tensor
 
+from benchmarks import compile_ahead
 from latte_fast.config import SIZES
-from latte_fast.kernels import axis_attention, bias_gelu, compile_ahead, gate_residual, norm_modulate
+from latte_fast.kernels import axis_attention, bias_gelu, gate_residual, norm_modulate
 from latte_fast.kernels import gate_residual_norm_modulate as fused
 
 DOCS = Path(__file__).parents[1] / "docs" / "kernels.md"
@@ -28,7 +29,7 @@ DTYPES["fp32-bf16"] = (torch.float32, torch.bfloat16)
 B, F, N = 4, 16, 256
 HEADER = """# The Triton kernels, compiled ahead of time
 
-Written by `python benchmarks/kernel_resources.py`, which needs no GPU: each launcher runs on meta tensors, Triton
+Written by `python -m benchmarks.kernel_resources`, which needs no GPU: each launcher runs on meta tensors, Triton
 {versions} compile what it would launch, with the launch's own hints, warps and stages, and `cuobjdump` reads the cubin.
 Theoretical occupancy is resident warps over 64, by registers, shared memory and programs. No kernel here has a stack,
 and none loads or stores local memory: `tests/kernels/test_compile_ahead.py` holds that for both versions, and that a

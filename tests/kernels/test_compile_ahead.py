@@ -17,7 +17,7 @@ import torch
 
 from latte_fast.config import SIZES
 
-COMMAND = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
+ROOT = Path(__file__).parents[2]
 # what torch 2.11 brings, as on the first GPUs; `make` installs it beside the pinned one
 BESIDE = "3.6.0"
 FOLDER = Path(os.environ.get("TRITON_BESIDE", Path(sys.prefix) / f"triton-{BESIDE}"))
@@ -55,8 +55,9 @@ def compiled(triton: str, size: str, dtype: str, target: int) -> list[dict]:
         if not FOLDER.is_dir():
             pytest.skip(f"no Triton {BESIDE} beside the installed one: `make triton-beside`, or TRITON_BESIDE=folder")
         env["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [env.get("PYTHONPATH")])])
-    command = [sys.executable, COMMAND, "--sizes", size, "--dtypes", dtype, "--targets", str(target), "--json", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--sizes", size, "--dtypes", dtype]
+    command += ["--targets", str(target), "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     want = BESIDE if triton == "beside" else importlib.metadata.version("triton")

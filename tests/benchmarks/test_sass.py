@@ -1,6 +1,6 @@
 """Reading disassembled kernels: a loop, the copies in flight where it waits, tensor products and special functions."""
 
-from latte_fast.kernels import sass
+from benchmarks import sass
 
 CODE = """
         /*0000*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;   /* 0x00 */

@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from latte_fast.kernels import sass, tiles
+from benchmarks import sass
+from latte_fast.kernels import tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # capability -> bytes of shared memory that (a multiprocessor, a program) may use
