@@ -1,13 +1,9 @@
 """The criterion for fast paths: torch's own error as the limit, random upstream gradients, refilled zero weights."""
 
-import contextlib
 import functools
 import itertools
 import math
-import os
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -150,65 +146,3 @@ def refill(model: nn.Module, seed: int = 0) -> nn.Module:
             std = p[0].numel() ** -0.5 if p.dim() > 1 else 0.1
             p.copy_(torch.randn(p.shape, generator=generator) * std)
     return model
-
-
-def require_backend(op: str, *args: Any, **kwargs: Any) -> str:
-    """Returns the backend that serves these arguments; skips the test, with reasons, if that is the oracle itself."""
-    import pytest
-
-    from latte_fast import backends
-
-    name = backends.choose(op, *args, **kwargs)
-    if name == "reference":
-        reasons = {b: backends.why_not(op, b, *args, **kwargs) for b in backends.candidates(op) if b != "reference"}
-        pytest.skip(f"{op} resolved to the reference: {reasons}")
-    return name
-
-
-def pairwise(axes: dict[str, Iterable], seed: int = 0) -> list[dict]:
-    """Returns a small list of cells in which every pair of values of any two axes occurs at least once."""
-    rng = random.Random(seed)
-    names = list(axes)
-    values = {n: list(axes[n]) for n in names}
-    missing = {
-        (a, i, b, j)
-        for a, b in itertools.combinations(names, 2)
-        for i in range(len(values[a]))
-        for j in range(len(values[b]))
-    }
-    cells = []
-    while missing:
-        a, i, b, j = min(missing, key=str)
-        best: tuple[int, dict[str, int]] = (-1, {})
-        for _ in range(32):
-            cell = {n: rng.randrange(len(values[n])) for n in names} | {a: i, b: j}
-            gain = sum((p, cell[p], q, cell[q]) in missing for p, q in itertools.combinations(names, 2))
-            best = max(best, (gain, cell), key=lambda pair: pair[0])
-        cell = best[1]
-        missing -= {(p, cell[p], q, cell[q]) for p, q in itertools.combinations(names, 2)}
-        cells.append({n: values[n][cell[n]] for n in names})
-    return cells
-
-
-@contextlib.contextmanager
-def poisoned_empty() -> Iterator[None]:
-    """Fills what latte_fast allocates with torch.empty* with NaN, so that an output left unwritten shows."""
-    names = ("empty", "empty_like", "empty_strided")
-    originals = {name: getattr(torch, name) for name in names}
-
-    def poisoning(original: Callable) -> Callable:
-        def allocate(*args: Any, **kwargs: Any) -> Tensor:
-            out = original(*args, **kwargs)
-            caller = sys._getframe(1).f_code.co_filename
-            ours = f"{os.sep}latte_fast{os.sep}" in caller or f"{os.sep}kernels{os.sep}" in caller
-            return out.fill_(math.nan) if ours and out.is_floating_point() else out
-
-        return allocate
-
-    for name in names:
-        setattr(torch, name, poisoning(originals[name]))
-    try:
-        yield
-    finally:
-        for name in names:
-            setattr(torch, name, originals[name])

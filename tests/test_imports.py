@@ -47,7 +47,7 @@ ARROWS = {
     "integrations": {"models", "modules", "sampling", "runs", "diffusion", "distributed", "config"},
     "training": {"sampling", "runs", "models", "codecs", "data", "diffusion", "distributed", "media", "quantization"},
     "reordering": set(),
-    "testing": {"backends", "reordering"},
+    "testing": {"reordering"},
     "info": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": {"cli"},

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from latte_fast import Latte, testing
 from latte_fast.reference import functional as R
+from tests.helpers.cells import pairwise
+from tests.helpers.guards import poisoned_empty
 from tests.helpers.pairs import SMALL
 
 ORACLE = torch.tensor([1.0, -0.5], dtype=torch.float64)
@@ -214,7 +216,7 @@ def test_refilled_weights() -> None:
 
 def test_every_pair_of_values_meets() -> None:
     axes = {"a": [1, 2, 3], "b": ["x", "y"], "c": [True, False, None], "d": [0]}
-    cells = testing.pairwise(axes)
+    cells = pairwise(axes)
     assert len(cells) < 18
     for one, two in itertools.combinations(axes, 2):
         assert {(cell[one], cell[two]) for cell in cells} == set(itertools.product(axes[one], axes[two]))
@@ -222,7 +224,7 @@ def test_every_pair_of_values_meets() -> None:
 
 def test_only_our_allocations_are_poisoned() -> None:
     before = torch.empty
-    with testing.poisoned_empty():
+    with poisoned_empty():
         assert not torch.empty(4).fill_(1).isnan().any()
         for place in ("latte_fast/ops", "kernels"):
             source = "made = torch.empty(4), torch.empty(4, dtype=torch.int64)"

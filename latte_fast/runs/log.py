@@ -90,10 +90,6 @@ class RunLog:
                 if name != "step":
                     self.board.add_scalar(name, value, line["step"])
 
-    def say(self, text: str) -> None:
-        if self.active:
-            tqdm.write(text, file=sys.stderr)
-
     def close(self) -> None:
         if not self.active:
             return

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from latte_fast import _ext, ops, use_backend
 from latte_fast.reference.functional import axis_attention_qkv_ref, axis_attention_ref
-from latte_fast.testing import compare, pairwise, poisoned_empty
-from tests.helpers.cells import cell_id
+from latte_fast.testing import compare
+from tests.helpers.cells import cell_id, pairwise
+from tests.helpers.guards import poisoned_empty
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

@@ -5,7 +5,8 @@ import torch
 
 from latte_fast import _ext, ops, use_backend
 from latte_fast.reference.functional import bias_gelu_ref
-from latte_fast.testing import compare, poisoned_empty
+from latte_fast.testing import compare
+from tests.helpers.guards import poisoned_empty
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

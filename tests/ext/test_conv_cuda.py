@@ -20,8 +20,9 @@ from latte_fast._ext import platforms
 from latte_fast.kernels import conv_libraries, library_choice
 from latte_fast.kernels import tiles as gpu_tiles
 from latte_fast.reference.functional import conv_transpose3d_ref
-from latte_fast.testing import compare, poisoned_empty
+from latte_fast.testing import compare
 from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
+from tests.helpers.guards import poisoned_empty
 
 tune = importlib.import_module("latte_fast.cli.tune")
 op = importlib.import_module("latte_fast.ops.conv_transpose3d")  # the package's attribute is the function

@@ -27,8 +27,9 @@ from latte_fast import _ext, ops, use_backend
 from latte_fast._ext import conv_transpose3d_cuda as launchers
 from latte_fast._ext import platforms
 from latte_fast.reference.functional import conv_transpose3d_ref
-from latte_fast.testing import assert_no_worse_than_torch, largest_errors, poisoned_empty, run_with_grads, wider
+from latte_fast.testing import assert_no_worse_than_torch, largest_errors, run_with_grads, wider
 from tests.ext.test_conv_transpose3d import DTYPES, NAMES, case
+from tests.helpers.guards import poisoned_empty
 
 SOURCE = Path(__file__).with_name("emulation") / "conv.cpp"
 

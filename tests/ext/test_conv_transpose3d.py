@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from latte_fast import _ext, ops, use_backend
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.reference.functional import conv_transpose3d_ref
-from latte_fast.testing import compare, poisoned_empty
+from latte_fast.testing import compare
+from tests.helpers.guards import poisoned_empty
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

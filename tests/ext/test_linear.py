@@ -7,7 +7,8 @@ import torch
 
 from latte_fast import _ext
 from latte_fast.reference.functional import axis_attention_qkv_ref
-from latte_fast.testing import assert_no_worse_than_torch, largest_errors, poisoned_empty
+from latte_fast.testing import assert_no_worse_than_torch, largest_errors
+from tests.helpers.guards import poisoned_empty
 
 pytestmark = pytest.mark.skipif(_ext.why_not_built() is not None, reason=str(_ext.why_not_built()))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from latte_fast import testing
+from tests.helpers.guards import require_backend
 
 VIEWS = {
     "view", "_unsafe_view", "t", "transpose", "split", "split_with_sizes", "unbind", "detach", "alias", "slice",
@@ -43,7 +43,7 @@ class Count(TorchDispatchMode):
 def require_kernels(width: int, heads: int) -> None:
     """Skips where an op would fall back to the oracle or another library, which runs other ops."""
     x = torch.randn(2, 3, width)
-    testing.require_backend("norm_modulate", x, x[:, 0], x[:, 0], 1e-6, x.dtype)
+    require_backend("norm_modulate", x, x[:, 0], x[:, 0], 1e-6, x.dtype)
     q = torch.randn(1, 2, 3, heads, width // heads)
-    if testing.require_backend("axis_attention", q, q, q, "time", None, 1.0, None) == "sdpa":
+    if require_backend("axis_attention", q, q, q, "time", None, 1.0, None) == "sdpa":
         pytest.skip("attention is served by torch's SDPA")

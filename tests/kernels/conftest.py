@@ -9,7 +9,7 @@ import torch
 from numpy.lib import NumpyVersion
 
 from latte_fast import use_backend
-from latte_fast.testing import poisoned_empty
+from tests.helpers.guards import poisoned_empty
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from latte_fast import ops
 from latte_fast.kernels import axis_attention as launchers
 from latte_fast.reference import functional as R
-from latte_fast.testing import compare, pairwise
+from latte_fast.testing import compare
+from tests.helpers.cells import pairwise
 from tests.kernels.cases import name, randn, rope_tables
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

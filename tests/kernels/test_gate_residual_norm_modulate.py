@@ -6,7 +6,8 @@ from torch import Tensor
 
 from latte_fast import ops
 from latte_fast.reference import functional as R
-from latte_fast.testing import compare, pairwise
+from latte_fast.testing import compare
+from tests.helpers.cells import pairwise
 from tests.kernels.cases import DTYPES, LAYOUTS, groups, laid_out, name, randn
 
 POSITIONS = {"none": None, "frame": (0, 1, 0), "patch": (0, 0, 1), "token": (0, 1, 1), "clip": (1, 1, 1)}

@@ -9,7 +9,8 @@ from torch import Tensor
 from latte_fast import ops
 from latte_fast.kernels import bias_gelu, norm_modulate
 from latte_fast.reference import functional as R
-from latte_fast.testing import compare, pairwise
+from latte_fast.testing import compare
+from tests.helpers.cells import pairwise
 from tests.kernels.cases import DTYPES, LAYOUTS, groups, laid_out, name, randn
 
 AXES = {

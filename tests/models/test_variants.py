@@ -8,7 +8,7 @@ import torch
 
 from latte_fast import Latte, LatteIMG, testing
 from latte_fast.config import LatteConfig
-from tests.helpers.cells import cell_id
+from tests.helpers.cells import cell_id, pairwise
 from tests.helpers.pairs import assert_gradients
 
 CELLS = [
@@ -75,7 +75,7 @@ def test_trains_and_round_trips(cell: dict, inputs: Any) -> None:
     assert torch.equal(again.eval()(*args, **kwargs), model.eval()(*args, **kwargs))
 
 
-PAIRS = testing.pairwise({k: sorted({c[k] for c in CELLS}, key=str) for k in CELLS[0]})
+PAIRS = pairwise({k: sorted({c[k] for c in CELLS}, key=str) for k in CELLS[0]})
 REST = [pytest.param(c, marks=pytest.mark.slow, id=cell_id(c)) for c in CELLS if c not in PAIRS]
 
 

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latte_fast import ops, testing, use_backend
 from latte_fast.reference import functional as R
+from tests.helpers.guards import require_backend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
@@ -27,7 +28,7 @@ def rope_tables(frames: int, width: int) -> tuple[Tensor, Tensor]:
 def test_packed(dtype: torch.dtype, axis: str, shape: tuple[int, ...]) -> None:
     b, f, n, h, k = shape
     qkv = random(b, f, n, 3, h, k, dtype=dtype).requires_grad_()
-    testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, k**-0.5, None)
+    require_backend("axis_attention", *qkv.unbind(3), axis, None, k**-0.5, None)
     testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis), ["out", "dqkv"])
 
 
@@ -35,7 +36,7 @@ def test_packed(dtype: torch.dtype, axis: str, shape: tuple[int, ...]) -> None:
 def test_rope(dtype: torch.dtype) -> None:
     qkv = random(2, 5, 3, 3, 2, 16, dtype=dtype).requires_grad_()
     rope = rope_tables(5, 16)
-    testing.require_backend("axis_attention", *qkv.unbind(3), "time", rope, 0.25, None)
+    require_backend("axis_attention", *qkv.unbind(3), "time", rope, 0.25, None)
     testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, "time", rope), ["out", "dqkv"])
 
 
@@ -48,7 +49,7 @@ def test_key_mask_with_an_empty_row(dtype: torch.dtype, axis: str) -> None:
     mask = torch.rand(2, keys, generator=torch.Generator().manual_seed(3)) > 0.4
     mask[1] = False
     args = (q, k, v, axis, None, None, mask)
-    testing.require_backend("axis_attention", *args[:4], None, 8**-0.5, mask)
+    require_backend("axis_attention", *args[:4], None, 8**-0.5, mask)
     testing.compare(ops.axis_attention, R.axis_attention_ref, args, ["out", "dq", "dk", "dv"])
     assert ops.axis_attention(*args)[1].abs().max() == 0
 
@@ -56,7 +57,7 @@ def test_key_mask_with_an_empty_row(dtype: torch.dtype, axis: str) -> None:
 def test_video_slice_of_a_joint_batch_is_read_in_place() -> None:
     whole = random(2, 5, 6, 3, 2, 8).requires_grad_()
     qkv = whole[:, :3]
-    testing.require_backend("axis_attention", *qkv.unbind(3), "time", None, 8**-0.5, None)
+    require_backend("axis_attention", *qkv.unbind(3), "time", None, 8**-0.5, None)
     testing.compare(
         ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv.detach().requires_grad_(), "time"), ["out", "d"]
     )
@@ -73,7 +74,7 @@ def test_sdpa_backend(axis: str) -> None:
 def test_opcheck(packed: bool) -> None:
     qkv = random(1, 3, 5, 3, 2, 8).requires_grad_()
     q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(3))
-    backend = testing.require_backend("axis_attention", q, k, v, "time", None, 8**-0.5, None)
+    backend = require_backend("axis_attention", q, k, v, "time", None, 8**-0.5, None)
     if backend == "sdpa":
         pytest.skip("served by torch's SDPA, which is no op of ours")
     rope = rope_tables(3, 8)
@@ -86,7 +87,7 @@ def test_opcheck(packed: bool) -> None:
 def test_gradcheck() -> None:
     qkv = random(1, 3, 4, 3, 1, 8).double().requires_grad_()
     for axis in ("space", "time"):
-        testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None)
+        require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None)
         assert torch.autograd.gradcheck(lambda x, axis=axis: ops.axis_attention_qkv(x, axis), qkv)
 
 
@@ -95,7 +96,7 @@ def test_gradcheck() -> None:
 def test_flops(axis: str, keys: int, packed: bool) -> None:
     """Two products, with and without gradients; four more in a backward."""
     qkv = random(1, 4, 6, 3, 2, 8)
-    if testing.require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None) == "sdpa":
+    if require_backend("axis_attention", *qkv.unbind(3), axis, None, 8**-0.5, None) == "sdpa":
         pytest.skip("served by torch's SDPA, which has no formula on the CPU")
     counts = []
     for grad in (False, True):

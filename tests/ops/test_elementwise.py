@@ -10,6 +10,7 @@ from torch import Tensor
 from latte_fast import ops, testing, use_backend
 from latte_fast.ops import registration
 from latte_fast.reference import functional as R
+from tests.helpers.guards import require_backend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
@@ -36,7 +37,7 @@ def layouts(dtype: torch.dtype) -> dict[str, Tensor]:
 def test_norm_modulate_layouts(layout: str, dtype: torch.dtype, groups: int) -> None:
     x = layouts(dtype)[layout]
     shift, scale = rows(groups, 24, dtype=dtype, seed=1), rows(groups, 24, dtype=dtype, seed=2)
-    testing.require_backend("norm_modulate", x, shift, scale, 1e-6, dtype)
+    require_backend("norm_modulate", x, shift, scale, 1e-6, dtype)
     testing.compare(ops.norm_modulate, R.norm_modulate_ref, (x, shift, scale), ["h", "dx", "dshift", "dscale"])
 
 
@@ -48,7 +49,7 @@ def test_gate_residual_norm_modulate_extras(dtype: torch.dtype, residual: str, e
     y = rows(2, 3, 5, 24, dtype=dtype, seed=1)
     six = rows(2, 6 * 24, dtype=dtype, seed=2, grad=False)
     gate, shift, scale = (v.requires_grad_() for v in six.chunk(6, dim=-1)[:3])
-    testing.require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 1e-6, None, None, dtype)
+    require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 1e-6, None, None, dtype)
     bias = rows(24, dtype=dtype, seed=3) if extras[0] else None
     pos = rows(3, 1, 24, dtype=x.dtype, seed=4) if extras[1] else None
     names = ["x_out", "h", "dx", "dy", "dgate", "dshift", "dscale"]
@@ -65,14 +66,14 @@ def test_gate_residual_norm_modulate_extras(dtype: torch.dtype, residual: str, e
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 def test_gate_residual(dtype: torch.dtype) -> None:
     x, y, gate = rows(2, 3, 7, 24), rows(2, 3, 7, 24, dtype=dtype, seed=1), rows(6, 24, dtype=dtype, seed=2)
-    testing.require_backend("gate_residual", x, y, gate)
+    require_backend("gate_residual", x, y, gate)
     testing.compare(ops.gate_residual, R.gate_residual_ref, (x, y, gate), ["out", "dx", "dy", "dgate"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 def test_bias_gelu(dtype: torch.dtype) -> None:
     u, b = rows(3, 7, 24, dtype=dtype), rows(24, dtype=dtype, seed=1)
-    testing.require_backend("bias_gelu", u, b)
+    require_backend("bias_gelu", u, b)
     testing.compare(ops.bias_gelu, R.bias_gelu_ref, (u, b), ["a", "du", "db"])
 
 
@@ -83,7 +84,7 @@ def test_eps_and_dtype_of_the_norm(dtype: torch.dtype, wide_out: bool) -> None:
     x, y = rows(2, 3, 5, 24), rows(2, 3, 5, 24, dtype=dtype, seed=1)
     gate, shift, scale = (rows(2, 24, dtype=dtype, seed=s) for s in (2, 3, 4))
     out_dtype = torch.float32 if wide_out else dtype
-    testing.require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 0.5, None, None, out_dtype)
+    require_backend("gate_residual_norm_modulate", x, y, gate, shift, scale, 0.5, None, None, out_dtype)
 
     def call(op: Callable, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return op(*args, 0.5, out_dtype=None if args[0].dtype == torch.float64 else out_dtype)
@@ -138,7 +139,7 @@ PROBE_TAIL = {"norm_modulate": (1e-6, torch.float32), "gate_residual_norm_modula
 @pytest.mark.parametrize("op", list(calls()))
 def test_compile_fullgraph(op: str) -> None:
     fn, args = calls()[op]
-    testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    require_backend(op, *args, *PROBE_TAIL.get(op, ()))
     torch._dynamo.reset()
     compiled = torch.compile(lambda *a: fn(*a), fullgraph=True, backend="aot_eager")
     plain, same = fn(*args), compiled(*args)
@@ -154,7 +155,7 @@ def test_compile_fullgraph(op: str) -> None:
 @pytest.mark.parametrize("op", list(calls()))
 def test_opcheck(op: str) -> None:
     _, args = calls()[op]
-    backend = testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    backend = require_backend(op, *args, *PROBE_TAIL.get(op, ()))
     full = (*args, *PROBE_TAIL.get(op, ()), backend)
     torch.library.opcheck(getattr(torch.ops.latte_fast, op).default, full)
 
@@ -163,14 +164,14 @@ def test_opcheck(op: str) -> None:
 def test_gradcheck(op: str) -> None:
     fn, args = calls(torch.float64)[op]
     tail = tuple(torch.float64 if t is torch.float32 else t for t in PROBE_TAIL.get(op, ()))
-    testing.require_backend(op, *args, *tail)
+    require_backend(op, *args, *tail)
     assert torch.autograd.gradcheck(fn, [a.detach().requires_grad_() for a in args])
 
 
 @pytest.mark.parametrize("op", list(calls()))
 def test_second_derivative_is_refused(op: str) -> None:
     fn, args = calls()[op]
-    testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    require_backend(op, *args, *PROBE_TAIL.get(op, ()))
     out = fn(*args)
     out = out if isinstance(out, Tensor) else out[1]
     last = next(a for a in reversed(args) if a.is_leaf)
@@ -182,7 +183,7 @@ def test_second_derivative_is_refused(op: str) -> None:
 @pytest.mark.parametrize("op", list(calls()))
 def test_backward_uses_the_forwards_backend(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fn, args = calls()[op]
-    backend = testing.require_backend(op, *args, *PROBE_TAIL.get(op, ()))
+    backend = require_backend(op, *args, *PROBE_TAIL.get(op, ()))
     seen = []
     original = registration.launchers
     monkeypatch.setattr(registration, "launchers", lambda *names: seen.append(names) or original(*names))
