@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from latte_fast.cost_model import cost as cost
     from latte_fast.integrations.patch import patch as patch
     from latte_fast.integrations.patch import unpatch as unpatch
+    from latte_fast.models.flexdit.model import FlexLatte as FlexLatte
     from latte_fast.models.latte.model import Latte as Latte
     from latte_fast.models.latte.model import Latte_models as Latte_models
     from latte_fast.models.latte.model import LatteIMG as LatteIMG
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that holds it; imported on first use, so that `latte-fast --help` needs no torch
 _HOMES = {
+    "FlexLatte": "latte_fast.models.flexdit.model",
     "Latte": "latte_fast.models.latte.model",
     "LatteIMG": "latte_fast.models.latte.model",
     "LatteIMG_models": "latte_fast.models.latte.model",

@@ -26,8 +26,9 @@ class LatteConfig:
 
     Args:
         input_size: side of the latent, pixels / 8.
-        variant: 1, space and time blocks in turn; 2, all space blocks, then all time blocks; 3, both attentions one
-            after the other in each block; 4, both in parallel with half the heads each, their outputs added.
+        variant: 0, DiT: all blocks over space, frames independent; 1, space and time blocks in turn; 2, all space
+            blocks, then all time blocks; 3, both attentions one after the other in each block; 4, both in parallel with
+            half the heads each, their outputs added.
         patch_frames: 1, uniform frames; s > 1, compression frames: patches of s frames, and a transposed convolution
             after the decoder that restores F.
         conditioning: "adaln" (S-AdaLN) or "tokens" (time step and class as tokens before plain blocks).
@@ -67,9 +68,9 @@ class LatteConfig:
         require(_number(self.mlp_ratio) and self.mlp_ratio * self.hidden_size >= 1, "mlp_ratio", "a positive number")
         dropped = self.class_dropout_prob
         require(_number(dropped) and 0 <= dropped < 1, "class_dropout_prob", "a number in [0, 1)")
-        require(self.variant in (1, 2, 3, 4), "variant", "1, 2, 3 or 4")
+        require(self.variant in (0, 1, 2, 3, 4), "variant", "0, 1, 2, 3 or 4")
         even = "even for variants 1 and 2: half the blocks attend over space, half over time"
-        require(self.variant > 2 or self.depth % 2 == 0, "depth", even)
+        require(self.variant not in (1, 2) or self.depth % 2 == 0, "depth", even)
         require(self.variant != 4 or self.full_attention or self.num_heads % 2 == 0, "num_heads", "even for variant 4")
         require(self.variant == 4 or not self.full_attention, "full_attention", "False but for variant 4")
         divides = f"a divisor of num_frames {self.num_frames}"
@@ -104,6 +105,8 @@ class LatteConfig:
 
     def axis(self, block: int) -> str:
         """Returns what block i attends over: "space", "time" or "both"."""
+        if self.variant == 0:
+            return "space"
         if self.variant > 2:
             return "both"
         time = block % 2 == 1 if self.variant == 1 else block >= self.depth // 2
@@ -111,8 +114,12 @@ class LatteConfig:
 
     @property
     def first_time_block(self) -> int:
-        """The block before whose time attention absolute temporal positions are added, once."""
-        return next(i for i in range(self.depth) if self.axis(i) != "space")
+        """The block before whose time attention absolute temporal positions are added, once; `depth` for variant 0."""
+        return next((i for i in range(self.depth) if self.axis(i) != "space"), self.depth)
+
+    @property
+    def has_time_table(self) -> bool:
+        return self.time_pos == "absolute" and self.variant != 0
 
     @property
     def grid(self) -> int:

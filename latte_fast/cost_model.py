@@ -77,7 +77,7 @@ def cost(
     parameters = _parameters(config)
     return Cost(
         parameters=parameters,
-        frozen=d * (config.grid**2 + (config.token_frames if config.time_pos == "absolute" else 0)),
+        frozen=d * (config.grid**2 + (config.token_frames if config.has_time_table else 0)),
         macs_needed=counter.products(repeated=False) + counter.attention(),
         macs_upstream=counter.products(repeated=True) + counter.attention(),
         macs_paper=counter.products(repeated=True) + counter.norms(),

@@ -5,6 +5,9 @@ import math
 from latte_fast.config import PRESETS, TABLE_3_PRESETS
 from latte_fast.cost_model import cost as cost_of
 from latte_fast.cost_model import rows
+from latte_fast.flex_config import SIDES, FlexLatteConfig
+from latte_fast.flex_cost import flex_cost
+from latte_fast.flex_cost import rows as flex_rows
 
 
 def cost(
@@ -15,8 +18,13 @@ def cost(
     bytes_each: int = 2,
     tflops: float = 790.0,
     tb_per_s: float = 4.3,
+    flex: str | None = None,
+    sides: tuple[int, ...] = SIDES,
+    steps: int = 50,
 ) -> None:
     """Print what a model's forward costs: parameters, multiply-adds, bytes, and a lower bound of its time.
+
+    With --flex, a FlexLatte's multiply-adds at each density, and their mean over the steps of sampling.
 
     Args:
         model: a preset, Latte-{S,B,L,XL}/{2,4,8}, Latte-XL/2-table3-v3 or Latte-XL/4-table3-v4.
@@ -26,12 +34,21 @@ def cost(
         bytes_each: bytes of one weight or activation.
         tflops: TFLOP/s of matrix products in the lower bound; the default is an assumption for an H200 in bf16.
         tb_per_s: TB/s of copies (read + write) in the lower bound; the default is an assumption for an H200.
+        flex: FlexDiT's layout of blocks, or auto for the default of the preset's depth.
+        sides: sides of FlexDiT's sparse grid, from noise to sample.
+        steps: number of sampling steps that FlexDiT's mean is over.
     """
     if model not in PRESETS | TABLE_3_PRESETS:
         raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")
     if not (0 < tflops < math.inf and 0 < tb_per_s < math.inf):
         raise SystemExit(f"cost: tflops and tb_per_s must be positive, and finite, got {tflops} and {tb_per_s}")
     try:
+        if flex is not None:
+            known = (PRESETS | TABLE_3_PRESETS)[model] | {"input_size": max(1, size // 8), "num_frames": frames}
+            config = FlexLatteConfig(**known, layout=flex, sides=sides)
+            for name, line in flex_rows(model, batch, config, flex_cost(config, batch, steps=steps)):
+                print(f"{name:24}{line}")
+            return
         result = cost_of(model, batch, frames, size, bytes_each=bytes_each)
     except ValueError as error:
         raise SystemExit(str(error)) from None

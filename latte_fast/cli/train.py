@@ -34,13 +34,17 @@ def command(args: list[str]) -> Callable[..., None]:
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
         config: str | None = None,
         resume: bool = False,
+        flex: str | None = None,
     ) -> None:
         """Train a Latte on one process, or on several under torchrun.
 
         Args:
             config: YAML file with defaults for all options below; docs/training.md shows one.
             resume: go on with the run in the folder `out`, or start it where there is none.
+            flex: short for --model.layout: FlexDiT's layout of blocks, or auto for the default of the depth.
         """
+        if flex is not None:
+            settings = replace(settings, model=replace(settings.model, layout=flex))
         with start() as ranks:
             try:
                 trainer = Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr))

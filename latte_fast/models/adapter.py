@@ -106,6 +106,14 @@ class Adapter(Protocol):
         """Returns a sample's (F, C, h, w), by the config or from `size` in pixels and the codec's spatial `factor`."""
         ...
 
+    def step_keywords(self, steps: int) -> Sequence[Mapping[str, Any]]:
+        """Returns the keywords of the model's call at each of `steps` steps, from noise to sample; () for none.
+
+        The process of training is `steps` of its own: it takes time step t at place steps - 1 - t. All values are
+        numbers of the host, so that no step waits for the device.
+        """
+        ...
+
     def learns_sigma(self) -> bool: ...
 
     def guidable(self, dropout: float) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latte_fast.config import PRESETS
+from latte_fast.flex_config import SIDES
 
 
 def require(ok: bool, name: str, rule: str, value: Any) -> None:
@@ -27,11 +28,14 @@ class ModelConfig:
         mlp_ratio: hidden width of the MLP as a multiple of hidden_size.
         class_dropout_prob: probability of dropping a label or caption, for guidance; with 0 there is no null class.
         learn_sigma: whether the model predicts its variance too.
-        variant: variant 1 to 4 of the paper, the order of attention over space and time.
+        variant: variant 1 to 4 of the paper, the order of attention over space and time; 0 is DiT, space alone.
         patch_frames: number of frames in a patch.
         conditioning: conditioning by modulation (adaln) or by extra tokens.
         time_pos: positions in time: a sin-cos table added once (absolute), or rotary (rope).
         full_attention: whether variant 4 has all heads in both of its attentions.
+        layout: FlexDiT's layout, a letter a block (P pooling, G generating, S sparse, R recovering, D dense), the name
+            of a layout of this depth, or auto; by default all blocks are Latte's own.
+        sides: sides of FlexDiT's sparse grid, from noise to sample, on a square grid of patches.
         recompute: what the backward recomputes to save memory: nothing, norms and GELU, also fc1, or whole blocks.
     """
 
@@ -48,6 +52,8 @@ class ModelConfig:
     conditioning: Literal["adaln", "tokens"] = "adaln"
     time_pos: Literal["absolute", "rope"] = "absolute"
     full_attention: bool = False
+    layout: str | None = None
+    sides: tuple[int, ...] = SIDES
     recompute: Literal["none", "elementwise", "mlp", "block"] = "none"
 
     def sizes(self, known: Mapping[str, int]) -> dict[str, Any]:

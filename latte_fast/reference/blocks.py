@@ -44,7 +44,7 @@ class Block(nn.Module):
         if self.plain:
             self.norm1 = nn.LayerNorm(width, eps=1e-6)
             self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, inner)
+        self.attn: nn.Module = Attention(width, heads, inner)
         if self.variant > 2:
             self.attn_time = Attention(width, heads, inner)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))

@@ -27,10 +27,11 @@ class Latte(nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W)."""
 
     text_width = TEXT_WIDTH
+    config_type: type[LatteConfig] = LatteConfig
 
     def __init__(self, **kwargs: Any):
         super().__init__()
-        self.config = config = LatteConfig(**kwargs)
+        self.config = config = self.config_type(**kwargs)
         width = config.hidden_size
         self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
         self.patch_size, self.num_heads = config.patch_size, config.num_heads
@@ -41,14 +42,17 @@ class Latte(nn.Module):
         if config.extras == 78:
             self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(self.text_width, width))
         self.pos_embed = nn.Parameter(space_table(width, config.grid, config.grid), requires_grad=False)
-        if config.time_pos == "absolute":
+        if config.has_time_table:
             self.temp_embed = nn.Parameter(time_table(width, config.token_frames), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self.make_block(i) for i in range(config.depth))
         self.final_layer = FinalLayer(config)
         if config.patch_frames > 1:
             window = (config.patch_frames, 1, 1)
             self.upsample = nn.ConvTranspose3d(config.out_channels, config.out_channels, window, stride=window)
         self.initialize_weights()
+
+    def make_block(self, i: int) -> nn.Module:
+        return Block(self.config)
 
     def initialize_weights(self) -> None:
         for module in self.modules():
@@ -107,8 +111,21 @@ class Latte(nn.Module):
         rope = None
         if config.time_pos == "rope":
             rope = tuple(table.to(x.device) for table in rope_tables(frames - images, config.head_width))
+        x = self.run_blocks(x, c_frames, c_time, rope, batch, images)
+        return self.unpatchify(self.final_layer(x[:, extra:], final), batch)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        c_frames: Tensor | None,
+        c_time: Tensor | None,
+        rope: tuple[Tensor, ...] | None,
+        batch: int,
+        images: int,
+    ) -> Tensor:
+        config = self.config
         for i, block in enumerate(self.blocks):
-            temp = self.temp_embed if config.time_pos == "absolute" and i == config.first_time_block else None
+            temp = self.temp_embed if config.has_time_table and i == config.first_time_block else None
             if config.axis(i) == "space":
                 x = block(x, c_frames)
             elif config.axis(i) == "time":
@@ -116,7 +133,7 @@ class Latte(nn.Module):
                 x = block.to_frames(block(video, c_time, rope), still)
             else:
                 x = block.over_both(x, c_frames, c_time, batch, images, temp, rope)
-        return self.unpatchify(self.final_layer(x[:, extra:], final), batch)
+        return x
 
     def unpatchify(self, x: Tensor, batch: int) -> Tensor:
         side, p = int(x.shape[1] ** 0.5), self.patch_size

@@ -48,7 +48,8 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         raise ValueError(f"convert: source must be {rule}, got {source}")
     else:
         run = source.parents[1] if source.parent.name == FOLDER else source
-        family_for(bool(read_config(run / CONFIG, TrainConfig).data.text)).check_export(out)
+        config = read_config(run / CONFIG, TrainConfig)
+        family_for(bool(config.data.text), config.model).check_export(out)
         trained = load(source, weights)
         trained.adapter.export(trained.model, out, dtype)
     return out

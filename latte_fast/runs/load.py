@@ -8,9 +8,7 @@ import torch
 
 from latte_fast.models.adapter import Adapter
 from latte_fast.models.checkpoint import load_checkpoint, load_state, read_checkpoint
-from latte_fast.models.families import FAMILIES, family_for, is_model_folder, open_model_folder
-from latte_fast.models.latte.adapter import LatteAdapter
-from latte_fast.models.latte.published import config_of
+from latte_fast.models.families import FAMILIES, adapter_of_file, family_for, is_model_folder, open_model_folder
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.yaml import from_mapping, read_config
@@ -61,7 +59,7 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
         raise ValueError(f"load: path must be {rule}, got {path}")
     config = read_config(run / CONFIG, TrainConfig)
     meta = checkpoint.read_meta(folder)
-    family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(config.data.text))
+    family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(config.data.text), config.model)
     shape = from_mapping(family.config_type, meta["model"], str(folder / "meta.json"))
     adapter = family(shape, meta["classes"])
     model = adapter.build(config.images)
@@ -71,7 +69,7 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
 
 def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:
     state = read_checkpoint(path, weights)
-    adapter = LatteAdapter(config_of(state, str(path)))
+    adapter = adapter_of_file(state, str(path))
     model = adapter.build()
     load_state(model, state, str(path))
     return Trained(model.to(device).eval(), adapter, TrainConfig(), 0)

@@ -1,6 +1,6 @@
 """The sampling loop: a respaced diffusion process, noise by sample number, guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def generate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
+    step_keywords: Sequence[Mapping[str, Any]] = (),
 ) -> Tensor:
     """Draws the samples `numbers` as (B, *shape) in fp32.
 
@@ -60,10 +61,16 @@ def generate(
         device: device of the model.
         dtype: data type of the model's input.
         progress: whether to show a progress bar.
+        step_keywords: more keywords of the model at each step, from noise to sample; none where it is empty.
     """
+    if step_keywords and len(step_keywords) != diffusion.num_timesteps:
+        rule = f"one row for each of the {diffusion.num_timesteps} steps"
+        raise ValueError(f"generate: step_keywords must hold {rule}, got {len(step_keywords)}")
+    # every method calls the model once a step
+    rows = iter(step_keywords)
 
     def in_dtype(x: Tensor, t: Tensor, **given: Any) -> Tensor:
-        return unguided(x.to(dtype), t, **given).float()
+        return unguided(x.to(dtype), t, **given, **next(rows, {})).float()
 
     unguided, model = model, in_dtype
     condition = dict(condition or {})

@@ -118,6 +118,7 @@ class ModelSource:
             clip_denoised=self.vae.factor == 1,
             device=self.device,
             dtype=self.dtype,
+            step_keywords=self.adapter.step_keywords(request.steps),
         )
         return to_pixels(self.vae.decode(latents)), condition.names
 

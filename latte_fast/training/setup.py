@@ -39,7 +39,7 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     rule = "fp32, bf16, or used with parallel = fsdp over several processes"
     require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
     if config.pretrained is not None:
-        family = family_for(bool(config.data.text))
+        family = family_for(bool(config.data.text), config.model)
         require(family.can_start(Path(config.pretrained)), "pretrained", family.starts_from, config.pretrained)
     if config.tensorboard:
         summary_writer()

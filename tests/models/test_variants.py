@@ -171,7 +171,7 @@ def test_order_of_space_and_time(variant: int, axes: str, first: int) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"variant": 5}, "variant must be 1, 2, 3 or 4, got 5"),
+        ({"variant": 5}, "variant must be 0, 1, 2, 3 or 4, got 5"),
         ({"variant": 2, "depth": 3}, "depth must be even for variants 1 and 2"),
         ({"variant": 4, "hidden_size": 96, "num_heads": 3}, "num_heads must be even for variant 4, got 3"),
         ({"patch_frames": 3}, "patch_frames must be a divisor of num_frames 16, got 3"),

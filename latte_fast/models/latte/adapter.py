@@ -21,7 +21,8 @@ FILES = (".safetensors", ".pt")
 class LatteAdapter:
     """The Adapter of Latte and LatteIMG; a dropped label becomes the null class, number num_classes."""
 
-    name, labels, config_type = "latte", "classes", LatteConfig
+    name, labels = "latte", "classes"
+    config_type: type[LatteConfig] = LatteConfig
     starts_from, in_pipelines = "a file", False
 
     def __init__(self, config: LatteConfig, classes: Sequence[str] = (), captions: Captions | None = None):
@@ -34,8 +35,8 @@ class LatteAdapter:
     ) -> "LatteAdapter":
         """Returns the adapter of a Latte sized for the data; without classes the model is unconditional."""
         own = model.sizes({})
-        common = {f.name for f in fields(model)} & {f.name for f in fields(LatteConfig)} - set(own)
-        config = LatteConfig(
+        common = {f.name for f in fields(model)} & {f.name for f in fields(cls.config_type)} - set(own)
+        config = cls.config_type(
             **own,
             **{name: getattr(model, name) for name in common},
             in_channels=sizes.channels,
@@ -107,6 +108,9 @@ class LatteAdapter:
     def guidable(self, dropout: float) -> bool:
         # without dropout the label table has no row for the null class
         return self.config.class_dropout_prob > 0
+
+    def step_keywords(self, steps: int) -> Sequence[Mapping[str, Any]]:
+        return ()
 
     def learns_sigma(self) -> bool:
         return self.config.learn_sigma

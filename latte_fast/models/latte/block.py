@@ -82,7 +82,7 @@ class Block(nn.Module):
         if plain:
             self.norm1 = nn.LayerNorm(width, eps=1e-6)
             self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads_each, inner)
+        self.attn: nn.Module = Attention(width, heads_each, inner)
         if order != "one":
             self.attn_time = Attention(width, heads_each, inner)
         self.mlp = Mlp(width, int(width * mlp_ratio))

@@ -50,8 +50,7 @@ def _check_clip(model: Any, x: Tensor, images: int) -> None:
     s = model.config.patch_frames
     if (frames - images) % s:
         raise ValueError(f"Latte: x must have F a multiple of patch_frames {s}, got {frames - images}")
-    rotary = model.config.time_pos == "rope"
-    stored = frames - images if rotary else s * model.temp_embed.shape[1]
+    stored = s * model.temp_embed.shape[1] if model.config.has_time_table else frames - images
     if frames - images != stored and model.extend_time == "error":
         raise ValueError(
             f"Latte: x must have F = {stored} video frames as the model's table "

@@ -3,6 +3,7 @@
 Tokens stay (B, F, N, D) from patches to output in every variant.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.functional import pad, silu
 
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
 from latte_fast.models.checks import EXTEND, check_keyword
-from latte_fast.models.latte.block import Block, BlockContext, FinalLayer
+from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
 from latte_fast.models.latte.checks import check_inputs, check_labels
 from latte_fast.models.latte.initialize import initialize
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
@@ -30,7 +31,8 @@ from latte_fast.modules.embed import (
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
 
-ORDERS = {1: "one", 2: "one", 3: "sequential", 4: "parallel"}
+RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
+ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
 class Latte(nn.Module):
@@ -46,6 +48,7 @@ class Latte(nn.Module):
     """
 
     text_width = TEXT_WIDTH
+    config_type: type[LatteConfig] = LatteConfig
     # class attributes, so that an upstream model patched to this class has them too
     recompute = "none"
     extend_time = "error"
@@ -60,7 +63,7 @@ class Latte(nn.Module):
         check_keyword("extend_time", extend_time, EXTEND)
         check_keyword("extend_space", extend_space, EXTEND)
         self.recompute, self.extend_time, self.extend_space = recompute, extend_time, extend_space
-        self.config = config = LatteConfig(**kwargs)
+        self.config = config = self.config_type(**kwargs)
         self.extras, self.in_channels, self.out_channels = config.extras, config.in_channels, config.out_channels
         self.learn_sigma, self.patch_size, self.num_heads = config.learn_sigma, config.patch_size, config.num_heads
         width, plain = config.hidden_size, config.conditioning == "tokens"
@@ -71,15 +74,19 @@ class Latte(nn.Module):
         if config.extras == 78:
             self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(self.text_width, width))
         self.pos_embed = nn.Parameter(space_table(width, config.grid, config.grid), requires_grad=False)
-        if config.time_pos == "absolute":
+        if config.has_time_table:
             self.temp_embed = nn.Parameter(time_table(width, config.token_frames), requires_grad=False)
-        block = partial(Block, width, config.num_heads, config.mlp_ratio, ORDERS[config.variant], plain)
-        self.blocks = nn.ModuleList(block(config.heads_each) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self.make_block(i) for i in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels, plain)
         if config.patch_frames > 1:
             window = (config.patch_frames, 1, 1)
             self.upsample = ConvTranspose3d(config.out_channels, config.out_channels, window, stride=window)
         initialize(self)
+
+    def make_block(self, i: int) -> nn.Module:
+        config = self.config
+        order, plain = ORDERS[config.variant], config.conditioning == "tokens"
+        return Block(config.hidden_size, config.num_heads, config.mlp_ratio, order, plain, config.heads_each)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +115,13 @@ class Latte(nn.Module):
         return None
 
     def run(
-        self, x: Tensor, time: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None,
+        stills: Tensor | None = None,
+        images: int = 0,
+        run_blocks: RunBlocks | None = None,
     ) -> Tensor:
         """x (B, F, C, H, W), embeddings time and label (B, D), of image labels stills (B, n, D) -> (B, F, 2C, H, W)."""
         config, p = self.config, self.patch_size
@@ -124,20 +137,37 @@ class Latte(nn.Module):
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
             pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
-        pending: Pending | None = None
-        for i, block in enumerate(self.blocks):
-            axis = config.axis(i)
-            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
-            if axis == "time" and images:
-                x, pending = self.beside_images(block, x, pending, silu_time, context), None
-            else:
-                silu_c = silu_time if axis == "time" else silu_space
-                x, pending = run_block(self.recompute, block, x, pending, silu_c, context)  # (B, F, N, D)
+        x, pending = (run_blocks or self.run_blocks)(x, silu_space, silu_time, pos, rope, images)  # (B, F, N, D)
         if extra:
             x = x[:, :, extra:]
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
         x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
         return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        silu_space: Tensor | None,
+        silu_time: Tensor | None,
+        pos: Tensor | None,
+        rope: Rope | None,
+        images: int,
+    ) -> tuple[Tensor, Pending | None]:
+        config = self.config
+        pending: Pending | None = None
+        for i, block in enumerate(self.blocks):
+            axis = config.axis(i)
+            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
+            silu_c = silu_time if axis == "time" else silu_space
+            x, pending = self.run_one(block, x, pending, silu_c, context)
+        return x, pending
+
+    def run_one(
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+    ) -> tuple[Tensor, Pending | None]:
+        if context.axis == "time" and context.images:
+            return self.beside_images(block, x, pending, silu_c, context), None
+        return run_block(self.recompute, block, x, pending, silu_c, context)  # (B, F, N, D)
 
     def conditions(
         self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int
@@ -189,6 +219,8 @@ class Latte(nn.Module):
 
     def time_positions(self, frames: int, device: torch.device) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
         """Returns absolute positions (F, 1, D), which `extend_time` fits to another F, or rotary (cos, sin)."""
+        if self.config.variant == 0:
+            return None, None
         if self.config.time_pos == "rope":
             return None, rope_tables(frames, self.config.head_width, device)
         table: Tensor = self.temp_embed
@@ -220,10 +252,21 @@ class Latte(nn.Module):
             raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y=y, use_fp16=use_fp16, text_embedding=text_embedding)
+        return self.guide(out, cfg_scale)
+
+    def guide(self, out: Tensor, scale: float) -> Tensor:
         eps, rest = out.split([self.in_channels, out.shape[2] - self.in_channels], dim=2)
         cond, uncond = eps.chunk(2)
-        guided = uncond + cfg_scale * (cond - uncond)
+        guided = uncond + scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=2)
+
+    def embed_stills(self, x: Tensor, y_image: list[Tensor] | Tensor | None, images: int) -> Tensor | None:
+        """Embeds the labels (B, n) of the images beside each clip, (B, n, D); None where there are none."""
+        if self.extras != 2 or not images:
+            return None
+        check_labels(self, "y_image", y_image, (x.shape[0], images))
+        assert y_image is not None
+        return torch.stack([self.y_embedder(row, self.training) for row in y_image])
 
 
 class LatteIMG(Latte):
@@ -252,12 +295,8 @@ class LatteIMG(Latte):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding, images=use_image_num)
-        stills = None
         label = self.embed_condition(y, text_embedding)
-        if self.extras == 2 and use_image_num:
-            check_labels(self, "y_image", y_image, (x.shape[0], use_image_num))
-            assert y_image is not None
-            stills = torch.stack([self.y_embedder(row, self.training) for row in y_image])  # (B, n, D)
+        stills = self.embed_stills(x, y_image, use_image_num)
         return self.run(x, self.t_embedder(t), label, stills, use_image_num)
 
 

@@ -48,7 +48,7 @@ class LatteT2VAdapter:
         data's side, so that training starts from the same function.
         """
         assert captions is not None
-        for name in ("variant", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
+        for name in ("variant", "layout", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
             only = getattr(ModelConfig, name)
             require(getattr(model, name) == only, f"model.{name}", f"{only} for text to video", getattr(model, name))
         known: dict[str, int] = {}
@@ -144,6 +144,9 @@ class LatteT2VAdapter:
 
     def guidable(self, dropout: float) -> bool:
         return dropout > 0
+
+    def step_keywords(self, steps: int) -> Sequence[Mapping[str, Any]]:
+        return ()
 
     def learns_sigma(self) -> bool:
         return self.config.channels_out > self.config.in_channels

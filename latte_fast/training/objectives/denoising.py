@@ -26,6 +26,7 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource
 from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
+from latte_fast.training.objectives.densities import Densities
 from latte_fast.training.setup import compile_blocks
 
 
@@ -63,6 +64,7 @@ class DenoisingItems(Dataset):
     ):
         self.dataset, self.adapter, self.config = dataset, adapter, config
         self.latent, self.encoded, self.dropout = latent, encoded, dropout
+        self.densities = Densities(adapter, config.diffusion, config.seed)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         seed, process = self.config.seed, self.config.diffusion
@@ -70,7 +72,10 @@ class DenoisingItems(Dataset):
         item["noise"] = normal(seed, key.number, self.latent, Use.NOISE)
         source = generator(seed, key.number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
-        item["t"] = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift)[0]
+        within = self.densities.at(key.number // self.config.batch).steps
+        item["t"] = sample_timesteps(
+            process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift, within=within
+        )[0]
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
         if self.encoded:
@@ -95,6 +100,7 @@ class Denoising:
         self.adapter, self.latent, self.encoded = fit_model(config, self.dataset, self.vae)
         self.dropout = config.model.class_dropout_prob if self.adapter.choices else 0.0
         self.length = len(self.dataset)
+        self.densities = Densities(self.adapter, config.diffusion, config.seed)
         self.columns: tuple[str, ...] = ("loss", "mse", "vb") if config.model.learn_sigma else ("loss",)
         self.diffusion = create_diffusion(
             "",
@@ -121,7 +127,7 @@ class Denoising:
             assert self.vae is not None
             mean, std = self.vae.encode(x)
             x = mean + std * batch["eps"]
-        conditions = self.adapter.conditions(batch, self.config.images)
+        conditions = self.adapter.conditions(batch, self.config.images) | self.densities.at(step).keywords
         return self.diffusion.training_losses(self.forward, x, batch["t"], conditions, batch["noise"])
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -212,7 +218,7 @@ def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapt
     captions = dataset.texts
     classes = list(dataset.classes) if "label" in item and captions is None else []
     sizes = DataSizes(channels, height, config.frames)
-    family = family_for(captions is not None)
+    family = family_for(captions is not None, config.model)
     adapter = family.fit(config.model, sizes, classes, captions, config.pretrained)
     return adapter, (want, channels, height, height), encoded
 

@@ -1,0 +1,123 @@
+"""FlexDiT's blocks on (B, F, N, D), with the authors' parameter names; S and D blocks are Latte's own.
+
+P attends by the mean of its values. G lets a module's sparse tokens attend to the module's dense input; R joins the
+sparse tokens, upsampled, with that dense input, and lets all tokens attend to the sparse ones.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast import ops
+from latte_fast.models.flexdit.density import Grid, upsample_tokens
+from latte_fast.models.latte.block import Block, Rope
+from latte_fast.modules.linear import split_bias
+from latte_fast.modules.residual import Pending, add_and_norm
+
+
+class ModuleContext(NamedTuple):
+    """What a G or R block needs besides its tokens and condition."""
+
+    dense: Tensor  # (B, F, N, D), the module's input
+    grid: Grid  # rows and columns of the N dense tokens
+    sparse: Grid  # rows and columns of the M sparse tokens
+    axis: str = "space"
+    images: int = 0
+
+
+class PoolingAttention(nn.Module):
+    """Attention with equal weights: the mean over an axis, then v and proj on one row a sequence."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.v = nn.Linear(width, inner)
+        self.proj = nn.Linear(inner, width)
+
+    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns the projected mean, the same view for every token of h, and the bias still to be added, if any."""
+        mean = h.mean(2 if axis == "space" else 1, keepdim=True)  # (B, F, 1, D) or (B, 1, N, D)
+        y, bias = split_bias(self.proj, self.v(mean))
+        return y.expand(*h.shape[:3], -1), bias
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention over space from one set of tokens to another."""
+
+    def __init__(self, width: int, heads: int, inner: int):
+        super().__init__()
+        self.num_heads = heads
+        self.q = nn.Linear(width, inner)
+        self.kv = nn.Linear(width, 2 * inner)
+        self.proj = nn.Linear(inner, width)
+
+    def forward(self, h: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+        """h (B, F, Nq, D), keys (B, F, Nk, D) -> (B, F, Nq, D), and the bias still to be added, if any."""
+        q = self.q(h).unflatten(-1, (self.num_heads, -1))  # (B, F, Nq, H, K)
+        k, v = self.kv(keys).unflatten(-1, (2, self.num_heads, -1)).unbind(3)  # (B, F, Nk, H, K) each
+        return split_bias(self.proj, ops.axis_attention(q, k, v, "space"))
+
+
+class PoolBlock(Block):
+    """A block whose attention is the mean of the values over its axis (P)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
+        self.attn = PoolingAttention(width, width)
+
+
+class GenerateBlock(Block):
+    """A block over the sparse tokens, whose keys and values are the module's dense input (G)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
+        self.attn = CrossAttention(width, heads, width)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
+    ) -> tuple[Tensor, Pending]:
+        """x (B, F, M, D) -> x and the MLP's residual, which is still to be added."""
+        modulation = self.modulation(silu_c)
+        shift, scale = modulation[:2]
+        x, h = add_and_norm(x, pending, shift, scale)  # (B, F, M, D) each
+        keys = ops.norm_modulate(context.dense, shift, scale, out_dtype=shift.dtype)  # (B, F, N, D)
+        return self.attend(x, h, keys, modulation)
+
+    def attend(self, x: Tensor, h: Tensor, keys: Tensor, modulation: tuple[Tensor, ...]) -> tuple[Tensor, Pending]:
+        """Adds the attention from h to keys, and returns x with the MLP's residual pending."""
+        gate_a, shift_m, scale_m, gate_m = modulation[2:]
+        y, bias = self.attn(h, keys)
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
+        y, bias = self.mlp(h)
+        # a copy, so that the next block reads no parameter of this one
+        return x, Pending(y, gate_m, None if bias is None else bias.clone())
+
+
+class RecoverBlock(GenerateBlock):
+    """A block over all tokens, made of the module's sparse and dense ones; it attends to the sparse ones (R)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
+        self.merged_layer1 = nn.Linear(width, width)
+        self.merged_layer2 = nn.Linear(width, width)
+
+    def start(self) -> None:
+        """Makes the sparse tokens start without weight: the dense input passes through as it is."""
+        with torch.no_grad():
+            self.merged_layer1.weight.zero_()
+            nn.init.eye_(self.merged_layer2.weight)
+            self.merged_layer1.bias.zero_()
+            self.merged_layer2.bias.zero_()
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
+    ) -> tuple[Tensor, Pending]:
+        """x (B, F, M, D) -> all tokens (B, F, N, D) and the MLP's residual, which is still to be added."""
+        modulation = self.modulation(silu_c)
+        shift, scale = modulation[:2]
+        x, keys = add_and_norm(x, pending, shift, scale)  # (B, F, M, D) each
+        # the product before the upsampling: N / M times fewer rows, and the same values
+        raised = upsample_tokens(self.merged_layer1(x), context.grid, context.sparse)
+        x = (self.merged_layer2(context.dense) + raised).to(x.dtype)  # (B, F, N, D)
+        h = ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
+        return self.attend(x, h, keys, modulation)

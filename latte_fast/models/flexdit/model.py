@@ -1,0 +1,151 @@
+"""FlexLatte: Latte whose middle blocks run on a sparser grid of tokens, the sparser the noisier the clip is.
+
+Tokens stay (B, F, N, D); those of the sparse grid are a tensor (B, F, M, D) of their own.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latte_fast.config import TEXT_WIDTH_JOINT
+from latte_fast.flex_config import FlexLatteConfig, sparse_grid
+from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
+from latte_fast.models.flexdit.density import Grid, pool_tokens
+from latte_fast.models.latte.block import BlockContext, Rope
+from latte_fast.models.latte.checks import check_inputs
+from latte_fast.models.latte.model import Latte, RunBlocks
+from latte_fast.modules.recompute import run_block
+from latte_fast.modules.residual import Pending, resolve
+
+BLOCKS = {"P": PoolBlock, "G": GenerateBlock, "R": RecoverBlock}
+
+
+class FlexLatte(Latte):
+    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768), the side of the sparse grid -> (B, F, 2C, H, W).
+
+    Args:
+        **kwargs: fields of FlexLatteConfig, `layout` and `sides` among them, and Latte's `recompute`, `extend_time` and
+            `extend_space`.
+    """
+
+    config_type = FlexLatteConfig
+    config: FlexLatteConfig
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        for block in self.blocks:
+            if isinstance(block, RecoverBlock):
+                block.start()
+
+    def make_block(self, i: int) -> nn.Module:
+        config = self.config
+        kind = BLOCKS.get(config.kinds[i])
+        if kind is None:
+            return super().make_block(i)
+        return kind(config.hidden_size, config.num_heads, config.mlp_ratio)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        side: int | None = None,
+        text_embedding: Tensor | None = None,
+        use_fp16: bool = False,
+    ) -> Tensor:
+        """Predicts noise and variance; `side`, a number of the host, is by default the largest of the sides."""
+        if use_fp16:
+            x = x.to(torch.float16)
+        check_inputs(self, x, t, y, text_embedding)
+        label = self.embed_condition(y, text_embedding)
+        return self.run(x, self.t_embedder(t), label, run_blocks=self.at_density(x, side))
+
+    def at_density(self, x: Tensor, side: int | None) -> RunBlocks:
+        """Returns the call of all blocks with the sparse grid of this side."""
+        if not (side is None or isinstance(side, int)) or isinstance(side, bool):
+            raise TypeError(f"FlexLatte: side must be a number of the host, got {type(side).__name__}")
+        grid = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
+        sparse = sparse_grid(*grid, self.config.sides[-1] if side is None else side)
+        return partial(self.run_layout, grid=grid, sparse=sparse)
+
+    def run_layout(
+        self,
+        x: Tensor,
+        silu_space: Tensor,
+        silu_time: Tensor,
+        pos: Tensor | None,
+        rope: Rope | None,
+        images: int,
+        *,
+        grid: Grid,
+        sparse: Grid,
+    ) -> tuple[Tensor, Pending | None]:
+        """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
+        config = self.config
+        pending: Pending | None = None
+        dense: Tensor | None = None  # a module's input, from its first G to its R
+        for i, (kind, block) in enumerate(zip(config.kinds, self.blocks, strict=True)):
+            axis = config.axis(i)
+            if kind == "G" and dense is None:
+                dense = resolve(x, pending)  # (B, F, N, D)
+                x, pending = pool_tokens(dense, grid, sparse), None  # (B, F, M, D)
+            if kind in "GR":
+                assert dense is not None
+                module = ModuleContext(dense, grid, sparse)
+                x, pending = run_block(self.recompute, block, x, pending, silu_space, module)
+                dense = None if kind == "R" else dense
+                continue
+            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
+            x, pending = self.run_one(block, x, pending, silu_time if axis == "time" else silu_space, context)
+        return x, pending
+
+    def forward_with_cfg(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        cfg_scale: float = 7.0,
+        side: int | None = None,
+        use_fp16: bool = False,
+        text_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
+        if x.shape[0] % 2:
+            raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
+        half = x[: len(x) // 2]
+        out = self(torch.cat([half, half]), t, y=y, side=side, text_embedding=text_embedding, use_fp16=use_fp16)
+        return self.guide(out, cfg_scale)
+
+
+class FlexLatteIMG(FlexLatte):
+    """FlexLatte for joint training: n images follow the video frames, share t, and skip all attention over time."""
+
+    text_width = TEXT_WIDTH_JOINT
+
+    def __init__(self, *, extras: int = 2, **kwargs: Any):
+        if kwargs.get("patch_frames", 1) > 1:
+            raise ValueError(
+                f"FlexLatteIMG: patch_frames must be 1, got {kwargs['patch_frames']}: an image fills no patch of frames"
+            )
+        super().__init__(extras=extras, **kwargs)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        side: int | None = None,
+        use_fp16: bool = False,
+        y_image: list[Tensor] | Tensor | None = None,
+        use_image_num: int = 0,
+        text_embedding: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, F+n, C, H, W), the last n frames images, with labels y_image (B, n); the same in train and eval."""
+        if use_fp16:
+            x = x.to(torch.float16)
+        check_inputs(self, x, t, y, text_embedding, images=use_image_num)
+        label = self.embed_condition(y, text_embedding)
+        stills = self.embed_stills(x, y_image, use_image_num)
+        return self.run(x, self.t_embedder(t), label, stills, use_image_num, self.at_density(x, side))
