@@ -36,7 +36,7 @@ def check_folder(folder: str | Path, request: TextRequest, how: Request, trained
     """
     folder = Path(folder)
     if how.scale < 1:
-        raise ValueError(f"sample: scale must be at least 1 for text, 1 is no guidance, got {how.scale}")
+        raise ValueError(f"sample: guidance must be at least 1 for text, 1 is no guidance, got {how.scale}")
     if trained is not None and not trained.adapter.in_pipelines:
         raise ValueError("sample: path must hold a text-to-video model beside --pretrained, got one of classes")
     if not folder.is_dir():
