@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from latte_fast.cli.endings import sentence
+
 
 def convert(
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
@@ -35,6 +37,6 @@ def convert(
     try:
         written = work(source, out, weights, getattr(torch, dtype) if dtype else None)
     except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(sentence(error, "convert")) from error
     files = sorted(p for p in written.rglob("*") if p.is_file()) if written.is_dir() else [written]
     print(f"{written}: {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")

@@ -8,6 +8,7 @@ import torch
 import tyro
 
 from latte_fast.cli.device import pick_device
+from latte_fast.cli.endings import sentence
 
 
 def encode(
@@ -58,18 +59,21 @@ def encode(
     from latte_fast.codecs.vae import open_vae
     from latte_fast.data import encode as work
     from latte_fast.data.config import DataConfig
+    from latte_fast.locks import one_writer
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "encode")
     try:
         config = DataConfig(kind=kind, path=str(path), flip=flip, on_error=on_error, index=index)
-        work.check(config, out, size, every, dtype, shard_mb, workers, resume)
-        network = open_vae(vae, device, getattr(torch, vae_dtype))
-        written = work.encode(config, out, network, size, every, dtype, shard_mb, workers, resume)
+        with one_writer(out, "encode"):
+            work.check(config, out, size, every, dtype, shard_mb, workers, resume)
+            network = open_vae(vae, device, getattr(torch, vae_dtype))
+            written = work.encode(config, out, network, size, every, dtype, shard_mb, workers, resume)
     except (ValueError, RuntimeError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(sentence(error, "encode")) from error
     frames = sum(row[2] for row in written["clips"])
     size_mb = sum(shard[1] for shard in written["shards"]) / 1e6
     print(f"{out}: {len(written['clips'])} videos, {frames} frames, {size_mb:.1f} MB in {len(written['shards'])} files")
-    if written["broken"]:
-        print(f"{len(written['broken'])} videos did not decode and were left out: {', '.join(written['broken'][:5])}")
+    if broken := written["broken"]:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        print(f"{len(broken)} videos did not decode and were left out: {', '.join(broken[:5])}{more}")

@@ -8,6 +8,7 @@ import torch
 import tyro
 
 from latte_fast.cli.device import pick_device
+from latte_fast.cli.endings import sentence
 
 
 def encode_text(
@@ -44,16 +45,18 @@ def encode_text(
     """
     from latte_fast.codecs.text_encoder import open_text_encoder
     from latte_fast.data import encode_text as work
+    from latte_fast.locks import one_writer
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "encode-text")
     try:
         clips = work.read_captions(captions)
-        work.check(out, dtype, batch, shard_mb, resume)
-        encoder = open_text_encoder(pretrained, device, getattr(torch, encoder_dtype))
-        written = work.encode_text(clips, out, encoder, dtype, batch, shard_mb, resume)
+        with one_writer(out, "encode-text"):
+            work.check(out, dtype, batch, shard_mb, resume)
+            encoder = open_text_encoder(pretrained, device, getattr(torch, encoder_dtype))
+            written = work.encode_text(clips, out, encoder, dtype, batch, shard_mb, resume)
     except (ValueError, RuntimeError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(sentence(error, "encode-text")) from error
     size_mb = sum(shard[1] for shard in written["shards"]) / 1e6
     print(f"{out}: {len(written['captions'])} captions of {len(written['clips'])} names, {size_mb:.1f} MB")
     if written["cut"]:

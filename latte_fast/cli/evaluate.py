@@ -1,12 +1,14 @@
 """latte-fast evaluate."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from latte_fast.cli.device import pick_device
+from latte_fast.cli.endings import sentence
 
 
 def by_default(text: str) -> object:
@@ -67,19 +69,23 @@ def evaluate(
     from latte_fast.evaluation import Evaluation, write_result
     from latte_fast.evaluation import evaluate as measure
     from latte_fast.evaluation.result import check_out
+    from latte_fast.locks import one_writer_of
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "evaluate")
     try:
-        out = check_out(out or samples / f"{metric}.json")
-        config = Evaluation(
-            samples, detector, metric, real or "", kind or "", clips, frames, interval, images, size, seed, batch,
-            workers, device, real_stats or "", index,
-        )  # fmt: skip
-        result = measure(config)
-        # printed first, so that a failure to write the file does not lose the number
-        print("\n".join(result.lines()), flush=True)
-        write_result(out, result)
+        with ExitStack() as stack:
+            out = check_out(out or samples / f"{metric}.json")
+            for path in (out, real_stats) if real_stats is not None and not real_stats.exists() else (out,):
+                stack.enter_context(one_writer_of(path, "evaluate"))
+            config = Evaluation(
+                samples, detector, metric, real or "", kind or "", clips, frames, interval, images, size, seed, batch,
+                workers, device, real_stats or "", index,
+            )  # fmt: skip
+            result = measure(config)
+            # printed first, so that a failure to write the file does not lose the number
+            print("\n".join(result.lines()), flush=True)
+            write_result(out, result)
     except (ValueError, RuntimeError, OSError) as error:
-        raise SystemExit(str(error)) from error
+        raise SystemExit(sentence(error, "evaluate")) from error
     print(f"  {out}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from latte_fast import __version__
+from latte_fast.cli.endings import in_one_line, sentence
 
 # in the order of --help; each has a file in this folder, with a function of its name or `command`, which makes one
 COMMANDS = {
@@ -45,6 +46,12 @@ def main() -> None:
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
         raise SystemExit(f"latte-fast: command must be one of {', '.join(COMMANDS)}, got {name!r}")
+    with in_one_line(name):
+        call(name, rest)
+
+
+def call(name: str, rest: list[str]) -> None:
+    """Imports a command's module and runs it."""
     function = name.replace("-", "_")
     try:
         module = importlib.import_module(f"latte_fast.cli.{function}")
@@ -87,7 +94,7 @@ def run(command: Callable[..., Any], prog: str, args: list[str]) -> None:
             try:
                 return make(**kwargs)
             except ValueError as error:
-                raise SystemExit(str(error)) from None
+                raise SystemExit(sentence(error, prog.split()[-1])) from None
 
         return dataclasses.replace(spec, instantiate=instantiate)
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import tyro
 
+from latte_fast.cli.endings import sentence
 from latte_fast.runs.plot import plot_run
 
 
@@ -17,4 +18,4 @@ def plot(run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     try:
         print(plot_run(run, out))
     except (ValueError, RuntimeError, OSError) as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(sentence(error, "plot")) from None

@@ -1,17 +1,20 @@
 """latte-fast sample."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
+from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import start
 from latte_fast.integrations.latte_pipeline import sample_text
 from latte_fast.runs.load import load
 from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
+from latte_fast.training.folder import ema_is_noise
 
 # defaults in --help of flags that are None unless given, as they are refused where they would have no effect
 DDIM, EMA = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema"))
@@ -45,6 +48,7 @@ def sample(
     over_time: bool = True,
     temporal_decoder: bool = False,
     seed_rule: Literal["philox", "old"] = "philox",
+    resume: bool = False,
 ) -> None:
     """Draw clips from a trained model or from text; several processes under torchrun write the same files as one.
 
@@ -77,6 +81,7 @@ def sample(
         temporal_decoder: decode with the folder's vae_temporal_decoder.
         seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as
             version 0.1 did, until the next release).
+        resume: go on with a stopped run of the same options into the same folder; samples that are there are kept.
     """
     try:
         asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
@@ -105,7 +110,7 @@ def sample(
                 scale = guidance if guidance is not None else 7.5
                 request = Request(count=wanted, scale=scale, **given)
                 trained = None if path is None else load(path, weights or "ema", ranks.device)
-                sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained)
+                sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume)
             else:
                 over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
                 over["seed-rule"] = seed_rule == "old"
@@ -114,8 +119,16 @@ def sample(
                 if guidance is None and asked:
                     guidance = 7.5
                 assert path is not None
+                run = load(path, weights or "ema", ranks.device)
+                if asked and run.adapter.labels != "captions":
+                    flag = "prompts" if prompts is not None else "prompt"
+                    rule = "left out for a model without captions; --classes names its classes"
+                    raise ValueError(f"sample: {flag} must be {rule}, got {asked[0]!r}")
+                noise = ema_is_noise(run.config, run.step) if run.step and weights != "model" else None
+                if noise and ranks.first:
+                    print(f"sample: {noise}", file=sys.stderr)
                 draw(
-                    load(path, weights or "ema", ranks.device),
+                    run,
                     classes=(*classes, *asked),
                     samples=wanted,
                     guidance=guidance,
@@ -124,12 +137,13 @@ def sample(
                     dtype=DTYPES[dtype],
                     out=out,
                     ranks=ranks,
+                    resume=resume,
                     **given,
                 )
             if ranks.first:
                 print(f"{out}: {wanted} samples, {NAMES} says what each shows")
     except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(sentence(error, "sample")) from None
 
 
 def refuse(where: str, **flags: object) -> None:

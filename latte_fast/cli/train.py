@@ -8,8 +8,11 @@ from typing import Annotated
 
 import tyro
 
+from latte_fast.cli.endings import sentence
+from latte_fast.data.item import DataError
 from latte_fast.media.video import VideoError
 from latte_fast.training import TrainConfig, Trainer, read_config, start
+from latte_fast.training.folder import writing
 from latte_fast.training.setup import CONFIG
 
 
@@ -28,7 +31,7 @@ def command(args: list[str]) -> Callable[..., None]:
                 # the folder may have been moved since the run began
                 default = replace(default, out=str(run))
         except ValueError as error:
-            raise SystemExit(str(error)) from None
+            raise SystemExit(sentence(error, "train")) from None
 
     def train(
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
@@ -47,17 +50,14 @@ def command(args: list[str]) -> Callable[..., None]:
             settings = replace(settings, model=replace(settings.model, layout=flex))
         with start() as ranks:
             try:
-                trainer = Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr))
-            except (ValueError, RuntimeError, FileNotFoundError) as error:
-                raise SystemExit(str(error)) from None
-            try:
-                trainer.run()
-            except FloatingPointError as error:
-                raise SystemExit(str(error)) from None
-            except VideoError as error:
+                with writing(Path(settings.out), ranks):
+                    Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr)).run()
+            except (VideoError, DataError) as error:
                 # an error in a loader worker has its traceback before the message
-                sentence = str(error).strip().splitlines()[-1].rpartition("VideoError: ")[2]
-                raise SystemExit(f"train: {sentence}") from None
+                said = str(error).strip().splitlines()[-1]
+                raise SystemExit(f"train: {said.rpartition('Error: ')[2]}") from None
+            except (ValueError, RuntimeError, FloatingPointError) as error:
+                raise SystemExit(sentence(error, "train")) from None
 
     return train
 

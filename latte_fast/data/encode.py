@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from tqdm import tqdm
 from latte_fast.codecs.vae import VAE
 from latte_fast.data.config import DataConfig
 from latte_fast.data.latents import LATENTS
-from latte_fast.data.shards import is_full, write
+from latte_fast.data.shards import damaged, is_full, remove_unlisted, write, write_index, write_shard
 from latte_fast.data.sources import Source, open_sources
+from latte_fast.data.workers import leave_signals, read_all
+from latte_fast.locks import one_writer
 from latte_fast.media.picture import fit
 from latte_fast.media.pixels import normalise
 from latte_fast.media.video import VideoError
@@ -32,10 +35,10 @@ Part = tuple[int, Tensor | str]
 class Pieces(Dataset):
     """All frames to encode, in order and in pieces: (source number, uint8 (n, 3, S, S)), or an error in their place."""
 
-    def __init__(self, sources: list[Source], first: int, size: int, every: int) -> None:
+    def __init__(self, sources: list[Source], numbers: Sequence[int], size: int, every: int) -> None:
         self.sources, self.size = sources, size
         self.jobs: list[tuple[int, list[int]]] = []
-        for number in range(first, len(sources)):
+        for number in numbers:
             places = list(range(0, len(sources[number]), every))
             self.jobs += [(number, places[i : i + PIECE]) for i in range(0, len(places), PIECE)]
 
@@ -63,50 +66,99 @@ def encode(
 ) -> dict[str, Any]:
     """Writes mean and std of every frame's latents (of the mirrored frame too, where config.flip) to folder `out`.
 
-    Returns the index. The index on disk is updated after each shard, and `resume` goes on from it.
+    Returns the index. The index on disk is updated after each shard, and `resume` goes on from it: shards that are
+    missing or damaged are made again first.
     """
-    before = check(config, out, size, every, dtype, shard_mb, workers, resume)
-    if size % vae.factor:
-        raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
-    found = open_sources(config)
-    names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
-    digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
-    # a resumed run must have the same
-    settings = {"version": LATENTS.version, "kind": config.kind, "size": size, "every": every, "flip": config.flip,
-                "dtype": dtype, "vae": vae.name, "channels": vae.channels, "factor": vae.factor, "random": vae.random,
-                "classes": found.classes, "videos": len(names), "digest": digest}  # fmt: skip
-    unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
-    index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
-    LATENTS.check_same(index, settings, out)
-    if index["complete"]:
-        return index
-    out.mkdir(parents=True, exist_ok=True)
-    pieces = Pieces(found.sources, index["done"], size, every)
-    pinned = torch.device(vae.device).type == "cuda"
-    loader = DataLoader(pieces, batch_size=None, num_workers=workers, pin_memory=pinned)
+    with one_writer(out, "encode"):
+        before = check(config, out, size, every, dtype, shard_mb, workers, resume)
+        if size % vae.factor:
+            raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
+        found = open_sources(config)
+        names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
+        digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
+        settings = _settings(config, vae, size, every, dtype) | {
+            "classes": found.classes,
+            "videos": len(names),
+            "digest": digest,
+        }
+        unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
+        index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
+        LATENTS.check_same(index, settings, out)
+        work = Work(found.sources, names, vae, size, every, DTYPES[dtype], config.flip, workers)
+        if before is not None:
+            remove_unlisted(out, index)
+            mend(out, index, work)
+        if not index["complete"]:
+            go_on(out, index, work, shard_mb, config.on_error == "raise")
+    return index
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is encoded, and how."""
+
+    sources: list[Source]
+    names: list[str]
+    vae: VAE
+    size: int
+    every: int
+    dtype: torch.dtype
+    flip: bool
+    workers: int
+
+    def results(self, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
+        """Yields each video's number and its tensors, or why it does not decode."""
+        pieces = Pieces(self.sources, numbers, self.size, self.every)
+        pinned = torch.device(self.vae.device).type == "cuda"
+        leave = leave_signals if self.workers else None
+        loader = DataLoader(pieces, batch_size=None, num_workers=self.workers, pin_memory=pinned, worker_init_fn=leave)
+        for number, parts in groupby(read_all(loader), key=lambda part: part[0]):
+            result = _encoded(parts, self.vae, self.flip, self.dtype)
+            if not isinstance(result, str) and not all(bool(x.isfinite().all()) for x in result.values()):
+                rule = f"finite in {str(self.dtype).removeprefix('torch.')}, or give --dtype or --vae-dtype float32"
+                raise ValueError(f"encode: the latents of {self.names[number]} must be {rule}, got others")
+            yield number, result
+
+
+def go_on(out: Path, index: dict[str, Any], work: Work, shard_mb: int, strict: bool) -> None:
+    """Encodes the videos that are not done, shard by shard."""
+    names, total = work.names, len(work.names)
     shard: dict[str, Tensor] = {}
     rows: list[list[Any]] = []
-    with tqdm(total=len(names), initial=index["done"], desc="encode", unit="video", disable=None) as bar:
-        for number, parts in groupby(loader, key=lambda part: part[0]):
-            result = _encoded(parts, vae, config.flip, DTYPES[dtype])
+    with tqdm(total=total, initial=index["done"], desc="encode", unit="video", disable=None) as bar:
+        for number, result in work.results(range(index["done"], total)):
             if isinstance(result, str):
-                if config.on_error == "raise":
+                if strict:
                     raise VideoError(result)
                 log.warning("left out: %s", result)
                 index["broken"].append(names[number])
             else:
-                label = found.sources[number].place.label
+                label = work.sources[number].place.label
                 rows.append([names[number], label, len(result["mean"]), len(index["shards"])])
                 shard |= {f"{names[number]}/{key}": value for key, value in result.items()}
             bar.update()
-            last = number == len(names) - 1
+            last = number == total - 1
             if last and not rows and not index["clips"]:
-                raise VideoError(f"encode: none of the {len(names)} videos decodes; the last: {result}")
+                raise VideoError(f"encode: none of the {total} videos decodes; the last: {result}")
             if last or is_full(shard, shard_mb):
                 index["clips"] += rows
                 write(out, index, shard, number + 1, last)
                 shard, rows = {}, []
-    return index
+
+
+def mend(out: Path, index: dict[str, Any], work: Work) -> None:
+    """Makes shards again that are missing or damaged."""
+    number_of = {name: number for number, name in enumerate(work.names)}
+    for wrong in damaged(out, index):
+        numbers = [number_of[row[0]] for row in index["clips"] if row[3] == wrong]
+        shard: dict[str, Tensor] = {}
+        for number, result in work.results(numbers):
+            if isinstance(result, str):
+                raise VideoError(f"encode: {out / index['shards'][wrong][0]} can't be made again: {result}")
+            shard |= {f"{work.names[number]}/{key}": value for key, value in result.items()}
+        index["shards"][wrong] = write_shard(out, wrong, shard)
+        write_index(out, index)
+        log.warning("made again, as it was missing or damaged: %s", out / index["shards"][wrong][0])
 
 
 def check(

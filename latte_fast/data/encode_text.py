@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from latte_fast.codecs.text_encoder import TextEncoder
 from latte_fast.data.encode import DTYPES
-from latte_fast.data.shards import is_full, write
+from latte_fast.data.shards import damaged, is_full, remove_unlisted, write, write_index, write_shard
 from latte_fast.data.text import NULL, TEXT
-from latte_fast.files import atomic
+from latte_fast.files import atomic, sha256_of
+from latte_fast.locks import one_writer
 
 log = logging.getLogger("latte_fast.data")
 # number of cut captions that the log shows; the rest are counted
@@ -69,43 +70,76 @@ def encode_text(
         shard_mb: size of a file in MB; the index is updated after each.
         resume: go on where an earlier run stopped.
     """
-    before = check(out, dtype, batch, shard_mb, resume)
-    captions = list(dict.fromkeys(clips.values()))
-    number = {caption: i for i, caption in enumerate(captions)}
-    digest = hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()
-    settings = {"version": TEXT.version, "encoder": encoder.name, "channels": encoder.channels,
-                "tokens": encoder.tokens, "dtype": dtype, "digest": digest}  # fmt: skip
-    begun = {"done": 0, "complete": False, "cut": 0, "firsts": [], "shards": [], "captions": captions,
-             "clips": {name: number[caption] for name, caption in clips.items()}}  # fmt: skip
-    index: dict[str, Any] = before or settings | begun
-    TEXT.check_same(index, settings, out)
-    if index["complete"]:
-        return index
+    with one_writer(out, "encode-text"):
+        before = check(out, dtype, batch, shard_mb, resume)
+        captions = list(dict.fromkeys(clips.values()))
+        number = {caption: i for i, caption in enumerate(captions)}
+        digest = hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()
+        settings = {"version": TEXT.version, "encoder": encoder.name, "channels": encoder.channels,
+                    "tokens": encoder.tokens, "dtype": dtype, "digest": digest}  # fmt: skip
+        begun = {"done": 0, "complete": False, "cut": 0, "firsts": [], "shards": [], "captions": captions,
+                 "clips": {name: number[caption] for name, caption in clips.items()}}  # fmt: skip
+        index: dict[str, Any] = before or settings | begun
+        TEXT.check_same(index, settings, out)
+        wrong = []
+        if before is not None:
+            remove_unlisted(out, index)
+            wrong = damaged(out, index)
+            if index["complete"] and not wrong and _has_null(out, index):
+                return index
+        _write_all(out, index, encoder, DTYPES[dtype], batch, shard_mb, wrong)
+    return index
+
+
+def _write_all(
+    out: Path,
+    index: dict[str, Any],
+    encoder: TextEncoder,
+    kind: torch.dtype,
+    batch: int,
+    shard_mb: int,
+    wrong: list[int],
+) -> None:
+    """Writes the empty caption and the shards that are not there yet, those numbered `wrong` first."""
     # the same captions may come in another order now, but shards and clips are numbered as in the index
     captions = index["captions"]
-    kind = DTYPES[dtype]
     null = _fitting(encoder([""])[0][0], kind, "")
     if index["shards"]:
         _check_encoder(null, out / NULL)
+
+    def embed(first: int, end: int) -> dict[str, Tensor]:
+        some = captions[first:end]
+        rows = enumerate(zip(*encoder(some), strict=True), first)
+        return {str(i): _fitting(text[: int(mask.sum())], kind, captions[i]) for i, (text, mask) in rows}
+
+    ends = [*index["firsts"][1:], index["done"]]
+    for number in wrong:
+        first, end = index["firsts"][number], ends[number]
+        parts = [embed(i, min(i + batch, end)) for i in range(first, end, batch)]
+        index["shards"][number] = write_shard(out, number, {name: x for part in parts for name, x in part.items()})
+        write_index(out, index)
+        log.warning("made again, as it was missing or damaged: %s", out / index["shards"][number][0])
     shard: dict[str, Tensor] = {}
     start = index["done"]
     with tqdm(total=len(captions), initial=start, desc="encode-text", unit="caption", disable=None) as bar:
         for first in range(start, len(captions), batch):
-            some = captions[first : first + batch]
-            for caption in some:
+            done = min(first + batch, len(captions))
+            for caption in captions[first:done]:
                 index["cut"] += _report(caption, encoder, index["cut"])
-            for i, (text, mask) in enumerate(zip(*encoder(some), strict=True), first):
-                shard[str(i)] = _fitting(text[: int(mask.sum())], kind, captions[i])
-            bar.update(len(some))
-            done = first + len(some)
+            shard |= embed(first, done)
+            bar.update(done - first)
             if done == len(captions) or is_full(shard, shard_mb):
                 if not index["shards"]:
                     with atomic(out / NULL) as partial:
                         save_file({"null": null}, partial)
+                    index["null"] = sha256_of(out / NULL)
                 index["firsts"].append(index["done"])
                 write(out, index, shard, done, done == len(captions))
                 shard = {}
-    return index
+
+
+def _has_null(out: Path, index: dict[str, Any]) -> bool:
+    return (out / NULL).is_file() and index.get("null") in (None, sha256_of(out / NULL))
 
 
 def check(out: Path, dtype: str, batch: int, shard_mb: int, resume: bool) -> dict[str, Any] | None:

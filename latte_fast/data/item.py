@@ -12,3 +12,7 @@ class Item(TypedDict, total=False):
     latent: Tensor  # (F + n, C, h, w) float32, scaled
     label: Tensor  # () int64, the number of a class or caption
     image_labels: Tensor  # (n,) int64, labels of the single images
+
+
+class DataError(RuntimeError):
+    """Raised for stored data that can't be used; the message names the file and the clip."""

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latte_fast.data.config import DataConfig
-from latte_fast.data.item import Item
+from latte_fast.data.index_checks import LATENT_FIELDS, check_latents
+from latte_fast.data.item import DataError, Item
 from latte_fast.data.seeding import Key, draw_places, generator, long_enough, split_key
 from latte_fast.data.shards import INDEX, Contents
 from latte_fast.data.text import Texts
 
-LATENTS = Contents("latents", "encode", 1, "videos", ("clips", "every", "size"))
+LATENTS = Contents("latents", "encode", "videos", check_latents, LATENT_FIELDS)
 
 
 class Latents(Dataset):
@@ -30,6 +31,7 @@ class Latents(Dataset):
             )
         index = LATENTS.finished(self.folder)
         self._check(index, config, size)
+        check_shards(self.folder, index)
         self.config, self.frames, self.images = config, frames, images
         self.classes: list[str] = index["classes"]
         self.channels, self.factor, self.vae = int(index["channels"]), int(index["factor"]), str(index["vae"])
@@ -41,7 +43,7 @@ class Latents(Dataset):
         names = [row[0] for row in self.rows]
         self.labels = texts.numbers(names) if texts else [row[1] for row in self.rows]
         self.skipped, self.broken = len(lengths) - len(kept), len(index["broken"])
-        self.shards = [self.folder / name for name, _ in index["shards"]]
+        self.shards = [self.folder / name for name, *_ in index["shards"]]
         self.random: bool = index["random"]
         self._open: dict[int, Any] = {}
 
@@ -98,10 +100,39 @@ class Latents(Dataset):
             file = self._open[shard]
             # only the pages of these frames are read from the disk
             latent = file.get_slice(f"{name}/mean{suffix}")[first : last + 1][rows].float()
-            if not self.random:
-                return latent
-            std = file.get_slice(f"{name}/std{suffix}")[first : last + 1][rows].float()
+            std = file.get_slice(f"{name}/std{suffix}")[first : last + 1][rows].float() if self.random else None
         except (SafetensorError, OSError) as error:
-            raise RuntimeError(f"latents: {self.shards[shard]}: {name} can't be read: {error}") from error
-        noise = torch.from_numpy(rng.standard_normal(latent.shape, np.float32))
-        return latent.addcmul_(std, noise)
+            raise DataError(f"latents: {self.shards[shard]}: {name} can't be read: {error}") from error
+        if std is not None:
+            noise = torch.from_numpy(rng.standard_normal(latent.shape, np.float32))
+            latent.addcmul_(std, noise)
+        if not latent.isfinite().all():
+            raise DataError(f"latents: {self.shards[shard]}: {name} must be finite, got others in frames {places}")
+        return latent
+
+
+def check_shards(folder: Path, index: dict[str, Any]) -> None:
+    """Reads the header of every shard, and checks that it holds the clips that the index names, in their sizes."""
+    side = index["size"] // index["factor"]
+    kind = {"float16": "F16", "float32": "F32"}[index["dtype"]]
+    keys = ["mean", *(["std"] if index["random"] else [])]
+    keys += [f"{key}_flip" for key in keys] if index["flip"] else []
+    clips: dict[int, list[tuple[str, int]]] = {}
+    for name, _, frames, number in index["clips"]:
+        clips.setdefault(number, []).append((name, frames))
+    for number, (shard, *_) in enumerate(index["shards"]):
+        path = folder / shard
+        try:
+            with safe_open(path, "pt") as file:
+                held = {*file.keys()}
+                for name, frames in clips[number]:
+                    for key in (f"{name}/{key}" for key in keys):
+                        if key not in held:
+                            raise ValueError(f"latents: {path} must hold {key}, as {folder / INDEX} says, got none")
+                        part, want = file.get_slice(key), [frames, index["channels"], side, side]
+                        got = (part.get_shape(), part.get_dtype())
+                        if got != (want, kind):
+                            rule = f"{kind} {want}, as {folder / INDEX} says"
+                            raise ValueError(f"latents: {path}: {key} must be {rule}, got {got[1]} {got[0]}")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"latents: {path} can't be read: {error}") from error

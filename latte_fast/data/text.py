@@ -9,11 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latte_fast.data.index_checks import TEXT_FIELDS, check_text
+from latte_fast.data.item import DataError
 from latte_fast.data.shards import INDEX, Contents
 from latte_fast.media.formats import PICTURES, VIDEOS
 
 NULL = "null.safetensors"
-TEXT = Contents("text", "encode-text", 1, "captions", ("clips", "channels", "tokens", "firsts"))
+TEXT = Contents("text", "encode-text", "captions", check_text, TEXT_FIELDS)
 
 
 class Texts:
@@ -36,9 +38,10 @@ class Texts:
         self.channels, self.tokens = int(index["channels"]), int(index["tokens"])
         self._clips: dict[str, int] = index["clips"]
         self._firsts: list[int] = index["firsts"]
-        self._shards = [self.folder / name for name, _ in index["shards"]]
+        self._shards = [self.folder / name for name, *_ in index["shards"]]
         self._open: dict[Path, Any] = {}
         self._check_null()
+        self._check_shards()
 
     def __getstate__(self) -> dict[str, Any]:
         # memory maps can't be pickled; each process opens its own
@@ -80,10 +83,25 @@ class Texts:
         rule = f"text: {self.folder / NULL} must hold the empty caption as {(self.tokens, self.channels)}"
         try:
             shape = tuple(self.null.shape)
-        except RuntimeError as error:
+        except DataError as error:
             raise ValueError(f"{rule}, got {error}") from error
         if shape != (self.tokens, self.channels):
             raise ValueError(f"{rule}, got {shape}")
+
+    def _check_shards(self) -> None:
+        """Reads the header of every shard, and checks that it holds the captions that the index names."""
+        for path, first, end in zip(self._shards, self._firsts, [*self._firsts[1:], len(self.captions)], strict=True):
+            try:
+                with safe_open(path, "pt") as file:
+                    held = {*file.keys()}
+                    shapes = {key: file.get_slice(key).get_shape() for key in held}
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"text: {path} can't be read: {error}") from error
+            for key in map(str, range(first, end)):
+                shape = shapes.get(key, [])
+                if len(shape) != 2 or shape[1] != self.channels or not 0 < shape[0] <= self.tokens:
+                    rule = f"caption {key} as up to {self.tokens} rows of {self.channels}"
+                    raise ValueError(f"text: {path} must hold {rule}, got {shape or 'none'}")
 
     def embeddings(self, numbers: Sequence[int], dropped: Sequence[bool] | Tensor = ()) -> tuple[Tensor, Tensor]:
         """Returns (n, tokens, channels) and masks (n, tokens); dropped captions are empty ones under their own mask."""
@@ -96,6 +114,9 @@ class Texts:
         try:
             if path not in self._open:
                 self._open[path] = safe_open(path, "pt")
-            return self._open[path].get_tensor(key).float()
+            rows = self._open[path].get_tensor(key).float()
         except (SafetensorError, OSError) as error:
-            raise RuntimeError(f"text: {path}: {key} can't be read: {error}") from error
+            raise DataError(f"text: {path}: {key} can't be read: {error}") from error
+        if not rows.isfinite().all():
+            raise DataError(f"text: {path}: caption {key} must be finite, got other values")
+        return rows

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from latte_fast.data.workers import leave_signals, read_all
 from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.frechet import blocks, regroup
@@ -57,8 +58,9 @@ class Features:
     def _pixels(self) -> Iterator[Tensor]:
         pieces = Pieces(self.choice, self.config.size)
         # the loader gives single pieces, and regroup makes the batches: a piece may hold fewer or more frames than one
-        loader = DataLoader(pieces, batch_size=None, num_workers=self.config.workers)
-        for number, (x, *size) in enumerate(loader):
+        leave = leave_signals if self.config.workers else None
+        loader = DataLoader(pieces, batch_size=None, num_workers=self.config.workers, worker_init_fn=leave)
+        for number, (x, *size) in enumerate(read_all(loader)):
             if isinstance(x, Tensor):
                 self.sizes.add((size[0], size[1]))
                 yield x

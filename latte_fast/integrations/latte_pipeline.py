@@ -99,6 +99,7 @@ class PipelineSource:
 
     def __init__(self, pipe: Any, text: TextRequest):
         self.pipe, self.text = pipe, text
+        self.network = getattr(pipe, "transformer", None)
 
     def batch(self, request: Request) -> int:
         return 1
@@ -170,6 +171,7 @@ def sample_text(
     ranks: Ranks,
     dtype: torch.dtype,
     trained: Trained | None = None,
+    resume: bool = False,
 ) -> None:
     """Draws and writes a request's samples of the prompts in turn; every rank calls this and takes its share.
 
@@ -181,6 +183,7 @@ def sample_text(
         ranks: processes that share the work.
         dtype: data type of weights and activations.
         trained: model that replaces the folder's transformer, sampled by the process it was trained with.
+        resume: whether to go on with the same request into the same folder.
     """
     check_folder(folder, text, request, trained)
     if trained:
@@ -188,6 +191,7 @@ def sample_text(
         side = trained.config.size
         text = replace(text, height=text.height or side, width=text.width or side)
     # checked before loading, which takes minutes
-    ranks.from_first(lambda: check_room(Path(out), all_files(request, 1)))
+    if not resume:
+        ranks.from_first(lambda: check_room(Path(out), all_files(request, 1)))
     pipe = open_pipeline(folder, text, ranks.device, dtype, trained)
-    sample_files(PipelineSource(pipe, text), request, out, ranks)
+    sample_files(PipelineSource(pipe, text), request, out, ranks, resume=resume)

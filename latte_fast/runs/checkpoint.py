@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from latte_fast.distributed.data_parallel import whole_tensor
 from latte_fast.distributed.ranks import Ranks
+from latte_fast.files import naming, sha256_of
 from latte_fast.models.checkpoint import CheckpointError
 
 FOLDER = "checkpoints"
@@ -43,25 +44,45 @@ def all_checkpoints(run: Path) -> list[Path]:
 
 
 def latest(run: Path, say: Callable[[str], None] = print) -> Path | None:
-    """Returns the newest checkpoint whose checksums match, and names each newer damaged one."""
-    for folder in reversed(all_checkpoints(run)):
+    """Returns the newest checkpoint whose checksums match, and names each newer damaged one; None where there is none.
+
+    Raises CheckpointError where all are damaged.
+    """
+    folders = all_checkpoints(run)
+    wrong = []
+    for folder in reversed(folders):
         try:
             verify(folder)
         except CheckpointError as error:
-            say(f"{error}; an older checkpoint is tried")
+            wrong.append(str(error))
+            if len(wrong) < len(folders):
+                say(f"{error}; an older checkpoint is tried")
         else:
             return folder
+    if wrong:
+        more = f" ({len(wrong)} checkpoints, none of them whole)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{wrong[0]}{more}")
     return None
+
+
+def remove_partial(run: Path) -> None:
+    """Removes checkpoints that a killed process had begun to write or to remove."""
+    for left in (run / FOLDER).glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:
     """Raises CheckpointError naming the first file that is missing, of another length, or changed."""
     path = folder / MANIFEST
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         content = json.loads(path.read_text())
         files = content["files"]
         intact = content["sha256"] == _digest_of(files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not files:
+            raise ValueError("it names no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: missing or damaged: {error}") from None
     if not intact:
         raise CheckpointError(f"{path}: damaged: its own checksum differs")
@@ -71,7 +92,7 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{file}: missing")
         if file.stat().st_size != want["bytes"]:
             raise CheckpointError(f"{file}: must have {want['bytes']} bytes, found {file.stat().st_size}")
-        if _digest(file) != want["sha256"]:
+        if sha256_of(file) != want["sha256"]:
             raise CheckpointError(f"{file}: damaged: its checksum differs")
 
 
@@ -95,17 +116,39 @@ def save(
         ranks: processes of the run; every rank must call this.
         keep: number of checkpoints to keep.
     """
+    home = run / FOLDER
+    final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
+    try:
+        with naming(final):
+            _write(home, partial, state, weights, meta, ranks)
+            if ranks.first:
+                _publish(home, partial, final, step, keep)
+    except BaseException:
+        # on a full disk half a checkpoint would be in the way of all that follows
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    ranks.barrier()
+    return final
+
+
+def _write(
+    home: Path,
+    partial: Path,
+    state: dict[str, Any],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    meta: dict[str, Any],
+    ranks: Ranks,
+) -> None:
     # imported here, as this import is half of a command's start-up time
     import torch.distributed.checkpoint as dcp
 
-    home = run / FOLDER
-    final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
-    if ranks.first:
+    def begin() -> None:
         home.mkdir(exist_ok=True)
-        for left in home.glob(".step-*.partial"):  # left by a killed process
-            shutil.rmtree(left)
+        remove_partial(home.parent)
         partial.mkdir()
-    ranks.barrier()
+
+    ranks.from_first(begin)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
@@ -120,17 +163,19 @@ def save(
             save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt"})
     if ranks.first:
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        _seal(partial)
-        if final.exists():
-            # a damaged checkpoint of the same step, which resuming skipped
-            _remove(final)
-        os.rename(partial, final)
-        _sync(home)
-        # later ones are damaged, as resuming skipped them, so they do not count as kept
-        for old in [p for p in all_checkpoints(run) if step_of(p) <= step][:-keep]:
-            _remove(old)
-    ranks.barrier()
-    return final
+
+
+def _publish(home: Path, partial: Path, final: Path, step: int, keep: int) -> None:
+    """Gives a written checkpoint its name, and removes all but the newest `keep` up to this step."""
+    _seal(partial)
+    if final.exists():
+        # a damaged checkpoint of the same step, which resuming skipped
+        _remove(final)
+    os.rename(partial, final)
+    _sync(home)
+    # later ones are damaged, as resuming skipped them, so they do not count as kept
+    for old in [p for p in all_checkpoints(home.parent) if step_of(p) <= step][:-keep]:
+        _remove(old)
 
 
 def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
@@ -143,7 +188,11 @@ def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    meta = json.loads((folder / "meta.json").read_text())
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        meta["step"], meta["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'meta.json'}: missing or damaged: {error!r}") from None
     if isinstance(meta.get("sums"), list):
         # version 0.1 wrote a list
         meta["sums"] = dict(zip(("loss", "mse", "vb"), meta["sums"], strict=True))
@@ -169,7 +218,7 @@ def _remove(folder: Path) -> None:
 def _seal(folder: Path) -> None:
     """Writes the manifest, then flushes all files and folders to disk."""
     names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names}
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
     (folder / MANIFEST).write_text(json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1))
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
@@ -181,19 +230,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for part in _parts(path):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            yield part
 
 
 def _digest_of(files: dict[str, Any]) -> str:

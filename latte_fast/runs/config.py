@@ -61,6 +61,13 @@ class OptimConfig:
     ema: float = 0.9999
     ema_warmup: bool = False
 
+    def initial_share(self, steps: int) -> float:
+        """Returns the share of the initial weights in the EMA after so many updates."""
+        if not self.ema_warmup:
+            return self.ema**steps
+        # beyond some thousands of updates nothing is left that a product could show
+        return math.prod(min(self.ema, (1 + i) / (10 + i)) for i in range(min(steps, 10_000)))
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -107,6 +114,7 @@ class TrainConfig:
         save_every: number of steps between checkpoints; the last step always has one.
         keep: number of checkpoints to keep.
         tensorboard: whether to write TensorBoard files too (needs tensorboard).
+        verify: whether the checksums of stored latents and captions are compared while the run trains.
     """
 
     out: str = "run"
@@ -133,6 +141,7 @@ class TrainConfig:
     save_every: int = 1000
     keep: int = 3
     tensorboard: bool = False
+    verify: bool = True
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "steps", "batch", "log_every", "save_every", "keep"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from latte_fast.locks import one_writer_of
 from latte_fast.models.checkpoint import cast, read_checkpoint, save_state
 from latte_fast.models.families import MODEL_FOLDER, family_for, is_model_folder, open_model_folder
 from latte_fast.models.latte.adapter import FILES, LatteAdapter
@@ -29,8 +30,14 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
     source, out = Path(source), Path(out)
     if weights not in ("ema", "model"):
         raise ValueError(f"convert: weights must be ema or model, got {weights!r}")
-    if out.exists():
-        raise ValueError(f"convert: out must not exist, got {out}")
+    with one_writer_of(out, "convert"):
+        if out.exists():
+            raise ValueError(f"convert: out must not exist, got {out}")
+        _convert(source, out, weights, dtype)
+    return out
+
+
+def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -> None:
     if source.is_file():
         LatteAdapter.check_export(out)
         state = read_checkpoint(source, weights)
@@ -52,4 +59,3 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
         family_for(bool(config.data.text), config.model).check_export(out)
         trained = load(source, weights)
         trained.adapter.export(trained.model, out, dtype)
-    return out

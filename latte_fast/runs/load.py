@@ -11,6 +11,7 @@ from latte_fast.models.checkpoint import load_checkpoint, load_state, read_check
 from latte_fast.models.families import FAMILIES, adapter_of_file, family_for, is_model_folder, open_model_folder
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
+from latte_fast.runs.same import FREE, PLACES, difference
 from latte_fast.runs.yaml import from_mapping, read_config
 
 
@@ -59,12 +60,25 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
         raise ValueError(f"load: path must be {rule}, got {path}")
     config = read_config(run / CONFIG, TrainConfig)
     meta = checkpoint.read_meta(folder)
+    check_config(run, config, folder, meta)
     family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(config.data.text), config.model)
     shape = from_mapping(family.config_type, meta["model"], str(folder / "meta.json"))
     adapter = family(shape, meta["classes"])
     model = adapter.build(config.images)
     load_checkpoint(model, folder / f"{weights}.safetensors")
     return Trained(model.to(device).eval(), adapter, config, meta["step"])
+
+
+def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, Any]) -> None:
+    """Raises ValueError where a run's configuration is not that of the checkpoint; version 0.1 kept none in it."""
+    if "config" not in meta:
+        return
+    before = from_mapping(TrainConfig, meta["config"], str(folder / "meta.json"))
+    changed = difference(config, before, (*FREE, *PLACES))
+    if changed is not None:
+        name, was, got = changed
+        rule = f"{was!r}, with which {folder.name} was trained"
+        raise ValueError(f"config: {run / CONFIG}: {name} must be {rule}, got {got!r}")
 
 
 def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:

@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from latte_fast.files import atomic
+from latte_fast.files import atomic, naming
 
 LOG = "log.jsonl"
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Returns the complete lines of a run's log; a line cut short by a kill is left out."""
+    """Returns the complete lines of a run's log; a line cut short by a kill is left out, as is a damaged one."""
     return list(_whole(Path(path)))
 
 
 def _whole(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            return
+    for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and all(isinstance(x, (int, float)) for x in found.values()) and "step" in found:
+            yield found
 
 
 def peak_memory(device: torch.device) -> int:
@@ -58,11 +58,12 @@ class RunLog:
         self.active, self.shown = active, shown
         if not active:
             return
-        path = folder / LOG
+        path = self.path = folder / LOG
         kept = [line for line in _whole(path) if line["step"] <= step]
         with atomic(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.file = path.open("a")
+        with naming(path):
+            self.file = path.open("a")
         # a terminal gets a moving bar, a file one line a minute
         pace = 0.1 if sys.stderr.isatty() else 60.0
         self.bar = tqdm(total=steps, initial=step, unit="step", mininterval=pace, dynamic_ncols=True)
@@ -76,8 +77,9 @@ class RunLog:
         """Writes a line of numbers, whose "step" is the number of updates done."""
         if not self.active:
             return
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         shown = {
             self.shown: f"{line[self.shown]:.4f}",
             "clips/s": f"{line['clips_per_s']:.3g}",
@@ -94,7 +96,8 @@ class RunLog:
         if not self.active:
             return
         self.bar.close()
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
         if self.board is not None:
             self.board.close()
 

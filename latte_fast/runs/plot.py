@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from latte_fast.files import atomic
 from latte_fast.runs.log import LOG, read_log
 
 CURVES = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "grad_norm": "gradient norm"}
@@ -31,21 +32,23 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     known = plt.FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"plot: out must end in one of {', '.join(known)}, got {out.name}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
-        values = [line[name] for line in lines]
+        values = [line.get(name, float("nan")) for line in lines]
         if name == "loss":
             axis.plot(steps, values, color="0.8", linewidth=1)
             values = smooth(values)
-            if min(values) > 0:
+            if min(values, default=0) > 0:
                 axis.set_yscale("log")
         axis.plot(steps, values, linewidth=1.5)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.savefig(out, dpi=100)
-    plt.close(figure)
+    try:
+        with atomic(out) as partial:
+            figure.savefig(partial, dpi=100)
+    finally:
+        plt.close(figure)
     return out
 
 

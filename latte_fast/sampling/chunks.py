@@ -33,11 +33,16 @@ def chunks(count: int, batch: int, rank: int = 0, ranks: int = 1, in_step: bool 
     for name, value in (("count", count), ("batch", batch)):
         if value < 1:
             raise ValueError(f"chunks: {name} must be positive, got {value}")
-    first = list(range(0, count, batch))
-    mine = [Chunk(list(range(i, i + batch)), min(batch, count - i)) for i in first[rank::ranks]]
-    if in_step:
-        most = -(-len(first) // ranks)
-        mine += [Chunk(list(range(batch)), 0)] * (most - len(mine))
+    every = [Chunk(list(range(i, i + batch)), min(batch, count - i)) for i in range(0, count, batch)]
+    return share(every, rank, ranks, in_step)
+
+
+def share(every: list[Chunk], rank: int, ranks: int, in_step: bool) -> list[Chunk]:
+    """Returns a rank's share of some chunks."""
+    mine = every[rank::ranks]
+    if in_step and every:
+        most = -(-len(every) // ranks)
+        mine += [every[0]._replace(wanted=0)] * (most - len(mine))
     return mine
 
 

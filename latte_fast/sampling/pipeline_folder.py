@@ -36,7 +36,7 @@ def check_folder(folder: str | Path, text: TextRequest, request: Request, traine
     """
     folder = Path(folder)
     if request.scale < 1:
-        raise ValueError(f"sample: scale must be at least 1 for text, 1 is no guidance, got {request.scale}")
+        raise ValueError(f"sample: guidance must be at least 1 for text, 1 is no guidance, got {request.scale}")
     if trained is not None and not trained.adapter.in_pipelines:
         raise ValueError("sample: path must hold a text-to-video model beside --pretrained, got one of classes")
     if not folder.is_dir():

@@ -13,6 +13,8 @@ FORMATS = ("mp4", "gif", "png", "npz")
 # those that upstream offers, as diffusers' class names without the ending Scheduler
 SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
               "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
+# fields whose option has another name
+FLAGS = {"count": "samples", "scale": "guidance"}
 # number of frames that a VAE, temporal or not, decodes at once, as upstream does
 DECODED_AT_ONCE = 14
 
@@ -35,7 +37,7 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("count", "batch", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"sample: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"sample: {FLAGS.get(name, name)} must be at least 1, got {getattr(self, name)}")
         for name, known in (("method", METHODS), ("format", FORMATS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"sample: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -49,7 +51,7 @@ class Request:
         )
         for name, ok, rule in rules:
             if not ok:
-                raise ValueError(f"sample: {name} must be {rule}, got {getattr(self, name)}")
+                raise ValueError(f"sample: {FLAGS.get(name, name)} must be {rule}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

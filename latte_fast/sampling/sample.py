@@ -45,6 +45,7 @@ def sample(
     fps: float = 8.0,
     ranks: Ranks | None = None,
     progress: bool = True,
+    resume: bool = False,
 ) -> Samples | None:
     """Draws clips from a trained model: returned as pixels, or written to the folder `out` as they are made.
 
@@ -70,6 +71,7 @@ def sample(
         fps: frames a second of the films.
         ranks: processes that share the work; see distributed.ranks.start.
         progress: whether to show a progress bar.
+        resume: whether to go on with the same request into the same folder, keeping the files that are there.
     """
     if ranks is None:
         ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -93,7 +95,7 @@ def sample(
         # imported here, as it loads PyAV, which pixels do not need
         from latte_fast.sampling.files import sample_files
 
-        sample_files(source, request, out, ranks)
+        sample_files(source, request, out, ranks, resume=resume)
         return None
     drawn: list[Tensor] = []
     names: list[str] = []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latte_fast.codecs.vae import VAE
 from latte_fast.data.text import Texts
@@ -70,6 +70,7 @@ class ModelSource:
         self.model, self.adapter, self.process, self.vae = model, adapter, process, vae
         self.shape, self.guidable, self.device, self.dtype = tuple(shape), guidable, device, dtype
         self.wanted = list(wanted)
+        self.network: nn.Module | None = None  # whose weights a resumed request must find again
 
     def batch(self, request: Request) -> int:
         return request.batch
@@ -97,7 +98,9 @@ class ModelSource:
         model = windowed(self.model, self.shape[0], frames)
         condition = self.condition_for(numbers, request.seed)
         if request.scale != 1.0 and condition.given and not condition.null:
-            raise ValueError(f"sample: scale must be 1 for a model trained without dropped labels, got {request.scale}")
+            raise ValueError(
+                f"sample: guidance must be 1 for a model trained without dropped labels, got {request.scale}"
+            )
 
         def ticking(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
             out = model(x, t, **kwargs)
@@ -150,14 +153,16 @@ def trained_source(
 
     guidable = adapter.guidable(trained.config.model.class_dropout_prob)
     shape = (frames, channels, height, width)
-    return ModelSource(model, adapter, trained.config.diffusion, vae, shape, guidable, device, dtype, numbers)
+    source = ModelSource(model, adapter, trained.config.diffusion, vae, shape, guidable, device, dtype, numbers)
+    source.network = net
+    return source
 
 
 def label_number(adapter: Adapter, name: str) -> int:
     """Returns the number of a class or caption that is given by name or number."""
     what, known = adapter.labels, adapter.label_names()
     if not adapter.choices:
-        raise ValueError(f"sample: {what} must be left out for a model without, got {name!r}")
+        raise ValueError(f"sample: classes must be left out for a model without, got {name!r}")
     if name in known:
         return list(known).index(name)
     if name.isdecimal() and int(name) < adapter.choices:

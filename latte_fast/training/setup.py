@@ -2,22 +2,19 @@
 
 import importlib.util
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from latte_fast.distributed.ranks import Ranks
+from latte_fast.locks import LOCK
 from latte_fast.models.config import require
 from latte_fast.models.families import family_for
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
+from latte_fast.runs.same import difference
 from latte_fast.runs.yaml import read_config
-
-# settings that a resumed run may change: none changes the result of a step, except that a cosine ends with `steps`
-FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
-        "tensorboard", "pretrained")  # fmt: skip
 
 
 def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
@@ -25,7 +22,7 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"train: out must be a folder, got the file {out}")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         require(resume, "out", "a new folder, or the run resumed (--resume)", str(out))
         require((out / CONFIG).is_file(), "out", f"a run with {CONFIG} to be resumed", str(out))
         check_same(config, read_config(out / CONFIG, TrainConfig), out)
@@ -51,16 +48,10 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
 
 def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
     """Refuses a resumed run with another value of a setting that changes its losses; with latents the VAE is free."""
-    free = (*FREE, "vae") if config.data.kind == "latents" else FREE
-    new, old = asdict(config), asdict(before)
-    new["model"].pop("recompute"), old["model"].pop("recompute")
-    for name in old:
-        if name in free or new[name] == old[name]:
-            continue
-        if isinstance(old[name], dict):
-            inner = next(key for key in old[name] if old[name][key] != new[name][key])
-            require(False, f"{name}.{inner}", f"{old[name][inner]!r} as in {out / CONFIG}", new[name][inner])
-        require(False, name, f"{old[name]!r} as in {out / CONFIG}", new[name])
+    changed = difference(config, before)
+    if changed is not None:
+        name, was, got = changed
+        require(False, name, f"{was!r} as in {out / CONFIG}", got)
 
 
 def readers(workers: int | None, device: torch.device) -> int:

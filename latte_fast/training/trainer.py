@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from latte_fast.data import GlobalSampler
+from latte_fast.data.item import DataError
+from latte_fast.data.verify import Verifier
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import RunLog, peak_memory
 from latte_fast.runs.yaml import write_config
+from latte_fast.training.folder import beginning, ending, newest, writing
 from latte_fast.training.loader import Batch, read
 from latte_fast.training.lr_schedule import learning_rate
 from latte_fast.training.objectives.denoising import Denoising
@@ -75,15 +79,16 @@ class Trainer:
             "processes": self.ranks.count,
             "sums": sums,
             "summed": self.summed,
+            "config": asdict(self.config),
             **self.objective.meta(),
         }
         weights = self.objective.weights()
         return checkpoint.save(self.out, self.step, self.objective.state(), weights, meta, self.ranks, self.config.keep)
 
     def _resume(self) -> None:
-        folder = self.ranks.from_first(lambda: checkpoint.latest(self.out, self.say))
+        folder = self.ranks.from_first(lambda: newest(self.out, self.config, self.say))
         if folder is None:
-            self.say(f"train: no whole checkpoint in {self.out}, starting from the beginning")
+            self.say(f"train: no checkpoint in {self.out} yet, starting from the beginning")
             return
         checkpoint.load(folder, self.objective.state(), self.ranks)
         self.objective.loaded()
@@ -148,15 +153,22 @@ class Trainer:
 
     def run(self) -> int:
         """Trains to the last step, or to SIGTERM or Ctrl-C, saves a checkpoint, and returns the updates done."""
+        with writing(self.out, self.ranks):
+            return self._run()
+
+    def _run(self) -> int:
         config, ranks = self.config, self.ranks
+        verifier = Verifier(config.data) if config.verify and ranks.first and self.step < config.steps else None
+        self.say(beginning(config, self.objective.about(), self.step))
         if ranks.first:
-            self.out.mkdir(parents=True, exist_ok=True)
             write_config(self.out / CONFIG, config)
         log = RunLog(self.out, self.step, config.steps, ranks.first, config.tensorboard, self.objective.columns[0])
         batches = self.batches()
         since, waited, saved, counted = time.perf_counter(), 0.0, self.step, 0
         try:
             with self._signals():
+                if verifier is not None:
+                    verifier.start()
                 while self.step < config.steps:
                     waited += self.update(batches)
                     counted += 1
@@ -164,7 +176,8 @@ class Trainer:
                     if self.logs_at(self.step):
                         log.write(self.line(counted, since, waited))
                         since, waited, counted = time.perf_counter(), 0.0, 0
-                    stop = ranks.any(self.stopping)
+                    wrong = verifier is not None and verifier.wrong is not None
+                    stop = ranks.any(self.stopping or wrong)
                     if self.step % config.save_every == 0 or self.step == config.steps or stop:
                         self.save()
                         saved = self.step
@@ -175,9 +188,12 @@ class Trainer:
         finally:
             batches.close()
             log.close()
-        if self.step < config.steps:
-            self.say(f"train: stopped at step {self.step} with a checkpoint; --resume goes on")
+            if verifier is not None:
+                verifier.close()
         assert saved == self.step
+        if verifier is not None and verifier.wrong is not None:
+            raise DataError(f"{verifier.wrong} (stopped at step {self.step} with a checkpoint)")
+        self.say(ending(config, self.step))
         return self.step
 
     def line(self, counted: int, since: float, waited: float) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_train_names_a_wrong_key(tmp_path: Path) -> None:
         (("--data.clips", "0"), "data: clips must be at least 1, got 0"),
         (
             ("--diffusion.steps", "10", "--model.preset", "Latte-S/8"),
-            'beta_schedule: steps must be at least 21 diffusion steps for "linear", whose betas would reach 1, got 10',
+            'train: steps must be at least 21 diffusion steps for "linear", whose betas would reach 1, got 10',
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

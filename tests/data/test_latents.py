@@ -226,7 +226,7 @@ def test_bad_folders_of_latents(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"index\.json must hold every, got an index without"):
         open_dataset(stored, 2, 16)
     (out / "index.json").write_text(json.dumps(index | {"version": 9}))
-    with pytest.raises(ValueError, match="must have version 1, got 9"):
+    with pytest.raises(ValueError, match="must have version 2, got 9"):
         open_dataset(stored, 2, 16)
 
 

@@ -157,9 +157,7 @@ def test_an_index_without_a_field_is_named(field: str, tmp_path: Path) -> None:
     index = json.loads(file.read_text())
     del index[field]
     file.write_text(json.dumps(index))
-    with pytest.raises(
-        ValueError, match=f"encode-text: .*index.json must hold {field}, to go on, got an index without"
-    ):
+    with pytest.raises(ValueError, match=f"text: .*index.json must hold {field}, got an index without"):
         encode_text(CLIPS, tmp_path / "texts", Letters(), resume=True)
 
 
@@ -231,7 +229,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got no such file"):
         Texts(folder)
     (folder / "index.json").write_text(json.dumps({"version": 1}))
-    with pytest.raises(ValueError, match="must hold captions, got an index without"):
+    with pytest.raises(ValueError, match="must hold done, got an index without"):
         Texts(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out must be a folder, got the file"):

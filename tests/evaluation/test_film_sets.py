@@ -12,7 +12,7 @@ from latte_fast.data.layouts import LayoutError
 from latte_fast.evaluation.film_sets import open_array, open_real, open_samples
 from latte_fast.media.video import VideoError
 from latte_fast.sampling.chunks import Chunk
-from latte_fast.sampling.files import write_chunk, write_names
+from latte_fast.sampling.files import NAMES, write_chunk
 from latte_fast.sampling.request import Request
 from tests.helpers.detectors import numbered, write_arrays
 from tests.helpers.films import encode, frame_folder, layout, moving
@@ -37,7 +37,7 @@ def test_samples_as_the_sampler_writes_them(format: str, tmp_path: Path) -> None
     videos = torch.from_numpy(np.stack([moving(5, 32, 32, i) for i in range(3)]))
     request = Request(count=3, batch=3, format=format)  # type: ignore[arg-type]
     write_chunk(tmp_path, Chunk([0, 1, 2], 3), videos, ["a", "b", "c"], request)
-    write_names(tmp_path, request.__dict__, ["a", "b", "c"])
+    (tmp_path / NAMES).write_text(json.dumps({"request": request.__dict__, "names": ["a", "b", "c"]}))
     found = open_samples(tmp_path)
     assert [found.name(i) for i in range(3)] == [f"{i:06d}.{format}" for i in range(3)]
     assert [len(film) for film in found.films] == [5, 5, 5] and found.strict

@@ -97,7 +97,7 @@ def test_numbers_of_a_seed_stay_what_they_were() -> None:
 def test_guidance_needs_a_null_class(source: ModelSource) -> None:
     model = Latte(**SIZES, num_frames=4, num_classes=3, extras=2, class_dropout_prob=0.0).eval()
     plain = trained_source(Trained(model, LatteAdapter(model.config), TrainConfig(), 0), open_vae("identity"))
-    with pytest.raises(ValueError, match="scale must be 1 for a model trained without dropped labels"):
+    with pytest.raises(ValueError, match="guidance must be 1 for a model trained without dropped labels"):
         plain.draw(Request(steps=2), [0])
     plain.draw(Request(steps=2, scale=1.0), [0])
 
@@ -273,13 +273,13 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"count": 0}, "count must be at least 1"),
+        ({"count": 0}, "samples must be at least 1"),
         ({"method": "euler"}, "method must be one of ddpm, ddim, dpm++"),
         ({"format": "avi"}, "format must be one of mp4, gif, png, npz"),
         ({"fps": 0}, "fps must be from 0.01 to 1000, got 0"),
         ({"fps": float("nan")}, "fps must be from 0.01 to 1000, got nan"),
-        ({"scale": -1}, "scale must be at least 0, and finite, got -1"),
-        ({"scale": float("nan")}, "scale must be at least 0, and finite, got nan"),
+        ({"scale": -1}, "guidance must be at least 0, and finite, got -1"),
+        ({"scale": float("nan")}, "guidance must be at least 0, and finite, got nan"),
         ({"seed": 1 << 64}, "seed must be in [0, 2^64), got 18446744073709551616"),
         ({"eta": 1.5}, "eta must be in [0, 1], got 1.5"),
         ({"eta": 0.5, "method": "ddpm"}, "eta must be left out for ddpm, as it is ddim's, got 0.5"),

@@ -118,6 +118,12 @@ class Denoising:
         self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
         self.learners: Mapping[str, Learner] = {"model": self.learner}
 
+    def about(self) -> str:
+        count = sum(p.numel() for p in self.learner.weights.own.values())
+        model = type(self.learner.model).__name__.removeprefix("FSDP")
+        choices = f"{self.adapter.choices:,} {self.adapter.labels}" if self.adapter.choices else "no classes"
+        return f"{model} of {count:,} parameters, {self.length:,} clips with {choices}"
+
     def items(self) -> Dataset:
         return DenoisingItems(self.dataset, self.adapter, self.config, self.latent, self.encoded, self.dropout)
 

@@ -22,6 +22,10 @@ class Objective(Protocol):
     columns: tuple[str, ...]  # losses in the log; the first is shown, and has to stay finite
     length: int  # items in an epoch of the data
 
+    def about(self) -> str:
+        """Returns the networks and the data in a line."""
+        ...
+
     def items(self) -> Dataset:
         """Returns the data set that loader workers read: items by SampleKey, all randomness by its sample number."""
         ...
