@@ -34,7 +34,7 @@ def pair(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> t
     oracle.load_state_dict(ours.state_dict())
     oracle = oracle.double().eval()
     with torch.no_grad():
-        z = oracle.latents(clip(frames=8, seed=seed + 1).double() / 2).movedim(1, -1).flatten(0, -2)
+        z = oracle.latents(clip(frames=max(8, 4 * given["downsample"][0]), seed=seed + 1).double() / 2).movedim(1, -1).flatten(0, -2)
         oracle.codebook.start(z[torch.randperm(len(z))[: given["n_codes"]]])
     ours.to(dtype).load_state_dict(oracle.state_dict())
     return ours, oracle

@@ -98,7 +98,10 @@ class VQGAN(nn.Module):
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Returns the tokens of clips: (B, 3, T, H, W) in [-1, 1] -> (B, t, h, w) int64."""
+        """Returns the tokens of clips: (B, 3, T, H, W) in [-1, 1] -> (B, t, h, w) int64.
+
+        A whole clip at once; `models.tats.chunks` goes through a long film in bounded memory, with the same result.
+        """
         check_clip(x, self.config)
         check_range(x)
         return self.quantise(self.latents(x))
