@@ -23,6 +23,8 @@ class Use(IntEnum):
     START = 3  # a generated sample's initial noise
     STEP = 4  # the noise of each sampling step
     LABEL = 5  # a generated sample's class, where none is asked for
+    FRAME = 6  # the frame of a training clip that a discriminator of pictures sees
+    CODES = 7  # the latents that codes start from, by step
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:

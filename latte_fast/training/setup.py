@@ -14,6 +14,7 @@ from latte_fast.models.families import family_for
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
 from latte_fast.runs.yaml import read_config
+from latte_fast.training.objectives.vqgan_checks import check_vqgan
 
 # settings that a resumed run may change: none changes the result of a step, except that a cosine ends with `steps`
 FREE = ("out", "steps", "micro_batch", "parallel", "compile", "workers", "log_every", "save_every", "keep", "sample",
@@ -38,7 +39,9 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     sharded = config.parallel == "fsdp"
     rule = "fp32, bf16, or used with parallel = fsdp over several processes"
     require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
-    if config.pretrained is not None:
+    if config.objective == "vqgan":
+        check_vqgan(config)
+    elif config.pretrained is not None:
         family = family_for(bool(config.data.text))
         require(family.can_start(Path(config.pretrained)), "pretrained", family.starts_from, config.pretrained)
     if config.tensorboard:
@@ -51,7 +54,9 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
 
 def check_same(config: TrainConfig, before: TrainConfig, out: Path) -> None:
     """Refuses a resumed run with another value of a setting that changes its losses; with latents the VAE is free."""
-    free = (*FREE, "vae") if config.data.kind == "latents" else FREE
+    free = [*FREE, "vae"] if config.data.kind == "latents" else [*FREE]
+    if config.objective == "vqgan" and config.vqgan.model.norm == "batch":
+        free.remove("micro_batch")  # whose statistics are those of a micro-batch
     new, old = asdict(config), asdict(before)
     new["model"].pop("recompute"), old["model"].pop("recompute")
     for name in old:

@@ -1,7 +1,7 @@
 """The configuration of a 3D-VQGAN: its constructor's keywords."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 GROUPS = 32
 PADDINGS = ("replicate", "constant", "reflect", "circular")
@@ -19,6 +19,8 @@ class VQGANConfig:
         norm: batch norm, over all ranks in training; or group norm, of 32 groups in each clip.
         padding: what lies beyond a clip's edges for the encoder's strided convolutions; all others repeat the edge.
     """
+
+    family: ClassVar[str] = "vqgan"  # in the checkpoints of a run
 
     n_hiddens: int = 32
     downsample: tuple[int, int, int] = (4, 8, 8)

@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_film() -> None:
     largest = []
     for length in (50, 120):
         sizes = [0]
-        hooks = [m.register_forward_hook(lambda m, a, out: sizes.append(out.numel())) for m in ours.modules()]
+        hooks = [m.register_forward_hook(lambda m, a, out: sizes.append(out.numel())) for m in ours.modules() if m is not ours.codebook]
         tokens = torch.zeros(1, length, 1, 2, dtype=torch.int64)
         assert sum(part.shape[2] for part in chunks.decode_in_chunks(ours, tokens, 3)) == 4 * length
         x = torch.zeros(1, 3, 1, 8, 16)
