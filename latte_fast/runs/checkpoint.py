@@ -109,6 +109,8 @@ def save(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
+    # a file of weights taken from a run still tells what model they are of
+    keywords = {meta["family"]: json.dumps(meta["model"])} if "family" in meta else {}
     for stem, tensors in weights.items():
         whole = {}
         for name, tensor in tensors.items():
@@ -117,7 +119,7 @@ def save(
             if ranks.first:
                 whole[name] = full.cpu().contiguous()
         if ranks.first:
-            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt"})
+            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt", **keywords})
     if ranks.first:
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
         _seal(partial)

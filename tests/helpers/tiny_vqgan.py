@@ -1,11 +1,16 @@
 """Small 3D-VQGANs: ours and the oracle with the same random weights and codes that lie among the latents."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latte_fast import VQGAN, reference
+from latte_fast.data import DataConfig
+from latte_fast.models.tats.config import VQGANConfig
+from latte_fast.runs.config import VQGANTraining
+from latte_fast.training import OptimConfig, TrainConfig
 
 TINY: dict[str, Any] = {"n_hiddens": 4, "downsample": (2, 4, 4), "embedding_dim": 6, "n_codes": 40}
 
@@ -46,3 +51,24 @@ def clip(batch: int = 2, frames: int = 6, size: int = 16, seed: int = 0, width: 
     x = torch.rand(batch, 3, frames, size, width or size, generator=generator)
     x = nn.functional.avg_pool3d(x, 3, 1, 1, count_include_pad=False)
     return (3 * (x - 0.5)).clamp(-1, 1)
+
+
+MODEL = VQGANConfig(n_hiddens=2, downsample=(2, 4, 4), embedding_dim=4, n_codes=24)
+RUN = VQGANTraining(model=MODEL, restart=1.0, start=2, width=2, layers=2)
+
+
+def tiny_vqgan_run(out: str | Path, **changes: Any) -> TrainConfig:
+    """Returns a run of a VQGAN on eleven clips whose discriminators start in the third step."""
+    given: dict[str, Any] = {
+        "objective": "vqgan",
+        "vqgan": RUN,
+        "data": DataConfig(kind="shapes", clips=11),
+        "optim": OptimConfig(lr=2e-3, betas=(0.5, 0.9), clip=1.0, ema=0.9),
+        "frames": 4,
+        "size": 8,
+        "steps": 12,
+        "batch": 4,
+        "log_every": 1,
+        "save_every": 4,
+    }
+    return TrainConfig(out=str(out), **{**given, **changes})

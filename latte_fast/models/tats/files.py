@@ -23,7 +23,7 @@ from latte_fast.models.tats.vqgan import VQGAN
 
 log = logging.getLogger("latte_fast.models")
 MARK = "encoder.conv_first.conv.weight"
-KEYWORDS = "vqgan"  # entry of a safetensors file's metadata
+KEYWORDS = VQGANConfig.family  # entry of a safetensors file's metadata
 OWN = ("encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook.")
 # buffers of training, which decide no token and no pixel
 _UNSEEN = ("codebook.N", "codebook.z_avg", "num_batches_tracked")

@@ -27,6 +27,7 @@ from latte_fast.models.tats.losses import (
     generator_gan,
     per_clip,
 )
+from latte_fast.models.tats.norm import at_least_fp32
 from latte_fast.models.tats.vqgan import VQGAN
 from latte_fast.runs.config import TrainConfig
 from latte_fast.training.learner import Learner
@@ -107,7 +108,7 @@ class VQGANObjective:
         x = batch["video"].movedim(1, 2)  # (B, 3, T, H, W)
         with self.generator.autocast(x.device):
             made, quantised = self.generator.call(x)
-        x, made = 0.5 * x, 0.5 * made.float()
+        x, made = 0.5 * x, 0.5 * at_least_fp32(made)
         terms = {"l1": self.options.l1 * per_clip((made - x).abs()), "commitment": quantised.commitment}
         pictures = frames_of(made, batch["frame"]), frames_of(x, batch["frame"])
         if self.distance is not None:
@@ -197,7 +198,10 @@ def open_distance(path: str | None, device: torch.device) -> Any:
     if path is None:
         return None
     try:
-        return torch.jit.load(path, map_location=device).eval().requires_grad_(False)
+        network = torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"train: vqgan.perceptual must be a TorchScript file, got {path}: {reason}") from None
+    for p in network.parameters():
+        p.requires_grad = False
+    return network
