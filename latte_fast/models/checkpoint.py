@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,13 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text advises weights_only=False, which would run what the file holds
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f": {found[1]}" if found else ""
-        raise CheckpointError(f"{path}: holds more than tensors, or is damaged, and was not unpickled{what}") from None
-    except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [""])[0] if isinstance(error, _EXPLAINED) else ""
-        raise CheckpointError(f"{path}: truncated or not a checkpoint: {reason or 'no tensors found'}") from error
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
+    else:
+        content = read_pickle(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a dict of tensors, got {type(content).__name__}")
     holders = [name for name in (prefer, "ema", "model") if isinstance(content.get(name), dict)]
@@ -60,6 +55,27 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
             f"{path}: must hold tensors under {prefer!r}, 'model' or flat, got other values at {odd[:3]}"
         )
     return state
+
+
+def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """Reads a .pt or .ckpt; nothing is unpickled but tensors, plain values, and objects of the `allowed` types."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own text advises weights_only=False, which would run what the file holds
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f": {found[1]}" if found else ""
+        raise CheckpointError(f"{path}: holds more than tensors, or is damaged, and was not unpickled{what}") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0] if isinstance(error, _EXPLAINED) else ""
+    return CheckpointError(f"{path}: truncated or not a checkpoint: {reason or 'no tensors found'}")
 
 
 def _stripped(key: str) -> str:

@@ -132,3 +132,17 @@ def conv_transpose3d_ref(
         x = F.pad(x, [r for r in reversed(reach) for _ in range(2)], mode="replicate")
         padding = tuple(p + r * s for p, r, s in zip(padding, reach, stride, strict=True))
     return F.conv_transpose3d(x, w, b, stride, padding, output_padding, groups, dilation)
+
+
+def norm_silu_halo_ref(x: Tensor, scale: Tensor, shift: Tensor, pads: Sequence[int]) -> Tensor:
+    """SiLU(x * scale + shift), its edge repeated; x (B, C, T, H, W), scale and shift (1 or B, C).
+
+    pads has the repetitions in front of and behind T, H and W.
+    """
+    h = F.silu(x * scale[..., None, None, None] + shift[..., None, None, None]).to(x.dtype)
+    return F.pad(h, (*pads[4:], *pads[2:4], *pads[:2]), mode="replicate") if any(pads) else h
+
+
+def nearest_code_ref(z: Tensor, codes: Tensor) -> Tensor:
+    """The number of the code nearest to each row: z (M, D), codes (K, D) -> (M,) int64."""
+    return (codes.square().sum(1) - 2 * (z @ codes.t())).argmin(1)

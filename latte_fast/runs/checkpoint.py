@@ -152,6 +152,8 @@ def _write(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(partial / "state"), no_dist=ranks.count == 1)
+    # a file of weights taken from a run still tells what model they are of
+    keywords = {meta["family"]: json.dumps(meta["model"])} if "family" in meta else {}
     for stem, tensors in weights.items():
         whole = {}
         for name, tensor in tensors.items():
@@ -160,7 +162,7 @@ def _write(
             if ranks.first:
                 whole[name] = full.cpu().contiguous()
         if ranks.first:
-            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt"})
+            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt", **keywords})
     if ranks.first:
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
 

@@ -7,6 +7,7 @@ from typing import Literal
 from latte_fast.data import DataConfig
 from latte_fast.diffusion.noise import SEEDS
 from latte_fast.models.config import ModelConfig, require
+from latte_fast.models.tats.config import VQGANConfig
 
 # name of the configuration file in a run's folder
 CONFIG = "config.yaml"
@@ -89,11 +90,54 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class VQGANTraining:
+    """The 3D-VQGAN that `--objective vqgan` trains, and its losses, weighted as the authors weight them.
+
+    Args:
+        model: sizes of the 3D-VQGAN.
+        restart: a code whose average count a batch falls below this starts again from a latent; 0 never does.
+        l1: weight of the mean absolute difference of pixels, whose values the losses take as half of [-1, 1].
+        perceptual: TorchScript file of a network that returns the distance (B,) of two batches of pictures, each
+            (B, 3, H, W) in [-0.5, 0.5], for one frame of each clip; by default no such loss.
+        perceptual_weight: weight of that distance.
+        image_gan: weight of the discriminator of single frames.
+        video_gan: weight of the discriminator of clips.
+        matching: weight of the differences of the discriminators' features.
+        start: first step in which the discriminators train and count.
+        gan: the discriminators' loss: hinge or vanilla.
+        width: channels of the discriminators' first convolution.
+        layers: number of the discriminators' convolutions with a norm.
+    """
+
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    restart: float = 0.0
+    l1: float = 4.0
+    perceptual: str | None = None
+    perceptual_weight: float = 4.0
+    image_gan: float = 1.0
+    video_gan: float = 1.0
+    matching: float = 4.0
+    start: int = 10_000
+    gan: Literal["hinge", "vanilla"] = "hinge"
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("restart", "l1", "perceptual_weight", "image_gan", "video_gan", "matching", "start"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"vqgan.{name}", "at least 0, and finite", value)
+        for name in ("width", "layers"):
+            require(getattr(self, name) >= 1, f"vqgan.{name}", "at least 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """Train a Latte: a folder of clips in, a run folder with weights, logs and checkpoints out.
+    """Train a Latte or a 3D-VQGAN: a folder of clips in, a run folder with weights, logs and checkpoints out.
 
     Args:
         out: folder of the run; a folder with files in it is refused unless the run is resumed.
+        objective: what is trained: a Latte that denoises clips (denoising), or a 3D-VQGAN that turns clips into tokens
+            and back (vqgan), which takes its options from `vqgan` and none from `model`, `diffusion` and `vae`.
         frames: number of frames in a clip.
         size: height and width in pixels.
         images: number of single images beside each clip (joint image-video training).
@@ -118,11 +162,13 @@ class TrainConfig:
     """
 
     out: str = "run"
+    objective: Literal["denoising", "vqgan"] = "denoising"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    vqgan: VQGANTraining = field(default_factory=VQGANTraining)
     frames: int = 16
     size: int = 256
     images: int = 0

@@ -25,7 +25,10 @@ from latte_fast.training.loader import Batch, read
 from latte_fast.training.lr_schedule import learning_rate
 from latte_fast.training.objectives.denoising import Denoising
 from latte_fast.training.objectives.objective import Objective
+from latte_fast.training.objectives.vqgan import VQGANObjective
 from latte_fast.training.setup import check_run, readers
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": Denoising, "vqgan": VQGANObjective}
 
 
 class Trainer:
@@ -55,7 +58,7 @@ class Trainer:
         self.parallel = ("ddp" if config.parallel == "auto" else config.parallel) if several else "none"
         if config.parallel in ("ddp", "fsdp") and not several:
             self.say(f"train: one process, so there is nothing for {config.parallel} to spread")
-        self.objective: Objective = Denoising(config, self.ranks, self.parallel, self.say)
+        self.objective = OBJECTIVES[config.objective](config, self.ranks, self.parallel, self.say)
         # sums of the losses since the last log line
         self.sums = torch.zeros(len(self.objective.columns), dtype=torch.float64, device=self.ranks.device)
         self.summed = 0
@@ -125,6 +128,8 @@ class Trainer:
         count, waited = self.share // self.micro, 0.0
         kept: list[Batch] = []  # for the learners after the first
         for i, (name, learner) in enumerate(learners.items()):
+            if not self.objective.trains(name, self.step):
+                continue
             for j in range(count):
                 if i == 0:
                     begin = time.perf_counter()
@@ -139,7 +144,7 @@ class Trainer:
                     terms["loss"].backward()
                 learner.weights.take_gradients()
                 for column, term in enumerate(self.objective.columns):
-                    if term in terms:
+                    if term in terms and (i == 0 or term != "loss"):
                         self.sums[column] += terms[term].detach()
             norm = learner.update(self.step, lr, wants_norm=self.logs_at(self.step + 1))
             if i == 0:
@@ -213,6 +218,7 @@ class Trainer:
         return {
             "step": self.step,
             **named,
+            **self.objective.gauges(),
             "grad_norm": norm,
             "lr": learner.optimizer.param_groups[0]["lr"],
             "clips_per_s": counted * self.config.batch / seconds,

@@ -1,6 +1,7 @@
 """Kills training runs. To be run as a process: torch is imported once, and each training run is a fork.
 
 python -m tests.helpers.kills FOLDER KILLS SEED     at random moments, then compares with a run left alone
+python -m tests.helpers.kills FOLDER KILLS SEED vqgan    the same of a 3D-VQGAN's run
 python -m tests.helpers.kills FOLDER writing        at each stage of writing a checkpoint
 """
 
@@ -22,10 +23,15 @@ from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import Trainer
 from tests.helpers.forks import finish, fork
 from tests.helpers.tiny_run import tiny
+from tests.helpers.tiny_vqgan import tiny_vqgan_run
+
+CONFIG = tiny_vqgan_run if sys.argv[-1] == "vqgan" else tiny
+# of a log line, all that does not depend on the machine's speed
+TIMES = {"clips_per_s", "data_wait", "peak_bytes"}
 
 
 def trained(out: Path, steps: int, keep: int = 3) -> None:
-    Trainer(tiny(out, steps=steps, save_every=3, keep=keep), resume=True, say=lambda text: None).run()
+    Trainer(CONFIG(out, steps=steps, save_every=3, keep=keep), resume=True, say=lambda text: None).run()
 
 
 def lines(out: Path) -> int:
@@ -33,8 +39,8 @@ def lines(out: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def result(out: Path, steps: int) -> tuple[list[tuple[float, ...]], dict[str, torch.Tensor]]:
-    log = [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(out / LOG)]
+def result(out: Path, steps: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    log = [{name: value for name, value in line.items() if name not in TIMES} for line in read_log(out / LOG)]
     return log, read_checkpoint(out / checkpoint.FOLDER / f"step-{steps:07d}" / "ema.safetensors")
 
 
@@ -106,7 +112,7 @@ def while_writing(folder: Path) -> None:
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     # makes torch import its lazy modules before the forks; trains no step, which would start threads
-    Trainer(tiny(home / "unused"))
+    Trainer(CONFIG(home / "unused"))
     if sys.argv[2] == "writing":
         while_writing(home)
     else:

@@ -148,6 +148,12 @@ class Denoising:
             x = x.to(torch.bfloat16) if self.learner.weights.master else x
             return self.adapter.call(model, x, t, **kwargs).float()
 
+    def trains(self, learner: str, step: int) -> bool:
+        return True
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
     def state(self) -> dict[str, Any]:
         return self.learner.state()
 

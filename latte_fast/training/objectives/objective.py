@@ -19,7 +19,7 @@ class Objective(Protocol):
     """
 
     learners: Mapping[str, Learner]  # by name, in the order in which a step trains them
-    columns: tuple[str, ...]  # losses in the log; the first is shown, and has to stay finite
+    columns: tuple[str, ...]  # losses in the log; the first is shown, and has to stay finite; `loss` is the first learner's
     length: int  # items in an epoch of the data
 
     def about(self) -> str:
@@ -32,6 +32,14 @@ class Objective(Protocol):
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
         """Returns each loss term as (B,); the learner minimises `loss`."""
+        ...
+
+    def trains(self, learner: str, step: int) -> bool:
+        """Returns whether a step trains this learner."""
+        ...
+
+    def gauges(self) -> dict[str, float]:
+        """Returns further values for a log line, as they are after the last step."""
         ...
 
     def state(self) -> dict[str, Any]:
