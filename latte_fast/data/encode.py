@@ -76,11 +76,10 @@ def encode(
         found = open_sources(config)
         names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
         digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
-        settings = _settings(config, vae, size, every, dtype) | {
-            "classes": found.classes,
-            "videos": len(names),
-            "digest": digest,
-        }
+        # a resumed run must have the same
+        settings = {"version": LATENTS.version, "kind": config.kind, "size": size, "every": every, "flip": config.flip,
+                    "dtype": dtype, "vae": vae.name, "channels": vae.channels, "factor": vae.factor,
+                    "random": vae.random, "classes": found.classes, "videos": len(names), "digest": digest}  # fmt: skip
         unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
         index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
         LATENTS.check_same(index, settings, out)

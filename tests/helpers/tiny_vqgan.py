@@ -39,7 +39,8 @@ def pair(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> t
     oracle.load_state_dict(ours.state_dict())
     oracle = oracle.double().eval()
     with torch.no_grad():
-        z = oracle.latents(clip(frames=max(8, 4 * given["downsample"][0]), seed=seed + 1).double() / 2).movedim(1, -1).flatten(0, -2)
+        film = clip(frames=max(8, 4 * given["downsample"][0]), seed=seed + 1)
+        z = oracle.latents(film.double() / 2).movedim(1, -1).flatten(0, -2)
         oracle.codebook.start(z[torch.randperm(len(z))[: given["n_codes"]]])
     ours.to(dtype).load_state_dict(oracle.state_dict())
     return ours, oracle

@@ -53,7 +53,7 @@ def test_losses_equal_the_oracle(tmp_path: Path, gan: Any) -> None:
     with torch.no_grad():
         model.codebook(model.latents(batch["video"].movedim(1, 2)))
     model.codebook.forget()
-    oracle: Any = reference.vqgan.VQGAN(**{k: v for k, v in vars(MODEL).items()}).double().train()
+    oracle: Any = reference.vqgan.VQGAN(**vars(MODEL)).double().train()
     oracle.load_state_dict(model.state_dict())
     theirs = [reference.vqgan.Discriminator(axes, 2, 3).double().train() for axes in (2, 3)]
     for net, ours in zip(theirs, (judges.image, judges.video), strict=True):
@@ -177,7 +177,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vqgan.l1 must be at least 0, and finite, got -1"):
         replace(RUN, l1=-1.0)
     (tmp_path / "odd.pt").write_text("no network")
-    with pytest.raises(ValueError, match="vqgan.perceptual must be a TorchScript file"):
+    with pytest.raises(ValueError, match=r"vqgan\.perceptual must be a TorchScript file"):
         Trainer(tiny_vqgan_run(tmp_path / "run", vqgan=replace(RUN, perceptual=str(tmp_path / "odd.pt"))))
     before = tiny_vqgan_run("run")
     check_same(replace(before, steps=20), before, Path("run"))

@@ -19,7 +19,8 @@ class Objective(Protocol):
     """
 
     learners: Mapping[str, Learner]  # by name, in the order in which a step trains them
-    columns: tuple[str, ...]  # losses in the log; the first is shown, and has to stay finite; `loss` is the first learner's
+    # losses in the log; the first is shown, and has to stay finite; `loss` is the first learner's
+    columns: tuple[str, ...]
     length: int  # items in an epoch of the data
 
     def about(self) -> str:
