@@ -23,9 +23,9 @@ class Use(IntEnum):
     START = 3  # a generated sample's initial noise
     STEP = 4  # the noise of each sampling step
     LABEL = 5  # a generated sample's class, where none is asked for
-    DENSITY = 6  # the interval of time steps that an update trains
-    FRAME = 7  # the frame of a training clip that a discriminator of pictures sees
-    CODES = 8  # the latents that codes start from, by step
+    FRAME = 6  # the frame of a training clip that a discriminator of pictures sees
+    CODES = 7  # the latents that codes start from, by step
+    DENSITY = 8  # the interval of time steps that an update trains
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:

@@ -28,8 +28,8 @@ def sample_timesteps(
     if within is None:
         share = torch.sigmoid(mean + std * torch.randn(batch, device=device, generator=generator))
         return (share * steps).long().clamp(max=steps - 1)
-    low, high = (_below(edge / steps, mean, std) for edge in (within.start, within.stop))
-    p = low + (high - low) * torch.rand(batch, device=device, generator=generator, dtype=torch.float64)
+    least, most = (_below(edge / steps, mean, std) for edge in (within.start, within.stop))
+    p = least + (most - least) * torch.rand(batch, device=device, generator=generator, dtype=torch.float64)
     share = torch.sigmoid(mean + std * torch.special.ndtri(p))
     return (share * steps).long().clamp(within.start, within.stop - 1)
 

@@ -111,11 +111,11 @@ def test_refused_in_one_line_without_leaving_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+    before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
     command = importlib.import_module("latte_fast.cli")
     monkeypatch.setattr("sys.argv", ["latte-fast", "evaluate", *args])
     with pytest.raises(SystemExit) as refused:
         command.main()
     assert str(refused.value).startswith("evaluate: ") and message in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
+    assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()} == before

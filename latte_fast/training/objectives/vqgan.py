@@ -50,7 +50,7 @@ class GeneratorLearner(Learner):
 
     def update(self, step: int, lr: float, wants_norm: bool) -> Tensor | None:
         norm = super().update(step, lr, wants_norm)
-        self.model.codebook.update()  # type: ignore[operator, union-attr]
+        self.model.codebook.update()  # type: ignore[operator]
         return norm
 
 
@@ -82,12 +82,14 @@ class VQGANObjective:
         self.learners: Mapping[str, Learner] = {"generator": self.generator, "discriminators": self.discriminators}
         self.weights_of = (self.options.image_gan, self.options.video_gan)
         self.distance = open_distance(self.options.perceptual, ranks.device)
+        perceptual = ("perceptual",) if self.distance is not None else ()
+        self.columns = ("loss", "l1", "commitment", *perceptual, "gan", "matching", "discriminators", "psnr")
         ranks.closers.append(lambda: self.__dict__.pop("model", None))
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        perceptual = ("perceptual",) if self.distance is not None else ()
-        return "loss", "l1", "commitment", *perceptual, "gan", "matching", "discriminators", "psnr"
+    def about(self) -> str:
+        counts = [sum(p.numel() for p in learner.weights.own.values()) for learner in self.learners.values()]
+        codes = f"{self.options.model.n_codes:,} codes"
+        return f"VQGAN of {counts[0]:,} parameters and {codes}, judged by {counts[1]:,} more, {self.length:,} clips"
 
     def _source(self) -> torch.Generator:
         """Returns the generator of this step's draws from the latents, the same on every rank."""
