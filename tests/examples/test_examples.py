@@ -77,3 +77,22 @@ def test_shapes_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["steps"] == 2 and 0 <= result["recognised"] <= 1
     assert (tmp_path / name / "samples.png").is_file()
+
+
+FEW = ("dense", "untouched", "quarter", "half", "1 module, seed 1")
+
+
+@pytest.mark.parametrize("parts", [FEW, pytest.param((), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_flexdit_shapes(parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """At 20 steps; the second command finds all parts complete."""
+    args = ("--out", str(tmp_path), "--steps", "20", "--batch", "2", "--samples", "8", "--sampling-steps", "2")
+    args = (*args, "--classifier-steps", "2", *(("--only", *parts) if parts else ()))
+    run(monkeypatch, "flexdit_shapes.py", *args)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == (len(parts) or 17)
+    assert [results[n]["steps"] for n in ("dense", "untouched", "half")] == [20, 0, 10]
+    assert results["half"]["flops"] < 0.56 and "| after a quarter" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.png").is_file() and "minutes of training" in capsys.readouterr().out
+    monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
+    run(monkeypatch, "flexdit_shapes.py", *args)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
