@@ -23,8 +23,8 @@ def sample_timesteps(
     if kind not in ("uniform", "lognormal"):
         raise ValueError(f"sample_timesteps: kind must be uniform or lognormal, got {kind!r}")
     if kind == "uniform":
-        low, high = (0, steps) if within is None else (within.start, within.stop)
-        return torch.randint(low, high, (batch,), device=device, generator=generator)
+        first, end = (0, steps) if within is None else (within.start, within.stop)
+        return torch.randint(first, end, (batch,), device=device, generator=generator)
     if within is None:
         share = torch.sigmoid(mean + std * torch.randn(batch, device=device, generator=generator))
         return (share * steps).long().clamp(max=steps - 1)
