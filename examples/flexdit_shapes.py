@@ -24,7 +24,7 @@ from latte_fast.cli.demo import NAMES, WANTED, demo_config
 from latte_fast.config import LatteConfig
 from latte_fast.data.shapes import clip
 from latte_fast.evaluation.frechet import Moments, frechet_distance, moments
-from latte_fast.evaluation.shapes_classifier import recognised, train_recogniser
+from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.flex_config import FlexLatteConfig
 from latte_fast.flex_cost import flex_cost
 from latte_fast.media.pixels import normalise
@@ -114,7 +114,7 @@ class Judge:
             assert drawn is not None
             video = normalise(drawn.videos.movedim(-1, -3))
             labels = torch.arange(count) % len(NAMES)
-            result["recognised"][f"{guidance:g}"] = recognised(self.classifier, video, labels)
+            result["recognised"][f"{guidance:g}"] = share_recognised(self.classifier, video, labels)
         result["frechet"] = frechet_distance(moments(self.features(video)), self.real)
         result["sheet"] = drawn.videos[: len(NAMES)]
         return result
