@@ -159,9 +159,13 @@ def share_of_dense(part: Part) -> float:
     return flex_cost(FlexLatteConfig(**asdict(plain), layout=part.layout, sides=part.sides)).share
 
 
+def result_file(name: str, given: argparse.Namespace) -> Path:
+    return given.out / "parts" / f"{name.replace(',', '').replace(' ', '-')}.json"
+
+
 def run_part(name: str, given: argparse.Namespace, judge: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Trains and judges a part, unless its result is there already."""
-    file: Path = given.out / "parts" / f"{name.replace(',', '').replace(' ', '-')}.json"
+    file = result_file(name, given)
     if file.is_file():
         return json.loads(file.read_text())
     trained, seconds = trained_part(name, given)
@@ -265,13 +269,15 @@ def main() -> None:
     if unknown:
         parser.error(f"--only must name some of {', '.join(PARTS)}, got {unknown[0]}")
     (given.out / "parts").mkdir(parents=True, exist_ok=True)
-    predict(given)
+    names = [name for name in PARTS if given.only is None or name in given.only]
+    if given.predict or not all(result_file(name, given).is_file() for name in names):
+        predict(given)
     if given.predict:
         return
     judge = Judge(given.classifier_steps)
     print(f"the classifier recognises {judge.known:.0%} of clips that it was not trained on")
     results: dict[str, dict[str, Any]] = {}
-    for name in [n for n in PARTS if given.only is None or n in given.only]:
+    for name in names:
         results[name] = run_part(name, given, judge)
         (given.out / "results.md").write_text(table(results) + "\n")
         (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")

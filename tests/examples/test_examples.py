@@ -85,7 +85,7 @@ FEW = ("dense", "untouched", "quarter", "half", "1 module, seed 1")
 @pytest.mark.parametrize("parts", [FEW, pytest.param((), marks=pytest.mark.slow)], ids=["few", "all"])
 def test_flexdit_shapes(parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """At 20 steps; the second command finds all parts complete."""
-    args = ("--out", str(tmp_path), "--steps", "20", "--batch", "2", "--samples", "8", "--sampling-steps", "2")
+    args = ("--out", str(tmp_path), "--steps", "20", "--batch", "1", "--samples", "8", "--sampling-steps", "2")
     args = (*args, "--classifier-steps", "2", *(("--only", *parts) if parts else ()))
     run(monkeypatch, "flexdit_shapes.py", *args)
     results = json.loads((tmp_path / "results.json").read_text())
