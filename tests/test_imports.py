@@ -33,6 +33,7 @@ ARROWS = {
     "evaluation": {"data", "media", "files"},
     "quantization": set(),
     "runs": {"models", "data", "diffusion", "distributed", "files", "locks"},
+    "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
         "config",
         "runs",

@@ -18,6 +18,8 @@ COMMANDS = {
     "encode-text": "write the embeddings of captions, so that text-to-video training needs no text encoder",
     "train": "train a Latte on a folder of clips, on one process or many",
     "sample": "draw films from a trained model, or from text",
+    "calibrate": "search plans that compute fewer steps of a model's sampling, at a known loss",
+    "plan": "print what a plan computes and what it reuses",
     "evaluate": "measure samples: FVD, FID, inception score",
     "convert": "write a model's weights as upstream's scripts or diffusers read them",
     "plot": "draw a run's loss, learning rate, throughput and gradient norm",

@@ -11,6 +11,7 @@ from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import start
 from latte_fast.integrations.latte_pipeline import sample_text
 from latte_fast.runs.load import load
+from latte_fast.runs.plan import plan_path
 from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
@@ -29,7 +30,9 @@ def sample(
     batch: int = 4,
     seed: int = 0,
     steps: int = 50,
-    method: Annotated[Literal["ddpm", "ddim", "dpm++"] | None, DDIM] = None,
+    method: Annotated[Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] | None, DDIM] = None,
+    quality: str = "exact",
+    plan: Path | None = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None,
     eta: float = 0.0,
     frames: int | None = None,
@@ -60,7 +63,9 @@ def sample(
         batch: number of samples in a batch; another number may change their last bits. Prompts are sampled one by one.
         seed: seed of all noise; sample i depends on the seed and i alone.
         steps: number of sampling steps.
-        method: sampler of a trained model: ddpm, ddim, or dpm++ (DPM-Solver++(2M)).
+        method: sampler of a trained model: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), or heun.
+        quality: exact computes every step; high and fast follow the plans that `latte-fast calibrate` has found.
+        plan: file of another plan.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5, without classes 1.
         eta: noise of ddim's steps, from 0 (none) to 1 (as much as ddpm).
         frames: number of frames in a clip; a trained model makes longer clips of overlapping windows.
@@ -94,7 +99,8 @@ def sample(
         wanted = samples if samples is not None else len(asked) or 8
         with start() as ranks:
             if pretrained is not None:
-                refuse("with --pretrained", classes=classes, method=method, vae=vae)
+                computes = "" if quality == "exact" else quality
+                refuse("with --pretrained", classes=classes, method=method, vae=vae, plan=plan, quality=computes)
                 refuse("without a path", weights=weights if path is None else None)
                 text = TextRequest(
                     prompts=asked,
@@ -133,6 +139,7 @@ def sample(
                     samples=wanted,
                     guidance=guidance,
                     method=method or "ddim",
+                    plan=plan or plan_path(path, quality),
                     vae=vae,
                     dtype=DTYPES[dtype],
                     out=out,

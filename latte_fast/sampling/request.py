@@ -13,6 +13,8 @@ FORMATS = ("mp4", "gif", "png", "npz")
 # those that upstream offers, as diffusers' class names without the ending Scheduler
 SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
               "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
+# samplers that only the loop over a plan has
+PLANNED = ("unipc", "heun")
 # fields whose option has another name
 FLAGS = {"count": "samples", "scale": "guidance"}
 # number of frames that a VAE, temporal or not, decodes at once, as upstream does
@@ -27,18 +29,19 @@ class Request:
     batch: int = 4
     seed: int = 0
     steps: int = 50
-    method: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    method: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] = "ddim"
     scale: float = 4.0
     eta: float = 0.0
     frames: int | None = None
     format: Literal["mp4", "gif", "png", "npz"] = "mp4"
     fps: float = 8.0
+    plan: str = ""  # file of a plan; empty computes every step
 
     def __post_init__(self) -> None:
         for name in ("count", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample: {FLAGS.get(name, name)} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("method", METHODS), ("format", FORMATS)):
+        for name, known in (("method", (*METHODS, *PLANNED)), ("format", FORMATS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"sample: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         rules = (
@@ -46,6 +49,8 @@ class Request:
             ("scale", 0 <= self.scale < math.inf, "at least 0, and finite"),
             ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
             ("eta", self.method == "ddim" or not self.eta, f"left out for {self.method}, as it is ddim's"),
+            ("method", not self.plan or self.method != "ddpm", "another than ddpm with a plan, which holds no noise"),
+            ("eta", not self.plan or not self.eta, "left out with a plan, which holds no noise"),
             ("frames", self.frames is None or self.frames >= 1, "at least 1"),
             ("fps", FPS[0] <= self.fps <= FPS[1], f"from {FPS[0]} to {FPS[1]}"),
         )

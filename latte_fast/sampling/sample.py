@@ -32,7 +32,7 @@ def sample(
     samples: int | None = None,
     guidance: float | None = None,
     steps: int = 50,
-    method: Literal["ddpm", "ddim", "dpm++"] = "ddim",
+    method: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] = "ddim",
     eta: float = 0.0,
     frames: int | None = None,
     seed: int = 0,
@@ -46,6 +46,7 @@ def sample(
     ranks: Ranks | None = None,
     progress: bool = True,
     resume: bool = False,
+    plan: str | Path = "",
 ) -> Samples | None:
     """Draws clips from a trained model: returned as pixels, or written to the folder `out` as they are made.
 
@@ -57,7 +58,7 @@ def sample(
         samples: number of samples, by default 8.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, or 1 for a model without classes.
         steps: number of sampling steps.
-        method: ddpm, ddim or dpm++, DPM-Solver++(2M).
+        method: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2) or heun.
         eta: noise of ddim's steps; 1 is as noisy as ddpm.
         frames: number of frames in a clip; longer clips than the model's are made of overlapping windows.
         seed: seed of all noise.
@@ -71,6 +72,7 @@ def sample(
         fps: frames a second of the films.
         ranks: processes that share the work; see distributed.ranks.start.
         progress: whether to show a progress bar.
+        plan: file of a plan that `latte-fast calibrate` wrote, which computes fewer steps.
         resume: whether to go on with the same request into the same folder, keeping the files that are there.
     """
     if ranks is None:
@@ -90,6 +92,7 @@ def sample(
         frames=frames,
         format=format,
         fps=fps,
+        plan=str(plan),
     )
     if out is not None:
         # imported here, as it loads PyAV, which pixels do not need

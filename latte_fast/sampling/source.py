@@ -1,5 +1,6 @@
 """Sources of samples: a trained model, or one in training, with its VAE; integrations/ has a source for pipelines."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -8,13 +9,18 @@ from torch import Tensor, nn
 
 from latte_fast.codecs.vae import VAE
 from latte_fast.data.text import Texts
+from latte_fast.diffusion import Diffusion
+from latte_fast.diffusion.noise import Use, normal
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.adapter import Adapter, Condition, Conditions
+from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
+from latte_fast.runs.plan import Plan, check_made_for, load_plan, weights_digest
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.engine import generate, sampling_process
-from latte_fast.sampling.request import Request
+from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan, whole_process
+from latte_fast.sampling.request import PLANNED, Request
 from latte_fast.sampling.windows import windowed
 
 
@@ -71,6 +77,7 @@ class ModelSource:
         self.shape, self.guidable, self.device, self.dtype = tuple(shape), guidable, device, dtype
         self.wanted = list(wanted)
         self.network: nn.Module | None = None  # whose weights a resumed request must find again
+        self._made_for: dict[str, Any] | None = None
 
     def batch(self, request: Request) -> int:
         return request.batch
@@ -95,6 +102,7 @@ class ModelSource:
         self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
     ) -> tuple[Tensor, list[str]]:
         frames = request.frames or self.shape[0]
+        plan = self.plan_for(request)
         model = windowed(self.model, self.shape[0], frames)
         condition = self.condition_for(numbers, request.seed)
         if request.scale != 1.0 and condition.given and not condition.null:
@@ -107,6 +115,11 @@ class ModelSource:
             tick()
             return out
 
+        if plan is not None:
+            null = condition.null if request.scale != 1.0 else {}
+            noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed)
+            latents = self._by_plan(plan, self.denoiser(ticking, condition.given, null, plan.scale), noise)
+            return to_pixels(self.vae.decode(latents)), condition.names
         latents = generate(
             sampling_process(self.process, request.steps, self.adapter.learns_sigma()),
             ticking,
@@ -124,6 +137,45 @@ class ModelSource:
             step_keywords=self.adapter.step_keywords(request.steps),
         )
         return to_pixels(self.vae.decode(latents)), condition.names
+
+    def plan_for(self, request: Request) -> Plan | None:
+        """Returns the plan that a request asks for or needs, checked against this model; None for the plain loops."""
+        if not request.plan and request.method not in PLANNED:
+            return None
+        keywords = self.adapter.step_keywords(request.steps)
+        sampler = (self.whole, request.method, request.steps, request.scale, keywords)
+        if not request.plan:
+            return plain_plan(*sampler)
+        if request.frames not in (None, self.shape[0]):
+            rule = f"the model's {self.shape[0]} with a plan, as windows do not reuse"
+            raise ValueError(f"sample: frames must be {rule}, got {request.frames}")
+        plan = load_plan(request.plan)
+        check_made_for(plan, plain_plan(*sampler, **self.made_for()))
+        return plan
+
+    @functools.cached_property
+    def whole(self) -> Diffusion:
+        return whole_process(self.process, self.adapter.learns_sigma())
+
+    def made_for(self) -> dict[str, Any]:
+        """Returns what a plan for this model holds good for, beside the sampler, its steps and the guidance."""
+        if self._made_for is None:
+            assert self.network is not None
+            process = {"schedule": self.process.schedule, "prediction": self.process.prediction}
+            self._made_for = {"weights": weights_digest(self.network), "shape": list(self.shape), **process}
+        return self._made_for
+
+    def denoiser(self, model: Callable[..., Tensor], given: Conditions, null: Conditions, scale: float) -> Denoiser:
+        given, null = ({name: x.to(self.device) for name, x in kind.items()} for kind in (given, null))
+        clip = self.vae.factor == 1
+        return Denoiser(model, self.whole, given, null, scale, StackReuse(), clip=clip, dtype=self.dtype)
+
+    def noise(self, numbers: Sequence[int], shape: Sequence[int], seed: int) -> Tensor:
+        return torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(self.device)
+
+    def _by_plan(self, plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
+        reused = plan.computed < len(plan.rows)
+        return run_plan(plan, self.network if reused else None, denoiser, noise)
 
 
 def trained_source(

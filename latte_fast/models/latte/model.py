@@ -30,6 +30,7 @@ from latte_fast.modules.embed import (
 )
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
+from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
@@ -53,6 +54,7 @@ class Latte(nn.Module):
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
+    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
     config: LatteConfig
 
     def __init__(
@@ -137,7 +139,10 @@ class Latte(nn.Module):
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
             pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
-        x, pending = (run_blocks or self.run_blocks)(x, silu_space, silu_time, pos, rope, images)  # (B, F, N, D)
+        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
+        first = [x]
+        del x  # the blocks free it, if nobody else names it
+        x, pending = run(first.pop(), silu_space, silu_time, pos, rope, images)  # (B, F, N, D)
         if extra:
             x = x[:, :, extra:]
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])

@@ -17,6 +17,7 @@ from latte_fast.modules.linear import is_plain, share_storage
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
+from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 TIME_CHANNELS = 256
 
@@ -34,6 +35,7 @@ class FastT2V(nn.Module):
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
+    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
     config: Any
 
     @property
@@ -81,7 +83,7 @@ class FastT2V(nn.Module):
 
     def run(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None, temporal: bool, images: int) -> Tensor:
         config, p = self.config, self.config.patch_size
-        frames, rows, columns = x.shape[2] - images, x.shape[3] // p, x.shape[4] // p
+        rows, columns = x.shape[3] // p, x.shape[4] // p
         proj = self.pos_embed.proj
         width = proj.weight.shape[0]
         table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
@@ -94,11 +96,23 @@ class FastT2V(nn.Module):
         time = self.embed_time(t)  # (B, D)
         modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
+        run = with_reuse(self.stack_reuse, self.run_blocks)
+        first = [x]
+        del x  # the blocks free it, if nobody else names it
+        x, pending = run(first.pop(), modulation, space, temporal)  # (B, F, N, D)
+        shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
+        x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
+        return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
+
+    def run_blocks(
+        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool
+    ) -> tuple[Tensor, Pending | None]:
+        images, frames, width = space.images, x.shape[1] - space.images, x.shape[3]
         pending: Pending | None = None
         policy = "block" if self.gradient_checkpointing else self.recompute
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
-            x, pending = run_block(policy, space_block, x, pending, modulation, space)  # (B, F, N, D)
+            x, pending = run_block(policy, space_block, x, pending, modulation, space)
             if not temporal:
                 continue
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
@@ -107,9 +121,7 @@ class FastT2V(nn.Module):
                 x, pending = self.beside_images(policy, time_block, x, pending, modulation, context, images), None
             else:
                 x, pending = run_block(policy, time_block, x, pending, modulation, context)
-        shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
-        x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
-        return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
+        return x, pending
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
         one, two = self.caption_projection.linear_1, self.caption_projection.linear_2

@@ -1,0 +1,239 @@
+"""The search for plans: picks the steps worth computing, and runs every plan that it proposes.
+
+What a plan loses is measured, not predicted: the PSNR of its films to those of the plan that computes every step.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, in_order, rms
+from latte_fast.modules.stack_reuse import StackReuse
+from latte_fast.runs.plan import Plan, PlanRow
+from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.source import ModelSource
+
+TIERS = {"high": 40.0, "fast": 32.0}  # least PSNR in dB
+FEWEST = 6  # computed steps of the cheapest plan that is tried
+RUNS = 24  # runs that refine a tier's plan
+MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
+BEYOND = 4.0  # dB above the highest tier at which the curve ends
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that was run: its forwards, and the PSNR of its films to those of the plan that computes every step."""
+
+    plan: Plan
+    psnr: float
+
+    def measured_plan(self) -> Plan:
+        """Returns the plan with what was measured."""
+        return replace(self.plan, measured={"psnr": round(self.psnr, 2), "forwards": self.plan.forwards})
+
+    @property
+    def speed(self) -> float:
+        """Forwards of the whole plan over this plan's: an upper bound of the gain in time."""
+        whole = sum(1.0 if row.guidance == "both" else 0.5 for row in self.plan.rows)
+        return whole / self.plan.forwards
+
+
+def plan_of(plan: Plan, path: Path) -> Plan:
+    """Returns the plan with only a path's steps computed; the steps after each are extrapolated with its order."""
+    orders = dict(path)
+    rows, order, computed = [], 0, 0
+    for i, row in enumerate(plan.rows):
+        if i in orders:
+            order, computed = orders[i], computed + 1
+            rows.append(row)
+        else:
+            rows.append(replace(row, compute=False, order=min(order, computed - 1)))
+    return replace(plan, rows=tuple(rows))
+
+
+def path_of(plan: Plan) -> Path:
+    """Returns a plan's computed steps, each with the order of the reuse that follows it; plan_of's inverse."""
+    path: Path = []
+    for i, row in enumerate(plan.rows):
+        if row.compute:
+            path.append((i, 0))
+        elif plan.rows[i - 1].compute:
+            path[-1] = (path[-1][0], row.order)
+    return path
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Returns the mean over samples of the PSNR between films in [-1, 1], (B, ...)."""
+    error = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).double().pow(2).flatten(1).mean(1)
+    return float((-10 * torch.log10(error.clamp_min(1e-20))).mean())
+
+
+def guidance_kept(trajectory: Trajectory, plan: Plan, gains: Sequence[float]) -> list[tuple[float, int]]:
+    """Returns (error at x_0, step) of keeping the guidance of the computed step before, for each computed step."""
+    out, before = [], 0
+    for i, row in enumerate(plan.rows):
+        if not row.compute or i == 0:
+            continue
+        now, old = trajectory.differences[i], trajectory.differences[before]
+        assert now is not None and old is not None
+        weight = abs(row.predict.weights[0]) * start_per_output(trajectory, i)
+        out.append(((plan.scale - 1) * weight * rms(now - old) * gains[min(i + 1, len(gains) - 1)], i))
+        before = i
+    return sorted(out)
+
+
+def start_per_output(trajectory: Trajectory, i: int) -> float:
+    """Returns how much x_0's prediction moves with the model's output at step i."""
+    process, t = trajectory.denoiser.process, trajectory.times[i : i + 1]
+    one = torch.ones(1, 1, 1, device=t.device)
+    return abs(float(process.predict_start(one, one, t) - process.predict_start(0 * one, one, t)))
+
+
+def with_kept(plan: Plan, steps: set[int]) -> Plan:
+    """Returns the plan with the guidance of these computed steps, and of what reuses them, kept."""
+    rows: list[PlanRow] = []
+    halves: list[bool] = []
+    for i, row in enumerate(plan.rows):
+        if row.compute:
+            halves.append(i not in steps)
+        whole = halves[-1] if row.compute else all(halves[-1 - row.order :])
+        rows.append(row if whole else replace(row, guidance="kept"))
+    return replace(plan, rows=tuple(rows))
+
+
+class Search:
+    """Finds plans for a model, a sampler and a size; each is measured on the samples of the trajectory."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        net: nn.Module,
+        denoiser: Denoiser,
+        noise: Tensor,
+        decode: Callable[[Tensor], Tensor] = lambda x: x,
+        progress: bool = False,
+    ):
+        self.decode = decode
+        whole = len(plan.rows)
+        with tqdm(total=whole * (2 + PROBES // 2), desc="calibrate", unit="step", disable=not progress) as bar:
+            self.trajectory = Trajectory(plan, net, denoiser, noise, bar.update)
+            self.gains = self.trajectory.sensitivity(bar.update)
+            self.edges = Edges(self.trajectory, self.gains, bar.update)
+        self.film = decode(self.trajectory.result)
+        self.found: list[Found] = []
+
+    def measure(self, plan: Plan) -> Found:
+        trajectory = self.trajectory
+        reuse = StackReuse()
+        trajectory.denoiser.reuse = reuse
+        result = run_plan(plan, trajectory.net, trajectory.denoiser, trajectory.noise)
+        found = Found(plan, psnr(self.decode(result), self.film))
+        self.found.append(found)
+        return found
+
+    def budget(self, computed: int, measured: int = 3) -> Found:
+        """Returns the best of the plans with this many computed steps."""
+        starts = {name: self.edges.path(computed, name) for name in OBJECTIVES}
+        for name, steps in hand_made(self.edges.count, computed).items():
+            starts[name] = in_order([(i, 1) for i in steps])
+        candidates = [*starts.values(), *(self.edges.improved(path)[1] for path in starts.values())]
+        unlike = {tuple(path): path for path in candidates}
+        ranked = sorted(unlike.values(), key=self.edges.predicted)[:measured]
+        # what needs no search is always among those that are run
+        tried = {tuple(path): path for path in [*ranked, starts["late-dense"]]}
+        plain = self.trajectory.plan
+        return max((self.measure(plan_of(plain, path)) for path in tried.values()), key=lambda f: f.psnr)
+
+    def refined(self, found: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
+        """Moves steps and changes orders of a plan as long as its measured PSNR rises, within a number of runs."""
+        best, path = found, path_of(found.plan)
+        moves = iter(self.edges.by_promise(path))
+        for _ in range(runs):
+            move = next(moves, None)
+            if move is None or best.psnr >= enough:
+                break
+            tried = self.measure(plan_of(self.trajectory.plan, move))
+            if tried.psnr > best.psnr:
+                best, path = tried, move
+                moves = iter(self.edges.by_promise(path))
+        return best
+
+    def tier(self, curve: Sequence[Found], least: float) -> Found | None:
+        """Returns the cheapest plan with at least this PSNR, after refining those that are just below it."""
+        for near in (found for found in curve if least - 3 <= found.psnr < least):
+            if self.refined(near, RUNS, least).psnr >= least:
+                break
+        good = [found for found in self.found if found.psnr >= least]
+        return min(good, key=lambda found: (found.plan.forwards, -found.psnr)) if good else None
+
+    def cheaper_guidance(self, found: Found, shares: Sequence[float] = (0.25, 0.5, 0.75)) -> list[Found]:
+        """Measures a plan with the guidance of some of its computed steps kept, the least harmful first."""
+        if found.plan.scale == 1.0:
+            return []
+        ranked = [i for _, i in guidance_kept(self.trajectory, found.plan, self.gains)]
+        counts = sorted({round(share * len(ranked)) for share in shares} - {0})
+        return [self.measure(with_kept(found.plan, set(ranked[:n]))) for n in counts]
+
+
+def hand_made(count: int, computed: int) -> dict[str, list[int]]:
+    """Returns masks that need no search: computed steps even, dense early, dense late (u -> 1 - (1 - u)^1.5)."""
+    shapes: dict[str, Callable[[float], float]] = {
+        "even": lambda u: u,
+        "early-dense": lambda u: u**1.5,
+        "late-dense": lambda u: 1 - (1 - u) ** 1.5,
+    }
+    out = {}
+    for name, shape in shapes.items():
+        steps = sorted({round((count - 1) * shape(i / (computed - 1))) for i in range(computed)})
+        free = itertools.filterfalse(set(steps).__contains__, range(count))
+        while len(steps) < computed:  # two rounded to one
+            steps = sorted([*steps, next(free)])
+        out[name] = steps
+    return out
+
+
+def calibrate(
+    source: ModelSource, request: Request, tiers: dict[str, float] | None = None, progress: bool = False
+) -> tuple[dict[str, Found], list[Found]]:
+    """Searches plans for a model and a sampler: the cheapest for each tier, and the best for each number of steps.
+
+    Args:
+        source: model, its conditions and its decoder.
+        request: sampler, steps and guidance; its first `count` samples are what the loss is measured on.
+        tiers: least PSNR in dB by name.
+        progress: whether to show progress bars.
+    """
+    numbers = range(request.count)
+    condition = source.condition_for(numbers, request.seed)
+    null = condition.null if request.scale != 1.0 else {}
+    denoiser = source.denoiser(source.model, condition.given, null, request.scale)
+    keywords = source.adapter.step_keywords(request.steps)
+    plain = plain_plan(source.whole, request.method, request.steps, request.scale, keywords, **source.made_for())
+    assert source.network is not None
+    noise = source.noise(numbers, source.shape, request.seed)
+    search = Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
+    last = len(plain.rows) - 1
+    budgets = range(max(FEWEST, search.edges.fewest), max(last * 3 // 5, FEWEST + 1))
+    wanted = TIERS if tiers is None else tiers
+    curve: list[Found] = []
+    with tqdm(desc="plans", unit="plan", disable=not progress) as bar:
+        for computed in budgets:
+            curve.append(search.budget(computed))
+            bar.update(len(search.found) - bar.n)
+            # the curve ends where it has risen well above what is asked for
+            if curve[-1].psnr > max(wanted.values()) + BEYOND:
+                break
+        found = {name: search.tier(curve, least + MARGIN) for name, least in wanted.items()}
+        bar.update(len(search.found) - bar.n)
+    for name, best in found.items():
+        if best is None:
+            reached = max(f.psnr for f in search.found) - MARGIN
+            rule = f"at most the {reached:.1f} dB that reuse reaches here"
+            raise ValueError(f"calibrate: psnr must be {rule}, got {wanted[name]:g}")
+    return {name: best for name, best in found.items() if best is not None}, curve

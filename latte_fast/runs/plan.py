@@ -1,0 +1,174 @@
+"""Plans: what a sampling run computes and what it reuses, a row a step, fixed before the run; kept as JSON."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from latte_fast.diffusion.solvers import Row, Sum
+
+FORMAT = 1
+PLANS = "plans"  # folder in a run
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One step: the solver's numbers, and how its prediction is made."""
+
+    time: float  # time step that the model is given
+    correct: Sum | None
+    predict: Sum
+    compute: bool = True  # False adds an extrapolation of earlier steps instead of running the blocks
+    order: int = 0  # of that extrapolation
+    guidance: Literal["both", "kept", "off"] = "both"  # "kept": the difference of the branches of an earlier step
+    side: int | None = None  # tokens along an edge, for models whose density varies
+    precision: str = "model"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sampler's steps in order, with what the plan was made for and what it was measured to lose."""
+
+    method: str
+    steps: int
+    scale: float
+    rows: tuple[PlanRow, ...]
+    made_for: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < 2:
+            raise ValueError(f"plan: rows must be two or more, got {len(self.rows)}")
+        for where, row in (("first", self.rows[0]), ("last", self.rows[-1])):
+            if not row.compute:
+                raise ValueError(f"plan: the {where} step must be computed, got one that is reused")
+        halves: list[bool] = []  # of the computed steps: whether the unguided half was run
+        for i, row in enumerate(self.rows):
+            if row.guidance not in ("both", "kept", "off"):
+                raise ValueError(f"plan: guidance of step {i} must be both, kept or off, got {row.guidance!r}")
+            if not row.compute and not 0 <= row.order < len(halves):
+                rule = f"below the {len(halves)} steps computed before it"
+                raise ValueError(f"plan: order of step {i} must be {rule}, got {row.order}")
+            if not row.compute and row.guidance == "both" and not all(halves[-1 - row.order :]):
+                rule = "kept, as a step that is reused was computed without its unguided half"
+                raise ValueError(f"plan: guidance of step {i} must be {rule}, got both")
+            if row.guidance == "kept" and not any(halves):
+                raise ValueError(f"plan: step {i} must not keep a guidance that no earlier step computed")
+            if row.compute:
+                halves.append(row.guidance == "both")
+
+    @property
+    def computed(self) -> int:
+        """Number of steps whose blocks are run."""
+        return sum(row.compute for row in self.rows)
+
+    @property
+    def forwards(self) -> float:
+        """Number of forwards of the whole batch, one without its second half counted as a half."""
+        return sum((1.0 if row.guidance == "both" else 0.5) * row.compute for row in self.rows)
+
+    def summary(self) -> str:
+        """Returns what a run of the plan computes and reuses, in a line."""
+        reused = len(self.rows) - self.computed
+        return f"{self.computed} of {len(self.rows)} steps computed, {reused} reused"
+
+    def solver_rows(self) -> list[Row]:
+        return [Row(i, row.correct, row.predict) for i, row in enumerate(self.rows)]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan with a checksum, so that an edit by hand is noticed."""
+        body = asdict(self)
+        text = json.dumps({"format": FORMAT, "sha256": digest(body), **body}, indent=1)
+        Path(path).write_text(text + "\n")
+
+    def table(self) -> str:
+        """Returns the rows as text, a line a step."""
+        of = f"{self.computed} of {len(self.rows)} computed"
+        lines = [f"{self.method}, {self.steps} steps, guidance {self.scale:g}: {of}"]
+        lines += [f"  {name} {value:g}" for name, value in self.measured.items()]
+        lines.append("step   time  blocks        guidance")
+        for i, row in enumerate(self.rows):
+            what = "computed" if row.compute else f"reused, order {row.order}"
+            lines.append(f"{i:4}  {row.time:5g}  {what:16}  {row.guidance if self.scale != 1 else 'off'}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        marks = "".join("C" if row.compute else str(row.order) for row in self.rows)
+        return f"{self.method} {marks}"
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan; refuses one of another format or with an edited row."""
+    path = Path(path)
+    try:
+        body = json.loads(path.read_text())
+        version, signed = body.pop("format"), body.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"plan: path must be a plan that calibrate wrote, got {path}: {error}") from error
+    if version != FORMAT:
+        raise ValueError(f"plan: format must be {FORMAT}, got {version} in {path}; calibrate again")
+    if digest(body) != signed:
+        raise ValueError(f"plan: {path} was changed after it was written; calibrate again")
+    known = {f.name for f in fields(PlanRow)}
+    rows = []
+    for row in body["rows"]:
+        if set(row) != known:
+            raise ValueError(f"plan: rows of {path} must have {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
+        correct = None if row["correct"] is None else as_sum(row["correct"])
+        rows.append(PlanRow(**{**row, "correct": correct, "predict": as_sum(row["predict"])}))
+    return Plan(**{**body, "rows": tuple(rows)})
+
+
+def as_sum(stored: Sequence[Any]) -> Sum:
+    keep, weights = stored
+    return Sum(float(keep), tuple(float(w) for w in weights))
+
+
+def digest(body: dict[str, Any]) -> str:
+    """Returns a checksum of a plan's content; floats are written so that they are read back as they were."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Returns a checksum of a model's weights, the same in fp32 and rounded to bf16, on any device."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(f"{name} {tuple(value.shape)}".encode())
+        total.update(value.detach().bfloat16().cpu().contiguous().view(torch.int16).numpy().tobytes())
+    return total.hexdigest()
+
+
+def check_made_for(plan: Plan, plain: Plan) -> None:
+    """Raises ValueError, which names the difference, unless the plan is one for the same steps of the same model."""
+    for name, value in plain.made_for.items():
+        got = plan.made_for.get(name)
+        if got != value and name == "weights":
+            raise ValueError("plan: weights must be those that the plan was made for, got others; calibrate again")
+        if got != value:
+            raise ValueError(f"plan: {name} must be {got!r}, for which the plan was made, got {value!r}")
+    for name, flag in (("method", "method"), ("steps", "steps"), ("scale", "guidance")):
+        made, asked = getattr(plan, name), getattr(plain, name)
+        if made != asked:
+            raise ValueError(f"plan: {flag} must be {made!r}, for which the plan was made, got {asked!r}")
+    for i, (own, row) in enumerate(zip(plan.rows, plain.rows, strict=False)):
+        same = (own.time, own.correct, own.predict, own.side) == (row.time, row.correct, row.predict, row.side)
+        if len(plan.rows) != len(plain.rows) or not same:
+            raise ValueError(f"plan: step {i} must be the sampler's of this version, got another; calibrate again")
+
+
+def plan_path(run: str | Path, quality: str) -> str:
+    """Returns the file of a run's plan for a quality; empty for "exact", which needs none."""
+    if quality == "exact":
+        return ""
+    path = Path(run) / PLANS / f"{quality}.json"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.json"))
+        names = ", ".join(["exact", *known])
+        rule = f"one of {names}; `latte-fast calibrate {run}` makes plans"
+        raise ValueError(f"sample: quality must be {rule}, got {quality!r}")
+    return str(path)

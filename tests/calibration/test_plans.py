@@ -1,0 +1,161 @@
+"""Plans: what they may hold, how they are kept, found and followed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import latte_fast
+from latte_fast import testing
+from latte_fast.calibration.plans import find_plans
+from latte_fast.calibration.search import calibrate, hand_made, plan_of, psnr, with_kept
+from latte_fast.media.pixels import normalise
+from latte_fast.runs.plan import Plan, PlanRow, load_plan, plan_path
+from latte_fast.sampling.planned import plain_plan, whole_process
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.sample import open_source
+from latte_fast.sampling.source import ModelSource
+from latte_fast.training import DiffusionConfig, ModelConfig, Trainer
+from tests.helpers.tiny_run import tiny
+
+MODEL = ModelConfig(patch_size=4, hidden_size=32, depth=4, num_heads=2, class_dropout_prob=0.2, learn_sigma=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights are refilled after training, so that its blocks add something at every step."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    config = tiny(out, model=MODEL, steps=4, diffusion=DiffusionConfig(prediction="start_x"))
+    assert Trainer(config, say=lambda text: None).run() == 4
+    return out
+
+
+@pytest.fixture
+def source(run: Path) -> ModelSource:
+    source = open_source(run, None, (), torch.float32, "cpu")
+    assert source.network is not None
+    testing.refill(source.network)
+    return source
+
+
+def plain(**changes: Any) -> Plan:
+    return replace(plain_plan(whole_process(DiffusionConfig(), True), "ddim", 8, 4.0), **changes)
+
+
+def test_plain_plan_equals_the_loop(source: ModelSource) -> None:
+    """The flat loop over a plan that computes every step, against the loop that `exact` runs."""
+    request = Request(count=2, steps=8, method="ddim")
+    want = source.draw(request, [0, 1])[0]
+    condition = source.condition_for([0, 1], 0)
+    denoiser = source.denoiser(source.model, condition.given, condition.null, 4.0)
+    plan = plain_plan(source.whole, "ddim", 8, 4.0)
+    got = source._by_plan(plan, denoiser, source.noise([0, 1], source.shape, 0))
+    shown = source.vae.decode(got)
+    assert psnr(normalise(want.movedim(-1, -3)), shown.clamp(-1, 1)) > 50  # pixels are rounded to 8 bits
+
+
+@pytest.mark.parametrize("method", ["unipc", "heun"])
+def test_methods_of_the_planned_loop(source: ModelSource, method: Any) -> None:
+    calls: list[int] = []
+    videos, _ = source.draw(Request(count=1, steps=6, method=method), [0], lambda: calls.append(1))
+    assert videos.shape == (1, 2, 8, 8, 3)
+    assert len(calls) == {"unipc": 6, "heun": 11}[method]
+
+
+def test_found_plans_lose_what_they_say(source: ModelSource) -> None:
+    """A plan is measured by running it, is better than masks made by hand, and computes what it says."""
+    request = Request(count=2, steps=20)
+    tiers, curve = calibrate(source, request, {"some": 25.0})
+    found = tiers["some"]
+    assert found.psnr >= 25 and found.plan.computed < 20
+    with pytest.raises(ValueError, match=r"psnr must be at most the .* dB that reuse reaches here, got 190"):
+        calibrate(source, Request(count=1, steps=12), {"some": 190.0})
+    assert [f.plan.computed for f in curve] == sorted({f.plan.computed for f in curve})
+    condition = source.condition_for([0, 1], 0)
+    denoiser = source.denoiser(source.model, condition.given, condition.null, 4.0)
+    noise = source.noise([0, 1], source.shape, 0)
+    runs: list[int] = []
+    assert source.network is not None
+    handle = source.network.blocks[0].register_forward_hook(lambda *args: runs.append(1))
+    got = source._by_plan(found.plan, denoiser, noise)
+    handle.remove()
+    exact = source._by_plan(plain_plan(source.whole, "ddim", 20, 4.0), denoiser, noise)
+    assert psnr(got, exact) == pytest.approx(found.psnr, abs=0.01)
+    assert len(runs) == found.plan.computed
+    by_hand = []
+    for steps in hand_made(20, found.plan.computed).values():
+        plan = plan_of(plain_plan(source.whole, "ddim", 20, 4.0), [(i, 0) for i in steps])
+        by_hand.append(psnr(source._by_plan(plan, denoiser, noise), exact))
+    assert found.psnr >= max(by_hand)
+
+
+def test_files(run: Path, tmp_path: Path) -> None:
+    """calibrate writes plans and curves beside the run; sample follows them, and refuses those of other weights."""
+    written = find_plans(run, psnr=20.0, steps=12, samples=2)
+    (path,) = written
+    assert path == run / "plans" / "psnr-20.json" and (run / "plans" / "curves.md").is_file()
+    assert plan_path(run, "psnr-20") == str(path) and plan_path(run, "exact") == ""
+    plan = load_plan(path)
+    assert plan == written[path].measured_plan() and "computed" in plan.table()
+    drawn = latte_fast.sample(run, samples=2, steps=12, plan=path, progress=False)
+    assert drawn is not None and drawn.videos.shape[0] == 2
+    with pytest.raises(ValueError, match="steps must be 12, for which the plan was made, got 50"):
+        latte_fast.sample(run, samples=1, plan=path, progress=False)
+    with pytest.raises(ValueError, match="guidance must be 4"):
+        latte_fast.sample(run, samples=1, steps=12, guidance=2.0, plan=path, progress=False)
+    with pytest.raises(ValueError, match="frames must be the model's 2 with a plan"):
+        latte_fast.sample(run, samples=1, steps=12, frames=3, plan=path, progress=False)
+    with pytest.raises(ValueError, match="method must be another than ddpm with a plan"):
+        latte_fast.sample(run, samples=1, steps=12, method="ddpm", plan=path, progress=False)
+    trained = latte_fast.load(run)
+    with torch.no_grad():
+        trained.model.blocks[0].mlp.fc1.bias.add_(1)
+    with pytest.raises(ValueError, match="weights must be those that the plan was made for"):
+        latte_fast.sample(trained, samples=1, steps=12, plan=path, progress=False)
+    edited = tmp_path / "edited.json"
+    body = json.loads(path.read_text())
+    body["rows"][0]["predict"][0] += 0.1
+    edited.write_text(json.dumps(body))
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        load_plan(edited)
+    edited.write_text("{}")
+    with pytest.raises(ValueError, match="must be a plan that calibrate wrote"):
+        load_plan(edited)
+    with pytest.raises(ValueError, match="quality must be one of exact, psnr-20"):
+        plan_path(run, "fast")
+
+
+def test_what_a_plan_may_hold() -> None:
+    rows = plain().rows
+    reused = replace(rows[3], compute=False)
+    for changed, message in (
+        ((replace(rows[0], compute=False), *rows[1:]), "the first step must be computed"),
+        ((*rows[:-1], replace(rows[-1], compute=False)), "the last step must be computed"),
+        ((*rows[:1], replace(rows[1], compute=False, order=1), *rows[2:]), "order of step 1 must be below the 1 steps"),
+        ((replace(rows[0], guidance="kept"), *rows[1:]), "step 0 must not keep a guidance"),
+        ((*rows[:2], replace(rows[2], guidance="kept"), reused, *rows[4:]), "guidance of step 3 must be kept"),
+        ((*rows[:2], replace(rows[2], guidance="odd"), *rows[3:]), "guidance of step 2 must be both, kept or off"),  # type: ignore[arg-type]
+        (rows[:1], "rows must be two or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain(rows=changed)
+    kept = with_kept(plain(rows=(*rows[:3], reused, *rows[4:])), {2})
+    assert [row.guidance for row in kept.rows[2:5]] == ["kept", "kept", "both"]
+    assert kept.forwards == 6.5 and kept.computed == 7
+
+
+def test_bad_input(run: Path, tmp_path: Path) -> None:
+    for given, message in (
+        ({"psnr": 0.0}, r"psnr must be in \(0, 80\] dB, got 0"),
+        ({"method": "ddpm"}, "method must be another than ddpm"),
+        ({"steps": 1}, "steps must be at least 8, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_plans(run, out=tmp_path / "plans", **given)
+    with pytest.raises(ValueError, match="run must be the folder of a run"):
+        find_plans(tmp_path / "none")
+    assert not list(tmp_path.rglob("*.json"))
+    assert PlanRow.__dataclass_params__.frozen  # type: ignore[attr-defined]
