@@ -1,20 +1,23 @@
 """Checkpoint files: reads and writes upstream's .pt and safetensors; checks every key before a model changes."""
 
+import json
 import os
 import pickle
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latte_fast.files import atomic
 
+# where a file keeps its model's configuration, as JSON
+CONFIG = "latte_fast.config"
 PREFIXES = ("_orig_mod.", "module.")
 # their own message says what is wrong with the file
 _EXPLAINED = (SafetensorError, RuntimeError, OSError, ValueError)
@@ -125,15 +128,34 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     save_state(model.state_dict(), path)
 
 
-def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Writes a state dict as safetensors, or as the .pt that upstream's scripts load; whole or not at all."""
+def save_state(state: dict[str, Tensor], path: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Writes a state dict as safetensors, or as the .pt that upstream's scripts load; whole or not at all.
+
+    `config` is kept beside the tensors, for `saved_config`.
+    """
+    given = {} if config is None else {CONFIG: json.dumps(config)}
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         if path.suffix == ".pt":
             # torch.save would write the whole storage behind a view
-            torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
+            torch.save({"ema": {key: value.clone() for key, value in state.items()}} | given, partial)
         else:
-            save_file(state, partial, metadata={"format": "pt"})
+            save_file(state, partial, metadata={"format": "pt"} | given)
+
+
+def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Reads the model's configuration that `save_state` kept in a file; None where it holds none."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(CONFIG)
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
+    else:
+        content = read_pickle(path)
+        text = content.get(CONFIG) if isinstance(content, dict) else None
+    return json.loads(text) if isinstance(text, str) else None
 
 
 def cast(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from latte_fast.locks import one_writer_of
-from latte_fast.models.checkpoint import cast, read_checkpoint, save_state
+from latte_fast.models.checkpoint import cast, read_checkpoint, save_state, saved_config
 from latte_fast.models.families import MODEL_FOLDER, family_for, is_model_folder, open_model_folder
 from latte_fast.models.latte.adapter import FILES, LatteAdapter
 from latte_fast.models.latte.published import MARK
@@ -44,7 +44,7 @@ def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -
         if MARK not in state:
             rule = f"a model of classes, with {MARK}; one for text is given by its folder"
             raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
-        save_state(cast(state, dtype), out)
+        save_state(cast(state, dtype), out, saved_config(source))
     elif is_model_folder(source):
         family_for(captioned=True).check_export(out)
         model, adapter = open_model_folder(source, dtype)

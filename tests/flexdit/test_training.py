@@ -1,5 +1,8 @@
 """A FlexLatte's run: densities in training and sampling, weights from a dense run, stops, ranks, files."""
 
+import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,7 @@ from latte_fast.runs.log import LOG, read_log
 from latte_fast.sampling.engine import generate, sampling_process
 from latte_fast.training import Trainer
 from latte_fast.training.objectives.densities import Densities
-from tests.helpers.tiny_run import MODEL, tiny
-
-# a grid of 4 x 4 patches
-FLEX = replace(MODEL, patch_size=2, depth=6, layout="PD GSRD", sides=(1, 2, 3))
+from tests.helpers.tiny_run import FLEX, tiny
 
 
 def lines(out: Path) -> list[tuple[float, float]]:
@@ -105,6 +105,30 @@ def test_resumes_exactly_and_in_micro_batches(tmp_path: Path) -> None:
         if micro is None:
             assert again == whole
         torch.testing.assert_close(torch.tensor(again), torch.tensor(whole), rtol=1e-4, atol=0)
+
+
+def helper(name: str, folder: Path, *args: str) -> str:
+    command = [sys.executable, "-m", f"tests.helpers.{name}", str(folder), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_resume_bit_identical(tmp_path: Path, count: int) -> None:
+    assert helper("kills", tmp_path, str(count), "5", "flex").startswith(f"{count} kills")
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(("sharded",), marks=pytest.mark.slow)], ids=["ddp", "fsdp"])
+def test_two_ranks_equal_one(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Densities, time steps and noise are those of the sample numbers; runs move between ranks."""
+    logs = json.loads(helper("spread_flex", tmp_path, *more).splitlines()[-1])
+    alone = torch.tensor(logs.pop("one"), dtype=torch.float64)
+    assert alone.shape == (6, 2) and alone[0, 0] != alone[1, 0]
+    assert {"two", "two-accumulated", "moved", *(["sharded"] if more else [])} == logs.keys()
+    for name, values in logs.items():
+        got = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(got, alone, rtol=1e-5, atol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_starts_from_a_dense_run_and_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The configuration of a tiny run: two blocks of width 16 on 8-pixel shapes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import ModelConfig, OptimConfig, TrainConfig
 
 MODEL = ModelConfig(patch_size=4, hidden_size=16, depth=2, num_heads=2, class_dropout_prob=0.2)
+# FlexDiT on a grid of 4 x 4 patches
+FLEX = replace(MODEL, patch_size=2, depth=6, layout="PD GSRD", sides=(1, 2, 3))
 
 
 def tiny(out: str | Path, **changes: Any) -> TrainConfig:
@@ -24,6 +27,10 @@ def tiny(out: str | Path, **changes: Any) -> TrainConfig:
         "save_every": 4,
     }
     return TrainConfig(out=str(out), **{**given, **changes})
+
+
+def tiny_flex(out: str | Path, **changes: Any) -> TrainConfig:
+    return tiny(out, **{"model": FLEX, **changes})
 
 
 def losses(out: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""Weights of a FlexLatte from those of a dense Latte, layer for layer, and from a checkpoint of the authors' code."""
+"""Weights of a FlexLatte from those of a dense Latte, layer for layer."""
 
 import re
 from dataclasses import dataclass, field
