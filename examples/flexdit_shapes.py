@@ -130,7 +130,7 @@ def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
     return replace(
         base,
         model=model,
-        optim=replace(base.optim, lr=1e-3),
+        optim=replace(base.optim, lr=1e-3, ema=0.99),
         # shorter parts take smaller batches too, so that all of it stays within an hour
         batch=max(1, given.batch // (2 if part.ablation else 1)),
         seed=part.seed,
