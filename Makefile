@@ -31,10 +31,10 @@ $(TRITON_BESIDE): $(VENV)/.installed
 	$(PIP) install --no-deps --target $@.partial triton==3.6.0 && mv $@.partial $@ || echo "no Triton 3.6.0 beside"
 
 test: install triton-beside
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: install triton-beside
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # weekly and before a release, 6 minutes on two cores: the criterion under other libraries' sums and other draws
 test-criterion: install
