@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from latte_fast.integrations.swap import Kind
 from latte_fast.models.latte_t2v.block import BlockT2V
 from latte_fast.models.latte_t2v.model import FastT2V
+from latte_fast.models.latte_t2v.parts import LATTE_T2V
 from latte_fast.modules.hooks import has_cache_hooks, is_heard, is_untouched
+from latte_fast.modules.parts import walk
 
 _PARTS = ("transformer_blocks", "temporal_transformer_blocks", "adaln_single", "caption_projection", "pos_embed")
 
@@ -68,7 +70,7 @@ def why_not(model: Any) -> str | None:
             reason = _why_not_block(block, space=name == "transformer_blocks")
             if reason:
                 return f"{name}.{i}.{reason}"
-    return _why_not_ends(model)
+    return _why_not_ends(model) or walk(model, LATTE_T2V, patched=True)[1]
 
 
 def _why_not_ends(model: Any) -> str | None:

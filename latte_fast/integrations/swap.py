@@ -37,7 +37,7 @@ def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
 
     # with the old name, which save_pretrained writes into the config
     names = {"__module__": before.__module__, "__qualname__": before.__qualname__, "__reduce_ex__": reduce}
-    return type(before.__name__, (cls, before), names)
+    return type(before.__name__, (cls, before), {**names, "patched": True})
 
 
 def _remade(cls: type[nn.Module], before: type[nn.Module]) -> nn.Module:

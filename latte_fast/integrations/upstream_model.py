@@ -10,7 +10,9 @@ from latte_fast.config import LatteConfig
 from latte_fast.integrations.swap import Kind
 from latte_fast.models.latte.block import Attention, Block, FinalLayer, Mlp
 from latte_fast.models.latte.model import Latte, LatteIMG
+from latte_fast.models.latte.parts import LATTE
 from latte_fast.modules.embed import PatchEmbed, TimestepEmbedder
+from latte_fast.modules.parts import walk
 
 _CONFIG, _OURS = "config", "_latte_fast_config"
 
@@ -71,7 +73,8 @@ def why_not(latte: Any) -> str | None:
                 return f"blocks.{i}.{child} must have {', '.join(names) or 'a linear layer'}"
         if not (isinstance(block.adaLN_modulation, nn.Sequential) and len(block.adaLN_modulation) == 2):
             return f"blocks.{i}.adaLN_modulation must be SiLU and a linear layer"
-    return next((reason for name, m in latte.named_modules() if (reason := _why_not_detail(name, m, latte))), None)
+    details = (_why_not_detail(name, m, latte) for name, m in latte.named_modules())
+    return next(filter(None, details), None) or walk(latte, LATTE, patched=True)[1]
 
 
 def _why_not_detail(name: str, module: nn.Module, latte: nn.Module) -> str | None:

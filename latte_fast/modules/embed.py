@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from latte_fast.modules.linear import is_plain, weight_of
+
 
 def sincos(width: int, positions: Tensor) -> Tensor:
     """Encodes positions (M,) as (M, width): [sin | cos] of position * 10000^(-2k / width), in float64, then fp32."""
@@ -71,7 +73,16 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv3d(channels, width, (frames, patch, patch), stride=(frames, patch, patch))
 
     def forward(self, x: Tensor) -> Tensor:
-        return embed_patches(x, self.proj)
+        if is_plain(self.proj, nn.Conv2d) or is_plain(self.proj, nn.Conv3d):
+            return embed_patches(x, self.proj)
+        return called_on_patches(x, self.proj, weight_of(self.proj).dim() == 5)
+
+
+def called_on_patches(x: Tensor, proj: nn.Module, tubes: bool = False) -> Tensor:
+    """Calls what stands in a patch embedding's convolution, on frames or on tubelets of (B, F, C, H, W)."""
+    if tubes:
+        return proj(x.transpose(1, 2)).flatten(3).permute(0, 2, 3, 1).contiguous()
+    return proj(x.flatten(0, 1)).flatten(2).transpose(1, 2).contiguous().unflatten(0, x.shape[:2])
 
 
 def embed_patches(x: Tensor, proj: nn.Module) -> Tensor:
@@ -101,7 +112,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         wave = timestep_wave(t, self.frequencies)
-        return self.mlp(wave.to(self.mlp[0].weight.dtype))  # (B, D)
+        return self.mlp(wave.to(weight_of(self.mlp[0]).dtype))  # (B, D)
 
 
 class LabelEmbedder(nn.Module):
@@ -117,4 +128,4 @@ class LabelEmbedder(nn.Module):
         if train and self.dropout_prob > 0:
             drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
             labels = torch.where(drop, self.num_classes, labels)
-        return F.embedding(labels, self.embedding_table.weight)
+        return self.embedding_table(labels)

@@ -1,5 +1,7 @@
 """Finds what changes a module's call: hooks of torch, accelerate and diffusers, and replaced forwards."""
 
+from typing import Any
+
 from torch import nn
 
 # attributes that accelerate and diffusers set on a module whose forward they replace; a registry may be empty again
@@ -25,14 +27,40 @@ def has_cache_hooks(module: nn.Module) -> bool:
     return any(name not in _MOVING for name in registered_hooks(module))
 
 
+def has_torch_hooks(module: nn.Module) -> bool:
+    """Returns whether torch calls a hook of any kind with the module: forward, backward, before or after."""
+    held = module.__dict__
+    return bool(
+        held["_forward_hooks"] or held["_forward_pre_hooks"] or held["_backward_hooks"] or held["_backward_pre_hooks"]
+    )
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Returns whether calling a module runs its class's forward alone: no hooks, no replaced forward."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or _HOOK in module.__dict__
+    hooked = has_torch_hooks(module) or _HOOK in module.__dict__
     return not (hooked or is_replaced(module) or registered_hooks(module))
 
 
 def is_heard(module: nn.Module) -> bool:
-    """Returns whether hooks do more to a module's call than move its weights, for which its layers have hooks too."""
+    """Returns whether hooks do more to a module's call than move or gather its weights."""
+    if has_torch_hooks(module):
+        held = module.__dict__
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(not _gathers(hook) for kind in kinds for hook in held[kind].values()):
+            return True
+    if "forward" not in module.__dict__ and REGISTRY not in module.__dict__:
+        return False
     moved = _HOOK in module.__dict__ or registered_hooks(module)
-    called = module._forward_hooks or module._forward_pre_hooks or has_cache_hooks(module)
-    return bool(called or (is_replaced(module) and not moved))
+    return has_cache_hooks(module) or bool(is_replaced(module) and not moved)
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Returns whether hooks or a subclass's forward see what one of our modules is called with and returns."""
+    own = getattr(type(module), "fused", None)
+    return is_heard(module) or (own is not None and type(module).forward is not own)
+
+
+def _gathers(hook: Any) -> bool:
+    """Returns whether a hook is FSDP's, which gathers and frees weights."""
+    owner = getattr(hook, "__self__", None)
+    return type(owner).__module__.startswith("torch.distributed")

@@ -16,6 +16,17 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     return type(layer) is kind and is_untouched(layer) and type(layer.weight) in (nn.Parameter, Tensor)
 
 
+def weight_of(layer: Any) -> Tensor:
+    """Returns a layer's weight, or that of the layer inside an adapter; for its shape, dtype and device."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight
+    found = next((p for p in layer.parameters() if p.is_floating_point() and p.dim() > 1), None)
+    if found is None:
+        raise ValueError(f"{type(layer).__name__} must have a floating weight in the place of a linear layer")
+    return found
+
+
 def adds_its_bias(layer: Any, x: Tensor) -> bool:
     """Returns whether a plain layer's GEMM adds the bias at no cost: in its epilogue, on CUDA without gradients.
 
@@ -36,8 +47,13 @@ def split_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return F.linear(x, layer.weight), layer.bias
 
 
-def mlp(fc1: Any, fc2: Any, h: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Applies fc1, tanh-GELU and fc2; returns the result and the bias of fc2 that is still to be added, if any."""
+def mlp(fc1: Any, fc2: Any, h: Tensor, act: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+    """Applies fc1, tanh-GELU and fc2; returns the result and the bias of fc2 that is still to be added, if any.
+
+    Another activation, or one with hooks, is called in GELU's place.
+    """
+    if act is not None and not (type(act) is nn.GELU and act.approximate == "tanh" and is_untouched(act)):
+        return split_bias(fc2, act(fc1(h)))
     if is_plain(fc1) and is_plain(fc2) and not adds_its_bias(fc2, h):
         return ops.mlp_layer(h, fc1.weight, fc1.bias, fc2.weight), fc2.bias
     a = ops.linear_gelu(h, fc1.weight, fc1.bias) if is_plain(fc1) else ops.bias_gelu(fc1(h))

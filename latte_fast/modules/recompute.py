@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.residual import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
@@ -35,22 +36,35 @@ def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def run_block(policy: str, block: nn.Module, *args: Any) -> tuple[Tensor, Pending | None]:
-    """Runs block(*args) -> (x, pending) under one of POLICIES; `block.hidden` is the hidden width of its MLP.
+def run_block(
+    policy: str, block: nn.Module, x: Tensor, pending: Pending | None, condition: Tensor | None, context: Any
+) -> tuple[Tensor, Pending | None]:
+    """Runs a block -> (x, pending) under one of POLICIES; `block.hidden` is the hidden width of its MLP.
+
+    Hooks on the block, and a subclass's forward, see x with residuals and positions added, and none pending.
 
     "elementwise" keeps x, attention and every matrix product, "mlp" all of these but fc1's, the widest, and "block" x
     alone, with the residual added at the block's end so that one tensor passes to the next block.
     """
     if policy not in POLICIES:
         raise ValueError(f"recompute must be one of {', '.join(POLICIES)}, got {policy!r}")
+    if is_changed(block):
+        x, pending, context = resolve(x, pending), None, context._replace(whole=True)
+        if context.pos is not None and getattr(block, "order", "one") == "one":
+            x, context = x + context.pos.to(x.dtype), context._replace(pos=None)
+    args = (x, pending, condition, context)
     if policy == "none" or not torch.is_grad_enabled():
-        return block(*args)
+        return _pair(block(*args))
     if policy == "block":
         return checkpoint(_resolved, block, *args, use_reentrant=False), None
     chooser = functools.partial(_policy, policy == "elementwise", block.hidden)
-    context = functools.partial(create_selective_checkpoint_contexts, chooser)
-    return checkpoint(block, *args, use_reentrant=False, context_fn=context)
+    contexts = functools.partial(create_selective_checkpoint_contexts, chooser)
+    return _pair(checkpoint(block, *args, use_reentrant=False, context_fn=contexts))
+
+
+def _pair(out: Any) -> tuple[Tensor, Pending | None]:
+    return (out, None) if isinstance(out, Tensor) else out
 
 
 def _resolved(block: nn.Module, *args: Any) -> Tensor:
-    return resolve(*block(*args))
+    return resolve(*_pair(block(*args)))

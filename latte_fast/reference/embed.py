@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -40,10 +39,11 @@ class PatchEmbed(nn.Module):
         super().__init__()
         window = (frames, patch, patch)
         conv = nn.Conv2d(channels, width, patch, stride=patch)
-        self.proj = conv if frames == 1 else nn.Conv3d(channels, width, window, stride=window)
+        self.tubes = frames > 1
+        self.proj = nn.Conv3d(channels, width, window, stride=window) if self.tubes else conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.proj, nn.Conv2d):
+        if not self.tubes:
             return self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2)
         return self.proj(x.transpose(1, 2)).transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)
 
@@ -60,7 +60,7 @@ class TimestepEmbedder(nn.Module):
         angles = t[:, None].float() * rates[None]
         wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
         # upstream keeps fp32 unless use_fp16, so that its bf16 weights fail; here the weights decide
-        return self.mlp(wave.to(torch.float16 if use_fp16 else self.mlp[0].weight.dtype))
+        return self.mlp(wave.to(torch.float16 if use_fp16 else next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -75,4 +75,4 @@ class LabelEmbedder(nn.Module):
         if train and self.dropout_prob > 0:
             drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
             labels = torch.where(drop, self.num_classes, labels)
-        return F.embedding(labels, self.embedding_table.weight)
+        return self.embedding_table(labels)

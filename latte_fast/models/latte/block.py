@@ -4,14 +4,15 @@ Block covers the paper's variants: attention over one axis (variants 1 and 2), o
 in parallel with the outputs added (4); modulated by the condition (S-AdaLN) or plain (all-tokens).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import is_plain, mlp, split_bias
-from latte_fast.modules.residual import Pending, add_and_norm
+from latte_fast.modules.hooks import is_changed
+from latte_fast.modules.linear import is_plain, mlp, split_bias, weight_of
+from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
 Rope = tuple[Tensor, Tensor]
 
@@ -23,6 +24,7 @@ class BlockContext(NamedTuple):
     pos: Tensor | None = None  # (F, 1, D), added before the first time attention
     rope: Rope | None = None  # (cos, sin), (F, K/2) each
     images: int = 0  # the last frames, which skip time attention
+    whole: bool = False  # whether the result has no residual pending, for hooks that see it
 
 
 class Attention(nn.Module):
@@ -35,9 +37,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * inner)
         self.proj = nn.Linear(inner, width)
 
-    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns the projected result and the bias that is still to be added to it, if any."""
-        return split_bias(self.proj, self.attend(h, axis, rope))
+    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None] | Tensor:
+        """Returns the projected result and the bias that is still to be added to it; the sum alone if hooks see it."""
+        out = self.attend(h, axis, rope)
+        return self.proj(out) if is_changed(self) else split_bias(self.proj, out)
+
+    fused = forward
 
     def attend(self, h: Tensor, axis: str, rope: Rope | None = None) -> Tensor:
         rope = rope if axis == "time" else None
@@ -54,15 +59,26 @@ class Mlp(nn.Module):
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the result and the bias of fc2 that is still to be added to it, if any."""
-        return mlp(self.fc1, self.fc2, h)
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None] | Tensor:
+        """Returns the result and the bias of fc2 that is still to be added to it; the sum alone if hooks see it."""
+        y, bias = mlp(self.fc1, self.fc2, h, self.act)
+        if is_changed(self):
+            return y if bias is None else y + bias
+        return y, bias
+
+    fused = forward
+
+
+def parted(out: Any) -> tuple[Tensor, Tensor | None]:
+    """Returns a sublayer's result and the bias that is still to be added; one in our module's place adds its own."""
+    return (out, None) if isinstance(out, Tensor) else out
 
 
 class Block(nn.Module):
     """Attention, then an MLP, each added through a gate, in the forms that the top of this file lists."""
 
-    # class attributes, so that an upstream block patched to this class has them too
+    # class attributes, so that an upstream block patched to this class has them too; `fused` is the forward that
+    # hooks and subclasses may change
     order = "one"
     plain = False
 
@@ -91,7 +107,7 @@ class Block(nn.Module):
 
     @property
     def hidden(self) -> int:
-        return self.mlp.fc1.out_features
+        return weight_of(self.mlp.fc1).shape[0]
 
     def modulation(self, silu_c: Tensor | None) -> tuple[Tensor, ...]:
         """Returns shift, scale, gate of attention, then of the MLP, (G, D) each; (1, D) with gates of 1 where plain."""
@@ -101,15 +117,15 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
-    ) -> tuple[Tensor, Pending]:
+    ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, N, D), silu_c = SiLU(condition) (G, D) -> x and the MLP's residual, which is still to be added."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(silu_c)  # (G, D) each
         pos = None if self.order == "sequential" else context.pos
         x, h = add_and_norm(x, pending, shift_a, scale_a, pos)  # (B, F, N, D) each
         if self.order == "one":
-            y, bias = self.attn(h, context.axis, context.rope)  # (B, F, N, D), (D,)
+            y, bias = parted(self.attn(h, context.axis, context.rope))  # (B, F, N, D), (D,)
         elif self.order == "sequential":
-            y, bias = self.attn(h, "space")
+            y, bias = parted(self.attn(h, "space"))
             x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_a, scale_a, context.pos)
             y, bias = self.temporal_attention(h, context)
         else:
@@ -118,23 +134,30 @@ class Block(nn.Module):
         del h, pending
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
         del y
-        y, bias = self.mlp(h)
+        y, bias = parted(self.mlp(h))
         # a copy, so that the next block reads no parameter of this one
-        return x, Pending(y, gate_m, None if bias is None else bias.clone())
+        last = Pending(y, gate_m, None if bias is None else bias.clone())
+        return resolve(x, last) if context.whole else (x, last)
+
+    fused = forward
 
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""
         if not context.images:
-            return self.attn_time(h, "time", context.rope)
-        y = self.attn_time.proj(self.attn_time.attend(h[:, : -context.images], "time", context.rope))
+            return parted(self.attn_time(h, "time", context.rope))
+        if type(self.attn_time) is Attention and not is_changed(self.attn_time):
+            y = self.attn_time.proj(self.attn_time.attend(h[:, : -context.images], "time", context.rope))
+        else:
+            y, bias = parted(self.attn_time(h[:, : -context.images], "time", context.rope))
+            y = y if bias is None else y + bias
         return torch.cat([y, y.new_zeros(y.shape[0], context.images, *y.shape[2:])], dim=1), None
 
     def in_parallel(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Adds up space and time attention over the same h (variant 4)."""
-        y, bias = self.attn(h, "space")
+        y, bias = parted(self.attn(h, "space"))
         if context.images:
             return y + self.temporal_attention(h, context)[0], bias
-        time, time_bias = split_bias(self.attn_time.proj, self.attn_time.attend(h, "time", context.rope))
+        time, time_bias = parted(self.attn_time(h, "time", context.rope))
         return y + time, bias if time_bias is None else time_bias if bias is None else bias + time_bias
 
 
@@ -164,3 +187,5 @@ class FinalLayer(nn.Module):
         else:
             shift, scale = self.adaLN_modulation[1](silu_c).chunk(2, dim=-1)
         return self.linear(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*C)
+
+    fused = forward

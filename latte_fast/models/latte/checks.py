@@ -7,13 +7,17 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
+from latte_fast.models.latte.parts import LATTE
+from latte_fast.modules import parts
+from latte_fast.modules.linear import weight_of
 
 _INTEGERS = (torch.int64, torch.int32)  # index dtypes of F.embedding
 
 
 def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
+    parts.check(model, LATTE, "Latte")
     _check_clip(model, x, images)
-    weight = model.x_embedder.proj.weight
+    weight = weight_of(model.x_embedder.proj)
     if x.device != weight.device:
         raise ValueError(f"Latte: x must be on the weights' device {weight.device}, got {x.device}")
     if x.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
@@ -69,7 +73,7 @@ def _check_clip(model: Any, x: Tensor, images: int) -> None:
 
 def check_labels(model: Any, name: str, labels: Any, shape: tuple[int, ...]) -> None:
     """Checks labels' shape, dtype and range; the range on the CPU in eager mode only, elsewhere the lookup asserts."""
-    classes = model.y_embedder.embedding_table.weight.shape[0]
+    classes = weight_of(model.y_embedder.embedding_table).shape[0]
     if labels is None:
         raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")
     rows = list(labels) if len(shape) == 2 else [labels]

@@ -28,6 +28,7 @@ from latte_fast.modules.embed import (
     stretch_time,
     time_table,
 )
+from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
@@ -146,6 +147,8 @@ class Latte(nn.Module):
         if extra:
             x = x[:, :, extra:]
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
+        if is_changed(self.final_layer):
+            x, pending = resolve(x, pending), None
         x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
         return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
 

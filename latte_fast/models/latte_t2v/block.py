@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import joined, mlp, split_bias
+from latte_fast.modules.linear import joined, mlp, split_bias, weight_of
 from latte_fast.modules.prompt_cache import PromptCache
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
@@ -30,6 +30,7 @@ class BlockContextT2V(NamedTuple):
     text: Text | None = None
     pos: Tensor | None = None  # (F, 1, D), added before the first time attention
     images: int = 0  # the last frames, which have captions of their own
+    whole: bool = False  # whether the result has no residual pending, for hooks that see it
 
 
 class AttentionT2V(nn.Module):
@@ -80,7 +81,7 @@ class BlockT2V(nn.Module):
 
     @property
     def hidden(self) -> int:
-        return int(self.ff.net[0].proj.out_features)
+        return weight_of(self.ff.net[0].proj).shape[0]
 
     @property
     def prompt_cache(self) -> PromptCache:
@@ -89,11 +90,11 @@ class BlockT2V(nn.Module):
 
     def forward(
         self, x: Tensor, pending: Pending | None, t_modulation: Tensor, context: BlockContextT2V
-    ) -> tuple[Tensor, Pending]:
+    ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, N, D), t_modulation (B, 6, D) -> x and the MLP's residual, which is still to be added."""
         modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # (B, D) each
-        eps = self.norm1.eps
+        eps, eps_m = self.norm1.eps, (self._modules.get("norm2") or self.norm1).eps
         # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
         x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each
         out = self_attention(self.attn1, h, context.axis)  # (B, F, N, D)
@@ -106,11 +107,14 @@ class BlockT2V(nn.Module):
             y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
             gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
         del out
-        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps)
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps_m)
         del y
         y, bias = mlp(self.ff.net[0].proj, self.ff.net[2], h)
         # a copy, so that the next block reads no parameter of this one
-        return x, Pending(y, gate_m, None if bias is None else bias.clone())
+        last = Pending(y, gate_m, None if bias is None else bias.clone())
+        return resolve(x, last) if context.whole else (x, last)
+
+    fused = forward
 
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
         """Lets a clip's F*N tokens attend to its caption as one sequence, and each image's N tokens to its own."""

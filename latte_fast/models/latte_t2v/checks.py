@@ -8,10 +8,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
+from latte_fast.models.latte_t2v.parts import LATTE_T2V
+from latte_fast.modules import parts
+from latte_fast.modules.linear import weight_of
 
 
 def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> None:
-    config, weight = model.config, model.pos_embed.proj.weight
+    parts.check(model, LATTE_T2V, "LatteT2V")
+    config, weight = model.config, weight_of(model.pos_embed.proj)
     if not isinstance(x, Tensor) or x.dim() != 5:
         raise ValueError(f"LatteT2V: hidden_states must be (B, C, F, H, W), got {tuple(getattr(x, 'shape', ()))}")
     batch, channels, frames, height, width = x.shape

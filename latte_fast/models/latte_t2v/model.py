@@ -12,8 +12,15 @@ from latte_fast.config import LatteT2VConfig
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
-from latte_fast.modules.embed import embed_patches, space_table, stretch_time, time_table, timestep_wave
-from latte_fast.modules.linear import is_plain, share_storage
+from latte_fast.modules.embed import (
+    called_on_patches,
+    embed_patches,
+    space_table,
+    stretch_time,
+    time_table,
+    timestep_wave,
+)
+from latte_fast.modules.linear import is_plain, share_storage, weight_of
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
@@ -85,14 +92,13 @@ class FastT2V(nn.Module):
         config, p = self.config, self.config.patch_size
         rows, columns = x.shape[3] // p, x.shape[4] // p
         proj = self.pos_embed.proj
-        width = proj.weight.shape[0]
+        width = self.scale_shift_table.shape[-1]
         table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
         if is_plain(proj, nn.Conv2d):
             x = embed_patches(x.transpose(1, 2), proj)  # (B, F, N, D)
         else:
-            frames_in = x.transpose(1, 2).flatten(0, 1)
-            x = proj(frames_in).flatten(2).transpose(1, 2).contiguous().unflatten(0, (x.shape[0], -1))
-        x = x + table.to(proj.weight.dtype)
+            x = called_on_patches(x.transpose(1, 2), proj)
+        x = x + table.to(weight_of(proj).dtype)
         time = self.embed_time(t)  # (B, D)
         modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
@@ -134,7 +140,7 @@ class FastT2V(nn.Module):
 
     def embed_time(self, t: Tensor) -> Tensor:
         layers = self.adaln_single.emb.timestep_embedder
-        wave = timestep_wave(t, TIME_CHANNELS).to(self.pos_embed.proj.weight.dtype)
+        wave = timestep_wave(t, TIME_CHANNELS).to(weight_of(self.pos_embed.proj).dtype)
         return layers.linear_2(silu(layers.linear_1(wave)))
 
     def time_positions(self, width: int, frames: int, x: Tensor) -> Tensor:
