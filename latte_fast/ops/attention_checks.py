@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latte_fast.ops.checks import FLOATS, check_device
+from latte_fast.ops.checks import FLOATS, check_device, check_tensor, checked_number
 from latte_fast.reference.functional import Rope
 
 
@@ -13,27 +13,31 @@ def checked_scale(
     """The scale to attend with, once every argument has been checked."""
     _check_qkv(op, q, k, v, axis)
     if rope is not None:
+        if not isinstance(rope, (tuple, list)) or len(rope) != 2 or not all(isinstance(x, Tensor) for x in rope):
+            raise TypeError(f"{op}: rope must be two tables (cos, sin), got {type(rope).__name__}")
         if axis != "time":
             raise ValueError(f"{op}: rope must be None on the space axis, got tables")
         want = (q.shape[1], q.shape[-1] // 2)
         for table in rope:
+            check_tensor(op, "rope", table)
             if tuple(table.shape) != want or table.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"{op}: rope must be two fp32 (F, K/2) = {want} tables, got {tuple(table.shape)}")
             check_device(op, "rope", table, q)
     if key_mask is not None:
+        if not isinstance(key_mask, Tensor) or key_mask.layout != torch.strided:
+            raise TypeError(f"{op}: key_mask must be a dense tensor, got {type(key_mask).__name__}")
         want = (q.shape[0], k.shape[2] if axis == "space" else k.shape[1])
         if tuple(key_mask.shape) != want or key_mask.dtype != torch.bool:
             raise ValueError(f"{op}: key_mask must be bool {want}, got {key_mask.dtype} {tuple(key_mask.shape)}")
         check_device(op, "key_mask", key_mask, q)
-    if scale is not None and not scale >= 0:
-        raise ValueError(f"{op}: scale must be at least 0, got {scale}")
-    return float(q.shape[-1] ** -0.5 if scale is None else scale)
+    return float(q.shape[-1] ** -0.5) if scale is None else checked_number(op, "scale", scale)
 
 
 def _check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor, axis: str) -> None:
-    if axis not in ("space", "time"):
+    if not isinstance(axis, str) or axis not in ("space", "time"):
         raise ValueError(f"{op}: axis must be 'space' or 'time', got {axis!r}")
     for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(op, name, x)
         if x.dtype not in FLOATS or x.dtype != q.dtype:
             raise TypeError(f"{op}: {name} must be fp32, bf16, fp16 or fp64 as q is, got {x.dtype}")
         if x.dim() != 5 or 0 in x.shape[1:]:

@@ -12,6 +12,7 @@ from latte_fast import backends
 from latte_fast.kernels import library_choice
 from latte_fast.kernels.attention_libraries import LIBRARIES, PROBES
 from latte_fast.ops.attention_checks import checked_scale
+from latte_fast.ops.checks import check_tensor
 from latte_fast.ops.registration import KernelOp, call_directly, records
 from latte_fast.ops.sizes import Sizes
 from latte_fast.reference.functional import Rope, axis_attention_ref
@@ -39,6 +40,8 @@ def axis_attention(
         scale: by default K**-0.5.
         key_mask: bool, True where a key counts, (B, Nk) for space and (B, F) for time; a query with none gives 0.
     """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(_OP, name, x)
     auto = backends.autocast_dtype(q.device.type)
     if auto is not None and q.dtype != torch.float64:
         q, k, v = q.to(auto), k.to(auto), v.to(auto)
@@ -54,6 +57,7 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
         rope: (cos, sin), each (F, K/2) fp32, turning the pairs (2i, 2i+1) of q and k; time axis only.
         scale: by default K**-0.5.
     """
+    check_tensor(_PACKED, "qkv", qkv)
     if qkv.dim() != 6 or qkv.shape[3] != 3:
         raise ValueError(f"{_PACKED}: qkv must be (B, F, N, 3, H, K), got {tuple(qkv.shape)}")
     auto = backends.autocast_dtype(qkv.device.type)

@@ -14,6 +14,10 @@ class Refused(ValueError, RuntimeError):
     """A bad value: a ValueError as in every op here, and a RuntimeError, which torch raises for it."""
 
 
+class RefusedType(TypeError, NotImplementedError):
+    """A bad dtype or layout: a TypeError as in every op here, and a NotImplementedError, which torch raises for it."""
+
+
 def check_conv_transpose3d(
     x: Tensor,
     w: Tensor,
@@ -31,7 +35,7 @@ def check_conv_transpose3d(
         raise TypeError(f"{_OP}: groups must be an integer, got {type(groups).__name__}")
     if groups < 1:
         raise Refused(f"{_OP}: groups must be positive, got {groups}")
-    if pad_mode not in ("zeros", "replicate"):
+    if not isinstance(pad_mode, str) or pad_mode not in ("zeros", "replicate"):
         raise Refused(f"{_OP}: pad_mode must be 'zeros' or 'replicate', got {pad_mode!r}")
     stride, dilation = _triple("stride", stride, 1), _triple("dilation", dilation, 1)
     padding, extra = _triple("padding", padding, 0), _triple("output_padding", output_padding, 0)
@@ -60,7 +64,9 @@ def _check_tensors(x: Tensor, w: Tensor, b: Tensor | None) -> None:
         if t is None:
             continue
         if not (t.is_floating_point() or t.is_complex()):
-            raise NotImplementedError(f"{_OP}: {name} must be floating, got {t.dtype}")
+            raise RefusedType(f"{_OP}: {name} must be floating, got {t.dtype}")
+        if t.layout != torch.strided:
+            raise RefusedType(f"{_OP}: {name} must be a dense tensor, got {t.layout}")
         if t.dtype != x.dtype:
             raise Refused(f"{_OP}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
         if t.device != x.device:
@@ -84,6 +90,6 @@ def _triple(name: str, value: Triple, least: int) -> tuple[int, ...]:
         raise TypeError(f"{_OP}: {name} must be one integer or three, got {value!r}")
     if len(given) not in (1, 3):
         raise Refused(f"{_OP}: {name} must be one integer or three, got {value!r}")
-    if min(given) < least:
+    if min(given) < least or max(given) > 2**31:
         raise Refused(f"{_OP}: {name} must be at least {least}, got {value!r}")
     return given * 3 if len(given) == 1 else given

@@ -9,6 +9,8 @@ from latte_fast.ops.checks import (
     check_like,
     check_out_dtype,
     check_rows,
+    check_tensor,
+    checked_number,
     checked_vector,
     partners,
 )
@@ -51,13 +53,12 @@ def gate_residual_norm_modulate(
     if pos is not None:
         _check_pos(pos, x)
         pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
-    out_dtype = check_out_dtype(_OP, out_dtype or shift.dtype, x, shift)
-    return _FUSED(x, y, gate, shift, scale, eps, y_bias, pos, out_dtype)
+    out_dtype = check_out_dtype(_OP, out_dtype, shift.dtype, x, shift)
+    return _FUSED(x, y, gate, shift, scale, checked_number(_OP, "eps", eps), y_bias, pos, out_dtype)
 
 
 def _check_pos(pos: Tensor, x: Tensor) -> None:
-    if not isinstance(pos, Tensor):
-        raise TypeError(f"{_OP}: pos must be a tensor, got {type(pos).__name__}")
+    check_tensor(_OP, "pos", pos)
     lengths = zip(reversed(pos.shape), reversed(x.shape), strict=False)
     broadcasts = 0 < pos.dim() <= x.dim() and all(p in (1, n) for p, n in lengths)
     if not broadcasts or pos.shape[-1] != x.shape[-1]:

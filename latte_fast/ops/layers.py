@@ -4,6 +4,7 @@ While gradients are recorded they are layers and ops one after the other. In inf
 between live in borrowed buffers, and the qkv bias is read by the attention.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from latte_fast._ext import linear as cpu
 from latte_fast._ext.platforms import why_not_cpu
 from latte_fast.ops.attention_checks import checked_scale
 from latte_fast.ops.axis_attention import axis_attention_qkv
-from latte_fast.ops.checks import check_weight, checked_vector
+from latte_fast.ops.checks import check_device, check_rows_like, check_tensor, check_weight, checked_vector
 from latte_fast.ops.linear_gelu import linear_gelu
 from latte_fast.ops.registration import call_directly
 from latte_fast.reference.functional import Rope
@@ -27,9 +28,14 @@ def mlp_layer(h: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor) -> Tensor:
         b1: (M,) or None.
         w2: (D, M).
     """
+    check_rows_like("mlp_layer", "h", h)
     b1 = _checked_bias("mlp_layer", h, w1, b1, ("w1", "b1"))
-    if w2.dim() != 2 or w2.shape[1] != w1.shape[0]:
+    check_tensor("mlp_layer", "w2", w2)
+    if w2.dim() != 2 or w2.shape[1] != w1.shape[0] or not w2.shape[0]:
         raise ValueError(f"mlp_layer: w2 must be (D, M) with M = {w1.shape[0]}, got {tuple(w2.shape)}")
+    check_device("mlp_layer", "w2", w2, h)
+    if w2.dtype != w1.dtype and backends.autocast_dtype(h.device.type) is None:
+        raise TypeError(f"mlp_layer: w2 must have w1's dtype {w1.dtype}, got {w2.dtype}")
     if b1 is not None and _on_cpu(h, w1, b1, w2) and backends.choose("bias_gelu", h, b1) == "cpu":
         return cpu.mlp(h, w1, b1, w2)
     return F.linear(linear_gelu(h, w1, b1), w2)
@@ -46,9 +52,12 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         axis: "space" or "time".
         rope: (cos, sin), each (F, K/2), on the time axis.
     """
-    if h.dim() != 4:
+    check_tensor("attention_layer", "h", h)
+    if h.dim() != 4 or 0 in h.shape[1:]:
         raise ValueError(f"attention_layer: h must be (B, F, N, D), got {tuple(h.shape)}")
     b = _checked_bias("attention_layer", h, w, b, ("w", "b"))
+    if not isinstance(heads, (int, torch.SymInt)) or isinstance(heads, bool):
+        raise TypeError(f"attention_layer: heads must be an integer, got {type(heads).__name__}")
     if heads < 1 or w.shape[0] % (3 * heads):
         raise ValueError(f"attention_layer: heads must divide a third of w's {w.shape[0]} rows, got {heads}")
     if _on_cpu(h, w, b):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import backends
-from latte_fast.ops.checks import check_rows, check_weight, checked_vector
+from latte_fast.ops.checks import check_rows, check_rows_like, check_weight, checked_vector
 from latte_fast.ops.registration import KernelOp, call_directly, empty
 from latte_fast.reference.functional import bias_gelu_ref
 
@@ -21,7 +21,10 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         w: (M, D).
         b: (M,) or None.
     """
+    check_rows_like("linear_gelu", "x", x)
     check_weight("linear_gelu", "w", w, x)
+    if b is not None:
+        b = checked_vector("linear_gelu", "b", b, x, w.shape[0], "M")
     if b is not None and _epilogue_serves(x, w, b):
         out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
         return out.unflatten(0, x.shape[:-1])

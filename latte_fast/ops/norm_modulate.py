@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latte_fast.ops.checks import check_groups, check_out_dtype, check_rows, partners
+from latte_fast.ops.checks import check_groups, check_out_dtype, check_rows, checked_number, partners
 from latte_fast.ops.registration import KernelOp, empty
 from latte_fast.reference.functional import norm_modulate_ref
 
@@ -22,8 +22,8 @@ def norm_modulate(
     check_rows("norm_modulate", "x", x)
     check_groups("norm_modulate", x, shift=shift, scale=scale)
     shift, scale = partners("norm_modulate", x, shift=shift, scale=scale)
-    out_dtype = check_out_dtype("norm_modulate", out_dtype or x.dtype, x, scale)
-    return _OP(x, shift, scale, eps, out_dtype)
+    out_dtype = check_out_dtype("norm_modulate", out_dtype, x.dtype, x, scale)
+    return _OP(x, shift, scale, checked_number("norm_modulate", "eps", eps), out_dtype)
 
 
 _OP = KernelOp(

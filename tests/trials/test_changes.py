@@ -1,4 +1,4 @@
-"""Every submodule of every model, changed in every way: it takes part with the oracle's numbers, or is refused by name."""
+"""Every submodule of every model, changed in every way: it takes part with the oracle's numbers, or is refused."""
 
 import copy
 from collections import Counter

@@ -23,6 +23,7 @@ def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tenso
     if x.dtype != weight.dtype and backends.autocast_dtype(x.device.type) is None:
         raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
+    check_time(t)
     if t.shape != (batch,):
         raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")
     if t.device != x.device:
@@ -32,15 +33,32 @@ def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tenso
     if model.extras == 78:
         if text is None:
             raise ValueError(f"Latte: text_embedding must be given (B, ...) with {model.text_width} values, got None")
+        check_dense("text_embedding", text)
+        if not text.dim():
+            raise ValueError("Latte: text_embedding must be (B, ...), got a number")
         if text.shape[0] != batch or text[:1].numel() not in (0, model.text_width):
             raise ValueError(
                 f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}"
             )
 
 
+def check_dense(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_quantized:
+        raise TypeError(f"Latte: {name} must be a dense tensor, got {getattr(x, 'layout', type(x).__name__)}")
+
+
+def check_time(t: Any) -> None:
+    check_dense("t", t)
+    if t.is_complex() or t.dtype == torch.bool or t.element_size() == 1:
+        raise TypeError(f"Latte: t must be integers or floats, got {t.dtype}")
+
+
 def _check_clip(model: Any, x: Tensor, images: int) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"Latte: x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    check_dense("x", x)
+    if not isinstance(images, (int, torch.SymInt)) or isinstance(images, bool):
+        raise TypeError(f"Latte: use_image_num must be an integer, got {type(images).__name__}")
     if x.dim() != 5:
         raise ValueError(f"Latte: x must be (B, F, C, H, W), got {tuple(x.shape)}")
     _, frames, channels, height, width = x.shape
@@ -76,8 +94,14 @@ def check_labels(model: Any, name: str, labels: Any, shape: tuple[int, ...]) -> 
     classes = weight_of(model.y_embedder.embedding_table).shape[0]
     if labels is None:
         raise ValueError(f"Latte: {name} must be given for extras = 2, integers {shape} below {classes}, got None")
+    if len(shape) == 2 and not (isinstance(labels, (list, tuple)) or (isinstance(labels, Tensor) and labels.dim())):
+        raise TypeError(f"Latte: {name} must be integers {shape}, got {type(labels).__name__}")
     rows = list(labels) if len(shape) == 2 else [labels]
+    device = weight_of(model.y_embedder.embedding_table).device
     for row in rows:
+        check_dense(name, row)
+        if row.device != device:
+            raise ValueError(f"Latte: {name} must be on the weights' device {device}, got {row.device}")
         if row.dtype not in _INTEGERS:
             raise TypeError(f"Latte: {name} must be int64 or int32, got {row.dtype}")
     if len(rows) != (shape[0] if len(shape) == 2 else 1) or any(tuple(row.shape) != shape[-1:] for row in rows):

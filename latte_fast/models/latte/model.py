@@ -256,6 +256,12 @@ class Latte(nn.Module):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
+        if not isinstance(x, Tensor) or not x.dim():
+            raise TypeError(f"forward_with_cfg: x must be a tensor (B, F, C, H, W), got {type(x).__name__}")
+        if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float, Tensor)):
+            raise TypeError(f"forward_with_cfg: cfg_scale must be a number, got {type(cfg_scale).__name__}")
+        if not isinstance(cfg_scale, Tensor) and not abs(cfg_scale) < 1e30:
+            raise ValueError(f"forward_with_cfg: cfg_scale must be finite, got {cfg_scale!r:.40}")
         if x.shape[0] % 2:
             raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
         half = x[: len(x) // 2]

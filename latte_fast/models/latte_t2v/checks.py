@@ -18,6 +18,9 @@ def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> Non
     config, weight = model.config, weight_of(model.pos_embed.proj)
     if not isinstance(x, Tensor) or x.dim() != 5:
         raise ValueError(f"LatteT2V: hidden_states must be (B, C, F, H, W), got {tuple(getattr(x, 'shape', ()))}")
+    _check_dense("hidden_states", x)
+    if isinstance(images, bool) or not isinstance(images, (int, torch.SymInt)):
+        raise TypeError(f"LatteT2V: use_image_num must be an integer, got {type(images).__name__}")
     batch, channels, frames, height, width = x.shape
     if channels != config.in_channels:
         raise ValueError(f"LatteT2V: hidden_states must have C = {config.in_channels} channels, got {channels}")
@@ -35,6 +38,7 @@ def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> Non
             raise ValueError(f"LatteT2V: hidden_states must have {name} {rule}, got {size}")
     if text is None:
         raise ValueError("LatteT2V: encoder_hidden_states must be given, got None")
+    _check_dense("encoder_hidden_states", text)
     want = f"(B, {'1 + n, ' if images else ''}T, {config.caption_channels}) with B = {batch}"
     good = text.dim() == (4 if images else 3) and text.shape[0] == batch and text.shape[-1] == config.caption_channels
     if not good or (images and text.shape[1] != 1 + images) or text.shape[-2] == 0:
@@ -47,11 +51,25 @@ def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> Non
             raise TypeError(f"LatteT2V: {name} must have the weights' dtype {weight.dtype}, got {tensor.dtype}")
 
 
+def _check_dense(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_quantized or x.is_complex():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"LatteT2V: {name} must be a dense tensor of real numbers, got {got}")
+
+
 def checked_time(timestep: Any, x: Tensor) -> Tensor:
     """Returns the time steps (B,), given as a number, (1,) or (B,)."""
     rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
-    if not isinstance(timestep, Tensor | int | float):
+    if not isinstance(timestep, Tensor | int | float) or isinstance(timestep, bool):
         raise TypeError(f"{rule}, got {type(timestep).__name__}")
+    if isinstance(timestep, Tensor):
+        _check_dense("timestep", timestep)
+        if timestep.dtype == torch.bool or timestep.element_size() == 1:
+            raise TypeError(f"{rule}, got {timestep.dtype}")
+        if timestep.device != x.device and timestep.is_meta:
+            raise ValueError(f"{rule}, on {x.device}, got one on {timestep.device}")
+    elif not abs(timestep) < 1e9:
+        raise ValueError(f"{rule}, got {timestep!r:.40}")
     # filled on the device: a copy from the host would wait for it, and a CUDA graph could not capture the copy
     t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=x.device)
     t = t.reshape(-1)
@@ -67,6 +85,9 @@ def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
     """
     if mask is None:
         return None
+    _check_dense("encoder_attention_mask", mask)
+    if mask.device != text.device:
+        raise ValueError(f"LatteT2V: encoder_attention_mask must be on {text.device}, got {mask.device}")
     want = text.shape[:-1]
     if mask.shape == want:
         if mask.is_floating_point() and not torch.compiler.is_compiling():

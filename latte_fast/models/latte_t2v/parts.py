@@ -38,9 +38,8 @@ def no_backward_hooks(block: nn.Module) -> str | None:
     """Refuses backward hooks, to which the text and its gradient would not be shown."""
     held = block.__dict__
     heard = held["_backward_hooks"] or held["_backward_pre_hooks"]
-    return (
-        "has backward hooks, which would not see the gradient of the text; hook attn2.to_k and to_v" if heard else None
-    )
+    why = "has backward hooks, which would not see the gradient of the text; hook attn2.to_k and to_v"
+    return why if heard else None
 
 
 _BLOCK = Part(
