@@ -39,13 +39,29 @@ class Place:
     pictures: tuple[str, ...] = ()
 
 
-def find(kind: str, path: str | os.PathLike) -> tuple[list[Place], list[str]]:
-    """Returns every clip of a data set in a fixed order, and the names of its classes, if it has any."""
+# a path that can't be read, and why
+Left = list[tuple[Path, str]]
+
+
+def find(kind: str, path: str | os.PathLike, left: Left | None = None) -> tuple[list[Place], list[str]]:
+    """Returns every clip of a data set in a fixed order, and the names of its classes, if it has any.
+
+    Entries that can't be clips, as they are no regular files or their names no UTF-8, are added to `left`, or raise
+    where there is none; a folder of pictures with such an entry is left out as a whole.
+    """
     root = Path(path)
     if not root.is_dir():
         raise LayoutError(f"{kind}: path must be a folder{TREES[kind]}\ngot {root}, which is no folder")
     search = {"sky": _folders, "taichi": _folders, "frames": _frames, "ffs": _anywhere}.get(kind, _classes)
-    places, classes = search(root)
+    unfit: Left = []
+    places, classes = search(root, unfit)
+    if left is None and unfit:
+        raise LayoutError(f"{kind}: {shown(unfit[0][0])} {unfit[0][1]}")
+    if left is not None:
+        left += unfit
+    if not places and unfit:
+        got = f"{shown(unfit[0][0])}, which {unfit[0][1]}"
+        raise LayoutError(f"{kind}: path must hold a clip that can be read, got {got}")
     if kind == "ucf101" and not classes:
         places = []
     if not places:
@@ -59,7 +75,7 @@ def wrong_folder(kind: str, root: Path) -> LayoutError:
 
 def summary(root: Path, limit: int = 20_000) -> str:
     """Describes a folder in a line: its first entries, and counts of the files below it by suffix."""
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    entries = sorted(shown(entry.name) + "/" * entry.is_dir() for entry in os.scandir(root))
     if not entries:
         return "nothing"
     kinds: Counter[str] = Counter()
@@ -79,12 +95,40 @@ def natural(name: str) -> tuple:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
-def files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Returns files with these suffixes at any depth, sorted; names that start with a dot are skipped."""
-    found = []
+def shown(path: str | Path) -> str:
+    """Returns a path as it can be printed: by its repr where it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return ascii(str(path))
+    return str(path)
+
+
+def files(root: Path, suffixes: tuple[str, ...], left: Left | None = None) -> list[Path]:
+    """Returns files with these suffixes at any depth, sorted; names that start with a dot are skipped.
+
+    What is no regular file (opening a pipe would wait for ever), or has a name that is not UTF-8, is added to `left`,
+    or raises where there is none.
+    """
+    found: list[Path] = []
+    unfit: Left = []
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not _leads_back(Path(folder, n)))
-        found += [Path(folder, n) for n in sorted(names) if n.lower().endswith(suffixes) and not n.startswith(".")]
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not name.lower().endswith(suffixes) or name.startswith("."):
+                continue
+            # a link to nothing is named where it is opened
+            if path.exists() and not path.is_file():
+                unfit.append((path, "is no regular file"))
+            elif shown(path) != str(path):
+                unfit.append((path, "must have a name in UTF-8"))
+            else:
+                found.append(path)
+    if left is None and unfit:
+        raise LayoutError(f"{shown(unfit[0][0])} {unfit[0][1]}")
+    if left is not None:
+        left += unfit
     return found
 
 
@@ -96,13 +140,13 @@ def _leads_back(folder: Path) -> bool:
     return any(parent.resolve().is_relative_to(target) for parent in folder.parents)
 
 
-def _anywhere(root: Path) -> tuple[list[Place], list[str]]:
-    return [Place(path) for path in files(root, VIDEOS)], []
+def _anywhere(root: Path, left: Left) -> tuple[list[Place], list[str]]:
+    return [Place(path) for path in files(root, VIDEOS, left)], []
 
 
-def _classes(root: Path) -> tuple[list[Place], list[str]]:
+def _classes(root: Path, left: Left) -> tuple[list[Place], list[str]]:
     """Finds videos in the folder itself, without classes, or else in its subfolders, which are the classes."""
-    found = files(root, VIDEOS)
+    found = files(root, VIDEOS, left)
     top = [path for path in found if path.parent == root]
     if top and len(top) < len(found):
         raise LayoutError(
@@ -116,16 +160,21 @@ def _classes(root: Path) -> tuple[list[Place], list[str]]:
     return [Place(path, number[path.relative_to(root).parts[0]]) for path in found], names
 
 
-def _folders(root: Path) -> tuple[list[Place], list[str]]:
+def _folders(root: Path, left: Left) -> tuple[list[Place], list[str]]:
     """Finds folders that hold pictures, at any depth; each is a clip."""
     places: dict[Path, list[str]] = {}
-    for path in files(root, PICTURES):
+    unfit: Left = []
+    for path in files(root, PICTURES, unfit):
         places.setdefault(path.parent, []).append(path.name)
+    for path, why in unfit:
+        # a clip with a gap is another clip
+        if places.pop(path.parent, None) is not None or path.parent not in [p for p, _ in left]:
+            left.append((path.parent, f"has {shown(path.name)}, which {why}"))
     return [Place(f, None, tuple(sorted(names, key=natural))) for f, names in sorted(places.items())], []
 
 
-def _frames(root: Path) -> tuple[list[Place], list[str]]:
-    places = [place for place in _folders(root)[0] if place.path != root]
+def _frames(root: Path, left: Left) -> tuple[list[Place], list[str]]:
+    places = [place for place in _folders(root, left)[0] if place.path != root]
     depths = {len(place.path.relative_to(root).parts) for place in places}
     if depths == {1}:
         return places, []

@@ -21,6 +21,8 @@ from latte_fast.media.video import Timeline, VideoError
 
 log = logging.getLogger("latte_fast.data")
 INDEX_VERSION = 1
+# entries that can't be read and are named in the log; the others are counted
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,21 @@ class SourceSet:
 
 def open_sources(config: DataConfig) -> SourceSet:
     """Finds a data set's clips; a file that can't be opened is left out or raised, as config.on_error says."""
-    places, classes = layouts.find(config.kind, config.path)
+    left: layouts.Left = []
+    places, classes = layouts.find(config.kind, config.path, left)
     root = Path(config.path)
+    unfit = [VideoError(f"{layouts.shown(path)}: {why}") for path, why in left]
+    if unfit and config.on_error == "raise":
+        raise unfit[0]
+    for error in unfit[:NAMED]:
+        log.warning("left out: %s", error)
+    if len(unfit) > NAMED:
+        log.warning("left out: %d more", len(unfit) - NAMED)
     if config.index and not Path(config.index).absolute().parent.is_dir():
         raise ValueError(f"data: index must be a file in an existing folder, got {config.index}")
     results = _timelines(root, places, config.index)
-    broken = [str(place.path) for place, result in zip(places, results, strict=True) if isinstance(result, VideoError)]
+    broken = [str(root / layouts.shown(path.relative_to(root))) for path, _ in left]
+    broken += [str(place.path) for place, result in zip(places, results, strict=True) if isinstance(result, VideoError)]
     sources = []
     for place, result in zip(places, results, strict=True):
         if isinstance(result, Timeline):
@@ -126,6 +137,8 @@ def _load_index(index: str) -> dict[str, list]:
     if not index or not Path(index).exists():
         return {}
     try:
+        if not Path(index).is_file():
+            raise ValueError("no regular file")
         content = json.loads(Path(index).read_text())
         if content["version"] == INDEX_VERSION:
             return content["videos"]

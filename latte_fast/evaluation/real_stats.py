@@ -69,6 +69,8 @@ def read_stats(path: Path) -> Moments:
 def _held(path: Path) -> dict[str, Any]:
     rule = "evaluate: real_stats must be a file that this option wrote"
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         with safe_open(path, "pt") as file:
             held = json.loads((file.metadata() or {})[KEY])
             whole = {*TENSORS} <= {*file.keys()} and {"settings", "count", "about"} <= held.keys()

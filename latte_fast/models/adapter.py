@@ -76,8 +76,10 @@ class Adapter(Protocol):
         ...
 
     @classmethod
-    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
-        """Writes a model's weights in the layout of the original code."""
+    def export(
+        cls, model: nn.Module, out: Path, dtype: torch.dtype | None, about: dict[str, Any] | None = None
+    ) -> None:
+        """Writes a model's weights in the layout of the original code, and what is known of them, plain values."""
         ...
 
     def build(self, images: int = 0, recompute: str = "none") -> nn.Module:

@@ -18,6 +18,9 @@ from latte_fast.files import atomic
 
 # where a file keeps its model's configuration, as JSON
 CONFIG = "latte_fast.config"
+# key of what is known of the weights in a file's metadata
+ABOUT = "latte_fast"
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PREFIXES = ("_orig_mod.", "module.")
 # their own message says what is wrong with the file
 _EXPLAINED = (SafetensorError, RuntimeError, OSError, ValueError)
@@ -53,6 +56,7 @@ def read_checkpoint(path: str | os.PathLike, prefer: str = "ema") -> dict[str, T
     flat: dict = content[holders[0]] if holders else content
     state = {_stripped(str(key)): value for key, value in flat.items()}
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    check_tensors({key: value for key, value in state.items() if isinstance(value, Tensor)}, str(path))
     if odd or not state:
         raise CheckpointError(
             f"{path}: must hold tensors under {prefer!r}, 'model' or flat, got other values at {odd[:3]}"
@@ -81,6 +85,22 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: truncated or not a checkpoint: {reason or 'no tensors found'}")
 
 
+def check_tensors(state: dict[str, Tensor], source: str) -> None:
+    """Raises CheckpointError naming the first tensor that can be no weight: of another kind, or not finite."""
+    for key, value in state.items():
+        if not value.is_floating_point() and not value.is_complex() and not value.is_quantized:
+            continue  # a count; a model that wants a weight there refuses it
+        if value.dtype not in WEIGHTS:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in WEIGHTS)
+            found = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source}: {key} must be of {kinds}, found {found}")
+        if value.layout != torch.strided or value.is_meta:
+            found = "a meta tensor without values" if value.is_meta else f"a tensor of layout {value.layout}"
+            raise CheckpointError(f"{source}: {key} must be dense, found {found}")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{source}: {key} must be finite, found NaN or infinity")
+
+
 def _stripped(key: str) -> str:
     while key.startswith(PREFIXES):
         key = key.split(".", 1)[1]
@@ -97,10 +117,20 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str, assign: 
 
     assign=True replaces the parameters by the given tensors, as a model built on the meta device needs.
     """
+    check_keys(model, state, source)
+    model.load_state_dict(state, assign=assign)
+
+
+def check_keys(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Raises CheckpointError unless the state dict has the model's keys and shapes."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    counted = [key for key in expected if key in state and expected[key].is_floating_point() and key not in wrong
+               and not state[key].is_floating_point()]  # fmt: skip
+    if counted:
+        raise CheckpointError(f"{source}: {counted[0]} must be of floating numbers, found {state[counted[0]].dtype}")
     if wrong:
         key = wrong[0]
         hint = ""
@@ -117,7 +147,6 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str, assign: 
             f"{source}: not this model: {'; '.join(filter(None, (first, extra)))} "
             f"({len(missing)} keys missing, {len(unknown)} unknown)"
         )
-    model.load_state_dict(state, assign=assign)
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
@@ -128,19 +157,31 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
     save_state(model.state_dict(), path)
 
 
-def save_state(state: dict[str, Tensor], path: Path, config: Mapping[str, Any] | None = None) -> None:
+def save_state(
+    state: dict[str, Tensor],
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+) -> None:
     """Writes a state dict as safetensors, or as the .pt that upstream's scripts load; whole or not at all.
 
-    `config` is kept beside the tensors, for `saved_config`.
+    `config` is kept beside the tensors, for `saved_config`. What the weights are (`about`, plain values) goes into the
+    metadata, or into a JSON file beside the .pt.
     """
     given = {} if config is None else {CONFIG: json.dumps(config)}
+    metadata = {"format": "pt"} | given
+    if about is not None and path.suffix == ".pt":
+        with atomic(path.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps({ABOUT: about}, indent=1) + "\n")
+    elif about is not None:
+        metadata[ABOUT] = json.dumps(about)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic(path) as partial:
         if path.suffix == ".pt":
             # torch.save would write the whole storage behind a view
             torch.save({"ema": {key: value.clone() for key, value in state.items()}} | given, partial)
         else:
-            save_file(state, partial, metadata={"format": "pt"} | given)
+            save_file(state, partial, metadata=metadata)
 
 
 def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -156,6 +197,23 @@ def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
         content = read_pickle(path)
         text = content.get(CONFIG) if isinstance(content, dict) else None
     return json.loads(text) if isinstance(text, str) else None
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Returns what `save_state` wrote about the weights, or None."""
+    beside = path.with_suffix(".json")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                held = (file.metadata() or {}).get(ABOUT)
+            found = None if held is None else json.loads(held)
+        else:
+            found = json.loads(beside.read_text()).get(ABOUT) if path.suffix == ".pt" and beside.is_file() else None
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: what is known of its weights can't be read: {error}") from error
+    if found is not None and not (isinstance(found, dict) and {"family", "model", "classes", "config"} <= found.keys()):
+        raise CheckpointError(f"{path}: what is known of its weights must be as `latte-fast convert` wrote it")
+    return found
 
 
 def cast(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -71,7 +71,12 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
 def _checked_bias(op: str, h: Tensor, w: Tensor, b: Tensor | None, names: tuple[str, str]) -> Tensor | None:
     """The bias of h w^T as the kernels read it."""
     check_weight(op, names[0], w, h)
-    return None if b is None else checked_vector(op, names[1], b, h, w.shape[0], "M")
+    if b is None:
+        return None
+    b = checked_vector(op, names[1], b, h, w.shape[0], "M")
+    if b.dtype != w.dtype and backends.autocast_dtype(h.device.type) is None:
+        raise TypeError(f"{op}: {names[1]} must have {names[0]}'s dtype {w.dtype}, got {b.dtype}")
+    return b
 
 
 def _on_cpu(h: Tensor, *weights: Tensor | None) -> bool:

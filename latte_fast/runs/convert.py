@@ -1,18 +1,30 @@
 """Converts weights to one file under upstream's keys, or to a folder for diffusers."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from latte_fast.locks import one_writer_of
-from latte_fast.models.checkpoint import cast, read_checkpoint, save_state, saved_config
-from latte_fast.models.families import MODEL_FOLDER, family_for, is_model_folder, open_model_folder
+from latte_fast.models.adapter import Adapter
+from latte_fast.models.checkpoint import cast, check_keys, read_about, read_checkpoint, save_state, saved_config
+from latte_fast.models.families import (
+    FAMILIES,
+    MODEL_FOLDER,
+    adapter_of_file,
+    family_for,
+    is_flex,
+    is_model_folder,
+    open_model_folder,
+)
 from latte_fast.models.latte.adapter import FILES, LatteAdapter
-from latte_fast.models.latte.published import MARK
+from latte_fast.models.latte.published import MARK, config_of
+from latte_fast.models.latte_t2v.adapter import read_about_folder
 from latte_fast.runs.checkpoint import FOLDER
 from latte_fast.runs.config import CONFIG, TrainConfig
-from latte_fast.runs.load import load
-from latte_fast.runs.yaml import read_config
+from latte_fast.runs.load import about_of, load
+from latte_fast.runs.yaml import from_mapping, read_config
 
 
 def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: torch.dtype | None = None) -> Path:
@@ -31,8 +43,9 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
     if weights not in ("ema", "model"):
         raise ValueError(f"convert: weights must be ema or model, got {weights!r}")
     with one_writer_of(out, "convert"):
-        if out.exists():
-            raise ValueError(f"convert: out must not exist, got {out}")
+        for path in (out, *([out.with_suffix(".json")] if out.suffix == ".pt" else [])):
+            if path.exists():
+                raise ValueError(f"convert: out must not exist, got {path}")
         _convert(source, out, weights, dtype)
     return out
 
@@ -44,11 +57,13 @@ def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -
         if MARK not in state:
             rule = f"a model of classes, with {MARK}; one for text is given by its folder"
             raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
-        save_state(cast(state, dtype), out, saved_config(source))
+        about, kept = read_about(source), saved_config(source)
+        check_file(state, source, about)
+        save_state(cast(state, dtype), out, kept, about)
     elif is_model_folder(source):
         family_for(captioned=True).check_export(out)
         model, adapter = open_model_folder(source, dtype)
-        adapter.export(model, out, dtype)
+        adapter.export(model, out, dtype, read_about_folder(source))
     elif not (source / CONFIG).is_file() and source.parent.name != FOLDER:
         rule = f"a run's folder with {CONFIG}, one of its checkpoints, a {' or '.join(FILES)} file, "
         rule += f"or a text-to-video model's folder with {MODEL_FOLDER[0]}"
@@ -58,4 +73,18 @@ def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -
         config = read_config(run / CONFIG, TrainConfig)
         family_for(bool(config.data.text), config.model).check_export(out)
         trained = load(source, weights)
-        trained.adapter.export(trained.model, out, dtype)
+        trained.adapter.export(trained.model, out, dtype, about_of(trained))
+
+
+def check_file(state: dict[str, Tensor], source: Path, about: dict[str, Any] | None) -> None:
+    """Raises ValueError unless the file holds a whole model, by what it says of itself or by its tensors' shapes."""
+    if about is not None:
+        family = FAMILIES.get(about["family"], LatteAdapter)
+        adapter: Adapter = family(from_mapping(family.config_type, about["model"], str(source)), about["classes"])
+    elif is_flex(state):
+        adapter = adapter_of_file(state, str(source))
+    else:
+        adapter = LatteAdapter(config_of(state, str(source), any_heads=True))
+    with torch.device("meta"):
+        model = adapter.build()
+    check_keys(model, state, str(source))

@@ -1,14 +1,18 @@
 """Loads trained models from a run's folder, a checkpoint, a file under upstream's keys, or a text-to-video folder."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from latte_fast.data import DataConfig
 from latte_fast.models.adapter import Adapter
-from latte_fast.models.checkpoint import load_checkpoint, load_state, read_checkpoint
+from latte_fast.models.checkpoint import load_checkpoint, load_state, read_about, read_checkpoint
 from latte_fast.models.families import FAMILIES, adapter_of_file, family_for, is_model_folder, open_model_folder
+from latte_fast.models.latte.adapter import LatteAdapter
+from latte_fast.models.latte_t2v.adapter import read_about_folder
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.same import FREE, PLACES, difference
@@ -54,7 +58,8 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
         folder = found
     elif is_model_folder(path):
         model, adapter = open_model_folder(path)
-        return Trained(model.to(device), adapter, TrainConfig(), 0)
+        about = read_about_folder(path)
+        return Trained(model.to(device), adapter, train_config(about, path), step_of(about))
     else:
         rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
         raise ValueError(f"load: path must be {rule}, got {path}")
@@ -82,8 +87,31 @@ def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, A
 
 
 def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:
-    state = read_checkpoint(path, weights)
-    adapter = adapter_of_file(state, str(path))
-    model = adapter.build()
+    state, about = read_checkpoint(path, weights), read_about(path)
+    config = train_config(about, path)
+    if about is None:
+        adapter = adapter_of_file(state, str(path))
+    else:
+        family = FAMILIES.get(about["family"], LatteAdapter)
+        adapter = family(from_mapping(family.config_type, about["model"], str(path)), about["classes"])
+    model = adapter.build(config.images)
     load_state(model, state, str(path))
-    return Trained(model.to(device).eval(), adapter, TrainConfig(), 0)
+    return Trained(model.to(device).eval(), adapter, config, step_of(about))
+
+
+def about_of(trained: Trained) -> dict[str, Any]:
+    """Returns what a converted file says of its weights, from which they can be sampled."""
+    adapter = trained.adapter
+    # without the paths of this machine's data
+    config = replace(trained.config, out="", data=DataConfig(), pretrained=None)
+    known = {"family": adapter.name, "model": asdict(adapter.config), "classes": adapter.classes}
+    plain: dict[str, Any] = json.loads(json.dumps(known | {"config": asdict(config), "step": trained.step}))
+    return plain
+
+
+def train_config(about: dict[str, Any] | None, path: Path) -> TrainConfig:
+    return TrainConfig() if about is None else from_mapping(TrainConfig, about["config"], str(path))
+
+
+def step_of(about: dict[str, Any] | None) -> int:
+    return 0 if about is None else int(about.get("step", 0))

@@ -154,7 +154,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "height": ({"prompt": ("a",), "height": 100}, "height must be a multiple of 8 pixels, .* got 100"),
     "width": ({"prompt": ("a",), "width": 18}, "width must be a multiple of 8 pixels, .* got 18"),
     "steps": ({"prompt": ("a",), "steps": 1001}, r"steps must be in \[1, 1000\], got 1001"),
-    "scale": ({"prompt": ("a",), "guidance": 0.5}, "scale must be at least 1 for text, 1 is no guidance, got 0.5"),
+    "scale": ({"prompt": ("a",), "guidance": 0.5}, "guidance must be at least 1 for text, 1 is no guidance, got 0.5"),
     "classes": ({"prompt": ("a",), "classes": ("3",)}, r"--classes must be left out with --pretrained, got \('3',\)"),
     "method": ({"prompt": ("a",), "method": "ddim"}, "--method must be left out with --pretrained, got 'ddim'"),
     "vae": ({"prompt": ("a",), "vae": "identity"}, "--vae must be left out with --pretrained, got 'identity'"),

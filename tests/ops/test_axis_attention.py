@@ -200,7 +200,10 @@ BAD = {
     "mask": (lambda q: ops.axis_attention(q, q, q, "space", key_mask=torch.ones(2, 3).bool()), "key_mask must be bool"),
     "v": (lambda q: ops.axis_attention(q, q, q[:, :, :2], "space"), "v must have k's shape"),
     "rank": (lambda q: ops.axis_attention(q[0], q[0], q[0], "space"), r"q must be \(B, F, N, H, K\)"),
-    "scale": (lambda q: ops.axis_attention(q, q, q, "space", scale=-0.1), "scale must be at least 0, got -0.1"),
+    "scale": (
+        lambda q: ops.axis_attention(q, q, q, "space", scale=-0.1),
+        "scale must be at least 0, and finite, got -0.1",
+    ),
     "scale nan": (lambda q: ops.axis_attention(q, q, q, "space", scale=float("nan")), "scale must be at least 0"),
     "stride": (lambda q: ops.axis_attention(q[..., ::2], q, q, "space"), "q must have a contiguous last dim"),
     "K too wide": (lambda q: ops.axis_attention(*(random(1, 2, 3, 1, 136),) * 3, "space"), "up to 128, got K = 136"),

@@ -87,6 +87,6 @@ def test_gelu_in_the_product_serves_what_bias_gelu_would_take(monkeypatch: pytes
         assert torch.equal(ops.linear_gelu(fast, w, b).as_subclass(Tensor), R.bias_gelu_ref(F.linear(x, w), b))
     with pytest.raises(ValueError, match="b must be"):
         ops.linear_gelu(fast, w, b[:1])
-    with pytest.raises(ValueError, match="u must be"):
+    with pytest.raises(ValueError, match="x must be"):
         ops.linear_gelu(fast[0, 0], w, b)
     assert len(called) == 1

@@ -58,7 +58,8 @@ LATTE: dict[str, Callable[[], dict[str, Any]]] = {
                          "return_dict": False},
 }  # fmt: skip
 ODD: list[Any] = [None, "x", b"x", 3, -1, 0, 2.5, float("nan"), float("inf"), True, [], [1.0, 2.0], (1, 2), {},
-                  object(), np.zeros((2, 16), np.float32), torch.float16, torch.int64, "space", "time", 10**30]  # fmt: skip
+                  object(), np.zeros((2, 16), np.float32), torch.float16, torch.int64, "space", "time",
+                  10**30]  # fmt: skip
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.complex64,
           torch.uint8, torch.float8_e4m3fn)  # fmt: skip
 

@@ -42,10 +42,12 @@ class FlexLatteAdapter(LatteAdapter):
         return cls(FlexLatteConfig(**asdict(base), layout=kinds, sides=sides))
 
     @classmethod
-    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
+    def export(
+        cls, model: nn.Module, out: Path, dtype: torch.dtype | None, about: dict[str, Any] | None = None
+    ) -> None:
         """Writes the file with the configuration, layout and sides among it."""
         config: Any = model.config
-        save_state(cast(model.state_dict(), dtype), out, asdict(config))
+        save_state(cast(model.state_dict(), dtype), out, asdict(config), about)
 
     def build(self, images: int = 0, recompute: str = "none") -> FlexLatte:
         """Returns a new model, its own label dropout off: the data drops labels by sample number."""

@@ -57,8 +57,10 @@ class LatteAdapter:
             raise ValueError(f"convert: out must end in {' or '.join(FILES)} for a model of classes, got {out.name}")
 
     @classmethod
-    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
-        save_state(cast(model.state_dict(), dtype), out)
+    def export(
+        cls, model: nn.Module, out: Path, dtype: torch.dtype | None, about: dict[str, Any] | None = None
+    ) -> None:
+        save_state(cast(model.state_dict(), dtype), out, about=about)
 
     def build(self, images: int = 0, recompute: str = "none") -> Latte:
         """Returns a new model, its own label dropout off: the data drops labels by sample number."""

@@ -15,7 +15,7 @@ from torch.nn.functional import pad, silu
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
-from latte_fast.models.latte.checks import check_inputs, check_labels
+from latte_fast.models.latte.checks import check_dense, check_inputs, check_labels
 from latte_fast.models.latte.initialize import initialize
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.modules.embed import (
@@ -258,9 +258,10 @@ class Latte(nn.Module):
         """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
         if not isinstance(x, Tensor) or not x.dim():
             raise TypeError(f"forward_with_cfg: x must be a tensor (B, F, C, H, W), got {type(x).__name__}")
+        check_dense("x", x)
         if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float, Tensor)):
             raise TypeError(f"forward_with_cfg: cfg_scale must be a number, got {type(cfg_scale).__name__}")
-        if not isinstance(cfg_scale, Tensor) and not abs(cfg_scale) < 1e30:
+        if not isinstance(cfg_scale, Tensor) and not abs(cfg_scale) < 1e18:
             raise ValueError(f"forward_with_cfg: cfg_scale must be finite, got {cfg_scale!r:.40}")
         if x.shape[0] % 2:
             raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")

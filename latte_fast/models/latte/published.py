@@ -11,16 +11,24 @@ from latte_fast.config import SIZES, LatteConfig
 MARK = "x_embedder.proj.weight"
 
 
-def config_of(state: dict[str, Tensor], source: str) -> LatteConfig:
-    """Derives a published Latte's configuration from its tensors' shapes; heads come from the preset of that width."""
+def config_of(state: dict[str, Tensor], source: str, any_heads: bool = False) -> LatteConfig:
+    """Derives a published Latte's configuration from its tensors' shapes; heads come from the preset of that width.
+
+    With `any_heads` another width gets some number of heads, which no shape depends on.
+    """
     try:
         width, channels, patch = state["x_embedder.proj.weight"].shape[:3]
         side = isqrt(state["pos_embed"].shape[1]) * patch
         frames = state["temp_embed"].shape[1]
         out = state["final_layer.linear.weight"].shape[0]
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise ValueError(f"{source}: must hold {error.args[0]}, as a Latte of one frame a patch does") from None
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{source}: must hold a Latte's tensors, got one with fewer axes ({error})") from None
     heads = {size[1]: size[2] for size in SIZES.values()}
+    if any_heads and width not in heads:
+        heads[width] = next((width // k for k in (64, 72, 32, 16, 8) if width % k == 0), width)
     if width not in heads:
         raise ValueError(f"{source}: width must be one of {', '.join(map(str, sorted(heads)))}, got {width}")
     table = state.get("y_embedder.embedding_table.weight")
@@ -31,8 +39,9 @@ def config_of(state: dict[str, Tensor], source: str) -> LatteConfig:
         hidden_size=width,
         depth=len({match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))}),
         num_heads=heads[width],
+        mlp_ratio=hidden / width,
         num_frames=frames,
         num_classes=1000 if table is None else table.shape[0] - 1,
         learn_sigma=out == 2 * channels * patch * patch,
-        extras=1 if table is None else 2,
+        extras=2 if table is not None else 78 if "text_embedding_projection.1.weight" in state else 1,
     )

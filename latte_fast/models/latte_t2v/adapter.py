@@ -1,5 +1,6 @@
 """LatteT2V in training and sampling: clips with captions that were embedded beforehand."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast.config import LatteT2VConfig
+from latte_fast.files import atomic
 from latte_fast.models.adapter import Captions, Condition, DataSizes
-from latte_fast.models.checkpoint import load_state, read_checkpoint
+from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint
 from latte_fast.models.config import ModelConfig, require
 from latte_fast.models.latte_t2v.diffusers_folder import (
     CLASSES,
@@ -25,6 +27,22 @@ from latte_fast.models.latte_t2v.initialize import initialize, silence_time
 from latte_fast.models.latte_t2v.model import LatteT2V
 
 FILES = (".safetensors", ".pt")
+# file in an exported folder that says what run its weights are of
+ABOUT_FILE = "latte_fast.json"
+
+
+def read_about_folder(path: Path) -> dict[str, Any] | None:
+    """Returns what a converted folder says of its weights, or None."""
+    file = path / ABOUT_FILE
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        found["config"], found["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: must be as `latte-fast convert` wrote it, got {error!r}") from error
+    known: dict[str, Any] = found
+    return known
 
 
 class LatteT2VAdapter:
@@ -89,9 +107,14 @@ class LatteT2VAdapter:
             raise ValueError(f"convert: out must be a folder for a text-to-video model, got {out.name}")
 
     @classmethod
-    def export(cls, model: nn.Module, out: Path, dtype: torch.dtype | None) -> None:
+    def export(
+        cls, model: nn.Module, out: Path, dtype: torch.dtype | None, about: dict[str, Any] | None = None
+    ) -> None:
         assert isinstance(model, LatteT2V)
         model.to(dtype).save_pretrained(out)
+        if about is not None:
+            with atomic(out / ABOUT_FILE) as partial:
+                partial.write_text(json.dumps(about, indent=1) + "\n")
 
     def build(self, images: int = 0, recompute: str = "none") -> LatteT2V:
         model = LatteT2V(**asdict(self.config), recompute=recompute)

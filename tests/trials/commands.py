@@ -1,0 +1,158 @@
+"""Commands in forks of one process, which has imported what they import: cheap to run, to race and to kill."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from latte_fast.cli import main
+from latte_fast.data import encode_text, shapes  # noqa: F401  imported before the forks
+from tests.helpers.detectors import Motion, saved
+from tests.helpers.films import layout
+from tests.helpers.texts import Letters, captions_file
+
+YAML = """
+model: {patch_size: 4, hidden_size: 16, depth: 2, num_heads: 2}
+data: {clips: 11}
+frames: 2
+size: 8
+steps: 8
+batch: 2
+log_every: 1
+save_every: 2
+"""
+
+
+class Ended(NamedTuple):
+    """A command's exit code, or the negative number of the signal that ended it, and all that it printed."""
+
+    code: int
+    said: str
+
+    @property
+    def crashed(self) -> bool:
+        return "Traceback" in self.said
+
+    @property
+    def last(self) -> str:
+        """The last line that is no progress bar."""
+        lines = [line for part in self.said.splitlines() for line in part.split("\r") if line.strip()]
+        return next((line for line in reversed(lines) if "it/s" not in line and "%|" not in line), "")
+
+
+class Running(NamedTuple):
+    pid: int
+    log: Path
+
+    def wait(self) -> Ended:
+        status = os.waitpid(self.pid, 0)[1]
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return Ended(code, self.log.read_text(errors="replace"))
+
+    def kill(self, after: float, number: int = signal.SIGKILL) -> Ended:
+        time.sleep(after)
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+_count = 0
+
+
+def begin(folder: Path, *args: str) -> Running:
+    """Starts `latte-fast args` in a folder."""
+    global _count
+    _count += 1
+    log = folder.parent / f"log-{os.getpid()}-{_count}"
+    pid = os.fork()
+    if pid:
+        return Running(pid, log)
+    code = 70
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1), os.dup2(handle, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        os.chdir(folder)
+        sys.argv = ["latte-fast", *args]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = _call()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def _call() -> int:
+    import traceback
+
+    try:
+        main()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run(folder: Path, *args: str) -> Ended:
+    return begin(folder, *args).wait()
+
+
+def prepare(folder: Path) -> Path:
+    """Makes a data set, captions, a trained run, samples and a detector, on which every command can run."""
+    folder.mkdir(parents=True)
+    # T5 is replaced in the forks too
+    encoder = sys.modules["latte_fast.codecs.text_encoder"] if "latte_fast.codecs.text_encoder" in sys.modules else None
+    if encoder is None:
+        import latte_fast.codecs.text_encoder as encoder  # type: ignore[no-redef]
+    encoder.open_text_encoder = lambda *args: Letters()  # type: ignore[union-attr]
+    torch.set_num_threads(1)
+    layout("ffs", folder / "set")
+    for i in range(3, 6):
+        shutil.copy(
+            next((folder / "set").rglob("id0.mp4")), next((folder / "set").rglob("id0.mp4")).with_name(f"id{i}.mp4")
+        )
+    captions_file(folder / "captions.json", {f"{i}": f"a caption of number {i}" for i in range(5)})
+    (folder / "x.yaml").write_text(YAML)
+    saved(Motion(), folder / "motion.pt")
+    for args in (
+        ("train", "--config", "x.yaml", "--out", "run"),
+        ("encode", *ENCODE, "--out", "latents"),
+        ("sample", "run", *SAMPLE, "--out", "samples"),
+    ):
+        ended = run(folder, *args)
+        assert ended.code == 0, ended.said
+    shapes.write_shapes(folder / "real", 2, 2, 8)
+    return folder
+
+
+ENCODE = ("--kind", "ffs", "--path", "set", "--vae", "identity", "--size", "16", "--workers", "0", "--device", "cpu")
+SAMPLE = ("--samples", "6", "--batch", "2", "--steps", "2", "--format", "npz", "--weights", "model")
+EVALUATE = ("samples", "--real", "real", "--kind", "videos", "--detector", "motion.pt", "--frames", "2", "--interval",
+            "1", "--size", "24", "--device", "cpu", "--workers", "0")  # fmt: skip
+# name -> arguments that write to a folder or file
+COMMANDS: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "train": lambda out: ("train", "--config", "x.yaml", "--out", out),
+    "train --resume": lambda out: ("train", "--config", "x.yaml", "--out", out, "--resume", "--steps", "12"),
+    "encode": lambda out: ("encode", *ENCODE, "--out", out),
+    "encode-text": lambda out: ("encode-text", "--captions", "captions.json", "--pretrained", "set", "--out", out,
+                                "--device", "cpu"),
+    "sample": lambda out: ("sample", "run", *SAMPLE, "--out", out),
+    "convert": lambda out: ("convert", "run", f"{out}.safetensors"),
+    "evaluate": lambda out: ("evaluate", *EVALUATE, "--out", f"{out}.json"),
+    "plot": lambda out: ("plot", "run", "--out", f"{out}.png"),
+}  # fmt: skip
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Returns the files below a path by name, without those that tell the time."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
