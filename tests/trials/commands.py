@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 
 from latte_fast.cli import main
+from latte_fast.codecs import text_encoder
 from latte_fast.data import encode_text, shapes  # noqa: F401  imported before the forks
-from tests.helpers.detectors import Motion, saved
+from tests.helpers.detectors import Colours, saved
 from tests.helpers.films import layout
 from tests.helpers.texts import Letters, captions_file
 
@@ -109,10 +110,7 @@ def prepare(folder: Path) -> Path:
     """Makes a data set, captions, a trained run, samples and a detector, on which every command can run."""
     folder.mkdir(parents=True)
     # T5 is replaced in the forks too
-    encoder = sys.modules["latte_fast.codecs.text_encoder"] if "latte_fast.codecs.text_encoder" in sys.modules else None
-    if encoder is None:
-        import latte_fast.codecs.text_encoder as encoder  # type: ignore[no-redef]
-    encoder.open_text_encoder = lambda *args: Letters()  # type: ignore[union-attr]
+    text_encoder.open_text_encoder = lambda *args: Letters()
     torch.set_num_threads(1)
     layout("ffs", folder / "set")
     for i in range(3, 6):
@@ -121,7 +119,7 @@ def prepare(folder: Path) -> Path:
         )
     captions_file(folder / "captions.json", {f"{i}": f"a caption of number {i}" for i in range(5)})
     (folder / "x.yaml").write_text(YAML)
-    saved(Motion(), folder / "motion.pt")
+    saved(Colours(), folder / "colours.pt")
     for args in (
         ("train", "--config", "x.yaml", "--out", "run"),
         ("encode", *ENCODE, "--out", "latents"),
@@ -135,8 +133,8 @@ def prepare(folder: Path) -> Path:
 
 ENCODE = ("--kind", "ffs", "--path", "set", "--vae", "identity", "--size", "16", "--workers", "0", "--device", "cpu")
 SAMPLE = ("--samples", "6", "--batch", "2", "--steps", "2", "--format", "npz", "--weights", "model")
-EVALUATE = ("samples", "--real", "real", "--kind", "videos", "--detector", "motion.pt", "--frames", "2", "--interval",
-            "1", "--size", "24", "--device", "cpu", "--workers", "0")  # fmt: skip
+EVALUATE = ("samples", "--metric", "fid", "--real", "real", "--kind", "videos", "--detector", "colours.pt", "--size",
+            "24", "--device", "cpu", "--workers", "0")  # fmt: skip
 # name -> arguments that write to a folder or file
 COMMANDS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "train": lambda out: ("train", "--config", "x.yaml", "--out", out),

@@ -33,14 +33,14 @@ def killed(folder: Path, name: str, kills: int, seed: int) -> str:
     rng = random.Random(seed)
     make = COMMANDS[name]
     began = time.monotonic()
-    whole = run(folder, *make(f"{name}-whole"))
+    whole = run(folder, *make(f"{name}-{kills}-whole"))
     lasts = time.monotonic() - began
     assert whole.code == 0, whole.said
-    want = result(folder, name, f"{name}-whole")
+    want = result(folder, name, f"{name}-{kills}-whole")
     resume = () if name == "evaluate" else ("--resume",)
     done = runs = 0
     while done < kills:
-        out = f"{name}-{runs}"
+        out = f"{name}-{kills}-{runs}"
         runs += 1
         while True:
             running = begin(folder, *make(out), *resume)
@@ -52,7 +52,7 @@ def killed(folder: Path, name: str, kills: int, seed: int) -> str:
             break
         got = result(folder, name, out)
         assert got == want, {n for n in got.keys() | want.keys() if got.get(n) != want.get(n)}
-        left = [p for p in folder.rglob(".*") if p.is_file()]
+        left = [p for p in folder.rglob(".*") if p.name.endswith(".lock") or ".partial" in p.name]
         assert not left, left
     return f"{name}: {done} kills, {runs} runs"
 

@@ -14,7 +14,7 @@ KINDS = [name for name in COMMANDS if name != "plot"]
 def raced(folder: Path, name: str, pairs: int) -> Counter:
     counts: Counter = Counter()
     for number in range(pairs):
-        out = f"{name.split()[0]}-{number}"
+        out = f"{name.replace(' --', '-')}-{pairs}-{number}"
         if "resume" in name:
             shutil.copytree(folder / "run", folder / out)
         both = [begin(folder, *COMMANDS[name](out)) for _ in range(2)]
@@ -50,4 +50,4 @@ def test_one_pair(folder: Path, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_twenty_pairs(folder: Path, name: str) -> None:
-    raced(folder / "." if folder.exists() else folder, name, 20)
+    raced(folder, name, 20)
