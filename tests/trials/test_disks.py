@@ -1,8 +1,9 @@
-"""Full and read-only disks under every command: one line with the path, nothing finished lost, nothing half-written left.
+"""Full and read-only disks under every command: one line with the path, nothing finished lost, nothing half-written.
 
 A disk of 2 MB needs the right to mount; without it the trial skips.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -33,22 +34,23 @@ def disk(place: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
+def fill(place: Path, room: int) -> None:
+    """Leaves so many bytes on a disk."""
+    held = os.statvfs(place)
+    with (place / "filler").open("wb", buffering=0) as filler:
+        for _ in range(held.f_bavail - room // held.f_frsize):
+            filler.write(bytes(held.f_frsize))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("room", [0, 8, 60, 200, 900])
 def test_full(folder: Path, name: str, room: int) -> None:
-    """A disk of 2 MB with so many KB left."""
-    with disk(folder / "small", "size=2m") as place:
+    """A disk of 2 MB, or one that holds a run, with so many KB left."""
+    with disk(folder / "small", "size=8m" if "resume" in name else "size=2m") as place:
         if "resume" in name:
             shutil.copytree(folder / "run", place / "x")
         kept = contents(place) if "resume" in name else {}
-        with (place / "filler").open("wb") as filler:
-            try:
-                while True:
-                    filler.write(bytes(4096))
-                    filler.flush()
-            except OSError:
-                pass
-            filler.truncate(max(0, filler.tell() - room * 1024))
+        fill(place, room * 1024)
         ended = run(folder, *COMMANDS[name]("small/x"))
         assert not ended.crashed, ended.said
         if ended.code:

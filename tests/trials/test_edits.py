@@ -94,25 +94,41 @@ def test_index(folder: Path) -> None:
     assert edit_index(folder, 1) >= 40
 
 
+FILE_EDITS: dict[str, Callable[[Path], Any]] = {
+    "gone": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b" "),
+    "flipped": lambda file: flip(file),
+    "other": lambda file: file.write_bytes(b"{}"),
+}
+CONFIG_EDITS = (
+    ("hidden_size: 16", "hidden_size: 32"),
+    ("depth: 2", "depth: 4"),
+    ("lr: 0.0001", "lr: 0.1"),
+    ("seed: 0", "seed: 1"),
+    ("schedule: linear", "schedule: squaredcos_cap_v2"),
+    ("prediction: epsilon", "prediction: v"),
+    ("size: 8", "size: 16"),
+    ("steps: 1000", "steps: 500"),
+    ("precision: fp32", "precision: bf16"),
+    ("batch: 2", "batch: two"),
+    ("frames: 2", "frames: 0"),
+    ("clips: 11", "clips: 12"),
+    ("variant: 1", "variant: 9"),
+    ("ema: 0.9999", "ema: 2.0"),
+    ("model:", "modle:"),
+    ("optim:", "optim: 5 #"),
+)
+
+
 def edits_of_a_run(run: Path) -> list[tuple[str, Callable[[Path], Any]]]:
     """Edits of every file of a run's only checkpoint, and of its configuration."""
     found: list[tuple[str, Callable[[Path], Any]]] = []
     for file in sorted(p.relative_to(run) for p in (run / "checkpoints").rglob("*") if p.is_file()):
-        found.append((f"{file} gone", lambda run, file=file: (run / file).unlink()))  # type: ignore[misc]
-        found.append((f"{file} empty", lambda run, file=file: (run / file).write_bytes(b"")))  # type: ignore[misc]
-        found.append((f"{file} cut", lambda run, file=file: (run / file).write_bytes((run / file).read_bytes()[:-1])))  # type: ignore[misc]
-        found.append(
-            (f"{file} longer", lambda run, file=file: (run / file).write_bytes((run / file).read_bytes() + b" "))
-        )  # type: ignore[misc]
-        found.append((f"{file} flipped", lambda run, file=file: flip(run / file)))  # type: ignore[misc]
-        found.append((f"{file} other", lambda run, file=file: (run / file).write_bytes(b"{}")))  # type: ignore[misc]
-    for a, b in (
-        ("hidden_size: 16", "hidden_size: 32"), ("depth: 2", "depth: 4"), ("lr: 0.0001", "lr: 0.1"), ("seed: 0", "seed: 1"),
-        ("schedule: linear", "schedule: squaredcos_cap_v2"), ("prediction: epsilon", "prediction: v"), ("size: 8", "size: 16"),
-        ("steps: 1000", "steps: 500"), ("precision: fp32", "precision: bf16"), ("batch: 2", "batch: two"), ("frames: 2", "frames: 0"),
-        ("clips: 11", "clips: 12"), ("variant: 1", "variant: 9"), ("ema: 0.9999", "ema: 2.0"), ("model:", "modle:"),
-        ("optim:", "optim: 5 #"),
-    ):  # fmt: skip
+        for what, edit in FILE_EDITS.items():
+            found.append((f"{file} {what}", lambda run, file=file, edit=edit: edit(run / file)))  # type: ignore[misc]
+    for a, b in CONFIG_EDITS:
         found.append((f"{a} -> {b}", lambda run, a=a, b=b: rewrite(run / "config.yaml", a, b)))  # type: ignore[misc]
     found.append(("config.yaml empty", lambda run: (run / "config.yaml").write_text("- 1")))
     found.append(("config.yaml bytes", lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00")))
