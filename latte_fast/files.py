@@ -48,7 +48,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     """Raises what a disk refuses inside as an OSError that names `path`, whichever library met it."""
     try:
         yield
-    except BaseException as error:  # torch's CheckpointException is no Exception
+    except BaseException as error:
         number = _refusal(error, Path(path))
         if number is None:
             raise
@@ -57,8 +57,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 def _refusal(error: BaseException, path: Path) -> int | None:
     """Returns the errno of an error of the disk, None for other errors."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
-        return None
+    if not isinstance(error, Exception) and type(error).__name__ != "CheckpointException":
+        return None  # a stop
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))  # Rust's, of safetensors
@@ -66,8 +66,9 @@ def _refusal(error: BaseException, path: Path) -> int | None:
         return int(found[1])
     if os.strerror(errno.ENOSPC) in str(error):
         return errno.ENOSPC
-    # torch's writers give no reason
-    return errno.ENOSPC if isinstance(error, RuntimeError) and is_full(path.parent) else None
+    # torch's writers give no reason; their CheckpointException is no Exception
+    unexplained = isinstance(error, RuntimeError) or not isinstance(error, Exception)
+    return errno.ENOSPC if unexplained and is_full(path.parent) else None
 
 
 def is_full(folder: Path) -> bool:

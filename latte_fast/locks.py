@@ -58,9 +58,13 @@ def one_writer(folder: str | os.PathLike, command: str, name: str = LOCK) -> Ite
     if holder is not None and holder[0] == me[0]:
         raise FolderInUse(_sentence(command, folder, name, {"pid": me[0], "host": socket.gethostname()}))
     made = not folder.exists()
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _take(folder, name, command)
+    try:
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = _take(folder, name, command)
+    except OSError:
+        _remove_made(folder, made)
+        raise
     _held[path] = me
     done = threading.Event()
     threading.Thread(target=_renew, args=(path, done), daemon=True).start()
@@ -73,9 +77,13 @@ def one_writer(folder: str | os.PathLike, command: str, name: str = LOCK) -> Ite
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(handle)
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        _remove_made(folder, made)
+
+
+def _remove_made(folder: Path, made: bool) -> None:
+    if made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def one_writer_of(path: str | os.PathLike, command: str) -> contextlib.AbstractContextManager[None]:
@@ -101,14 +109,23 @@ def _take(folder: Path, name: str, command: str) -> int:
             if locks is None or _is_alive(_owner(handle), handle, folder, locks):
                 raise FolderInUse(_sentence(command, folder, name, _owner(handle)))
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
-                os.truncate(handle, 0)
-                os.pwrite(handle, json.dumps(_me(command)).encode(), 0)
+                _sign(handle, path, command)
                 return handle
         except BaseException:
             os.close(handle)
             raise
         # its owner ended, and removed it, between the opening and the lock
         os.close(handle)
+
+
+def _sign(handle: int, path: Path, command: str) -> None:
+    """Writes the owner into the lock, which is removed where the disk has no room for that."""
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(_me(command)).encode(), 0)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _lock(handle: int) -> bool | None:
