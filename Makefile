@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-criterion | test-cuda | bench | cuda | lint | docs
+# make demo | test | test-all | trial | test-criterion | test-cuda | bench | cuda | lint | docs
 #      sanitize-cpu | sanitize-cuda | emulate-amx | clean
 # Each but cuda and clean makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside test test-all test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
+.PHONY: install demo triton-beside test test-all trial test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
 .PHONY: sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
@@ -35,6 +35,10 @@ test: install triton-beside
 
 test-all: install triton-beside
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# half an hour on two cores: commands raced, killed, on full disks, with edited folders; illegal calls; changed modules
+trial: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trials -s
 
 # weekly and before a release, 6 minutes on two cores: the criterion under other libraries' sums and other draws
 test-criterion: install

@@ -56,12 +56,15 @@ def choose(op: str, *args: Any, **kwargs: Any) -> str:
     """Returns the backend that serves this call: the forced one, else the first that can."""
     forced = _forced.get(op, "auto")
     tangents = forward_ad._current_level >= 0
-    if tangents and forced == "auto":
-        return "reference"  # a kernel would silently drop the tangents
+    transformed = _is_transformed()
+    if (tangents or transformed) and forced == "auto":
+        return "reference"  # a kernel would silently drop the tangents, and has no rule for vmap or torch.func.grad
     if forced != "auto":
         reason = _probes[op][forced](*args, **kwargs)
         if tangents and forced != "reference":
             reason = "it has no forward-mode derivative"
+        if transformed and forced != "reference":
+            reason = "it has no rule for transforms of torch.func; the reference serves them"
         if reason:
             raise BackendUnavailable(f"{op}: backend {forced} cannot serve this call: {reason}")
         return forced
@@ -72,6 +75,11 @@ def choose(op: str, *args: Any, **kwargs: Any) -> str:
         if not torch.compiler.is_compiling():
             say_once(f"{op}: not on {backend}: {reason}")
     raise AssertionError("the reference serves everything")
+
+
+def _is_transformed() -> bool:
+    """Whether vmap or another transform of torch.func is at work; compiled code takes kernels by its own rules."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -60,10 +60,17 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         raise TypeError(f"attention_layer: heads must be an integer, got {type(heads).__name__}")
     if heads < 1 or w.shape[0] % (3 * heads):
         raise ValueError(f"attention_layer: heads must divide a third of w's {w.shape[0]} rows, got {heads}")
-    if _on_cpu(h, w, b):
+    if not isinstance(axis, str) or axis not in ("space", "time"):
+        raise ValueError(f"attention_layer: axis must be 'space' or 'time', got {axis!r:.40}")
+    if rope is not None or _on_cpu(h, w, b):
         probe = h.new_empty(0, *h.shape[1:3], heads, w.shape[0] // (3 * heads))
         checked_scale("attention_layer", probe, probe, probe, axis, rope, None, None)
-        if backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) == "cpu":
+        chosen = (
+            ""
+            if not _on_cpu(h, w, b)
+            else backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None)
+        )
+        if chosen == "cpu":
             return cpu.attention(h, w, b, heads, axis, rope)
     return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
 

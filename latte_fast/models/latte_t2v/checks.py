@@ -86,6 +86,8 @@ def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:
     if mask is None:
         return None
     _check_dense("encoder_attention_mask", mask)
+    if mask.is_floating_point() and mask.element_size() == 1:
+        raise TypeError(f"LatteT2V: encoder_attention_mask must be bool, integers or floats, got {mask.dtype}")
     if mask.device != text.device:
         raise ValueError(f"LatteT2V: encoder_attention_mask must be on {text.device}, got {mask.device}")
     want = text.shape[:-1]

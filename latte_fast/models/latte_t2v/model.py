@@ -78,6 +78,8 @@ class FastT2V(nn.Module):
             use_image_num: number n of images, which have captions of their own and skip all attention over time.
         """
         x, images = hidden_states, use_image_num
+        if not isinstance(return_dict, (bool, int)):
+            raise TypeError(f"LatteT2V: return_dict must be True or False, got {type(return_dict).__name__}")
         check_inputs(self, x, encoder_hidden_states, images)
         assert encoder_hidden_states is not None
         t = checked_time(timestep, x)
