@@ -72,7 +72,7 @@ def _attend(op: str, qkv: Tensor | None, q: Tensor, k: Tensor, v: Tensor, axis: 
     rope, scale, key_mask = extras
     scale = checked_scale(op, q, k, v, axis, rope, scale, key_mask)
     backend = choose(q, k, v, axis, rope, scale, key_mask)
-    if scale == 0 and not backends.forced(_OP):
+    if scale == 0 and not backends.is_forced(_OP):
         backend = "reference"  # whose infinite scores times 0 are no numbers, as torch has it
     if backend == "reference":
         return axis_attention_ref(q, k, v, axis, rope, scale, key_mask)
