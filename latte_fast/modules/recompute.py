@@ -50,7 +50,7 @@ def run_block(
         raise ValueError(f"recompute must be one of {', '.join(POLICIES)}, got {policy!r}")
     if is_changed(block):
         x, pending, context = resolve(x, pending), None, context._replace(whole=True)
-        if context.pos is not None and getattr(block, "order", "one") == "one":
+        if getattr(context, "pos", None) is not None and getattr(block, "order", "one") == "one":
             x, context = x + context.pos.to(x.dtype), context._replace(pos=None)
     args = (x, pending, condition, context)
     if policy == "none" or not torch.is_grad_enabled():

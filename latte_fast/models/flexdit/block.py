@@ -4,16 +4,17 @@ P attends by the mean of its values. G lets a module's sparse tokens attend to t
 sparse tokens, upsampled, with that dense input, and lets all tokens attend to the sparse ones.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.models.flexdit.density import Grid, upsample_tokens
-from latte_fast.models.latte.block import Block, Rope
+from latte_fast.models.latte.block import Block, Rope, parted
+from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.linear import split_bias
-from latte_fast.modules.residual import Pending, add_and_norm
+from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
 
 class ModuleContext(NamedTuple):
@@ -24,6 +25,7 @@ class ModuleContext(NamedTuple):
     sparse: Grid  # rows and columns of the M sparse tokens
     axis: str = "space"
     images: int = 0
+    whole: bool = False  # whether the result has no residual pending, for hooks that see it
 
 
 class PoolingAttention(nn.Module):
@@ -34,11 +36,15 @@ class PoolingAttention(nn.Module):
         self.v = nn.Linear(width, inner)
         self.proj = nn.Linear(inner, width)
 
-    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None] | Tensor:
         """Returns the projected mean, the same view for every token of h, and the bias still to be added, if any."""
         mean = h.mean(2 if axis == "space" else 1, keepdim=True)  # (B, F, 1, D) or (B, 1, N, D)
+        if is_changed(self):  # hooks see one tensor
+            return self.proj(self.v(mean)).expand(*h.shape[:3], -1)
         y, bias = split_bias(self.proj, self.v(mean))
         return y.expand(*h.shape[:3], -1), bias
+
+    fused: Any = forward
 
 
 class CrossAttention(nn.Module):
@@ -51,11 +57,14 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * inner)
         self.proj = nn.Linear(inner, width)
 
-    def forward(self, h: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None] | Tensor:
         """h (B, F, Nq, D), keys (B, F, Nk, D) -> (B, F, Nq, D), and the bias still to be added, if any."""
         q = self.q(h).unflatten(-1, (self.num_heads, -1))  # (B, F, Nq, H, K)
         k, v = self.kv(keys).unflatten(-1, (2, self.num_heads, -1)).unbind(3)  # (B, F, Nk, H, K) each
-        return split_bias(self.proj, ops.axis_attention(q, k, v, "space"))
+        out = ops.axis_attention(q, k, v, "space")
+        return self.proj(out) if is_changed(self) else split_bias(self.proj, out)
+
+    fused: Any = forward
 
 
 class PoolBlock(Block):
@@ -75,22 +84,27 @@ class GenerateBlock(Block):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
-    ) -> tuple[Tensor, Pending]:
+    ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, M, D) -> x and the MLP's residual, which is still to be added."""
         modulation = self.modulation(silu_c)
         shift, scale = modulation[:2]
         x, h = add_and_norm(x, pending, shift, scale)  # (B, F, M, D) each
         keys = ops.norm_modulate(context.dense, shift, scale, out_dtype=shift.dtype)  # (B, F, N, D)
-        return self.attend(x, h, keys, modulation)
+        return self.attend(x, h, keys, modulation, context.whole)
 
-    def attend(self, x: Tensor, h: Tensor, keys: Tensor, modulation: tuple[Tensor, ...]) -> tuple[Tensor, Pending]:
+    fused: Any = forward
+
+    def attend(
+        self, x: Tensor, h: Tensor, keys: Tensor, modulation: tuple[Tensor, ...], whole: bool
+    ) -> tuple[Tensor, Pending] | Tensor:
         """Adds the attention from h to keys, and returns x with the MLP's residual pending."""
         gate_a, shift_m, scale_m, gate_m = modulation[2:]
-        y, bias = self.attn(h, keys)
+        y, bias = parted(self.attn(h, keys))
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
-        y, bias = self.mlp(h)
+        y, bias = parted(self.mlp(h))
         # a copy, so that the next block reads no parameter of this one
-        return x, Pending(y, gate_m, None if bias is None else bias.clone())
+        last = Pending(y, gate_m, None if bias is None else bias.clone())
+        return resolve(x, last) if whole else (x, last)
 
 
 class RecoverBlock(GenerateBlock):
@@ -111,7 +125,7 @@ class RecoverBlock(GenerateBlock):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
-    ) -> tuple[Tensor, Pending]:
+    ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, M, D) -> all tokens (B, F, N, D) and the MLP's residual, which is still to be added."""
         modulation = self.modulation(silu_c)
         shift, scale = modulation[:2]
@@ -120,4 +134,6 @@ class RecoverBlock(GenerateBlock):
         raised = upsample_tokens(self.merged_layer1(x), context.grid, context.sparse)
         x = (self.merged_layer2(context.dense) + raised).to(x.dtype)  # (B, F, N, D)
         h = ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
-        return self.attend(x, h, keys, modulation)
+        return self.attend(x, h, keys, modulation, context.whole)
+
+    fused: Any = forward

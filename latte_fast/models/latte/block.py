@@ -139,7 +139,7 @@ class Block(nn.Module):
         last = Pending(y, gate_m, None if bias is None else bias.clone())
         return resolve(x, last) if context.whole else (x, last)
 
-    fused = forward
+    fused: Any = forward
 
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""
