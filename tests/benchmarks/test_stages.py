@@ -55,6 +55,7 @@ sys.modules["diffusers"] = None
 """
 
 
+@pytest.mark.slow
 def test_sampling_races_without_diffusers(tmp_path: Path) -> None:
     (tmp_path / "bare.py").write_text(NO_DIFFUSERS)
     done = suites(tmp_path, ["sampling"], "-p", "bare")
@@ -82,6 +83,7 @@ def suites(folder: Path, names: list[str], *more: str) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_suites_leave_rows(tmp_path: Path) -> None:
     """Two suites that compile nothing, cut off and resumed."""
     (tmp_path / "cut.py").write_text(CUT)

@@ -54,6 +54,7 @@ def test_patch_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "modules swapped" in said and "undone LattePipeline" in said and out.is_file()
 
 
+@pytest.mark.slow
 def test_train_with_torchrun(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
