@@ -1,4 +1,4 @@
-"""nearest_code on Triton: products with a block of codes at a time, of which the best is kept; no matrix of distances."""
+"""nearest_code on Triton: a block of codes at a time, the best of which is kept, and no matrix of distances."""
 
 import torch
 import triton

@@ -52,6 +52,7 @@ def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(lines) >= 6
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text("steps: 10\n")
+    Path("configs").symlink_to(ROOT / "configs")
     for line in lines:
         argv = shlex.split(line)
         name, rest = argv[0], argv[1:]

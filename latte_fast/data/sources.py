@@ -57,6 +57,8 @@ def open_sources(config: DataConfig) -> SourceSet:
     """Finds a data set's clips; a file that can't be opened is left out or raised, as config.on_error says."""
     places, classes = layouts.find(config.kind, config.path)
     root = Path(config.path)
+    if config.split:
+        places = layouts.listed(places, root, Path(config.split))
     if config.index and not Path(config.index).absolute().parent.is_dir():
         raise ValueError(f"data: index must be a file in an existing folder, got {config.index}")
     results = _timelines(root, places, config.index)

@@ -113,3 +113,9 @@ def test_run_is_a_codec(tmp_path: Path) -> None:
     file = tmp_path / "run" / "checkpoints" / "step-0000001" / "ema.safetensors"
     prints = {codec.fingerprint for codec in [*codecs, open_codec(file)]}  # type: ignore[attr-defined]
     assert len(prints) == 1 and codecs[0].frame_factor == 2
+    said = run("sample", str(tmp_path / "run"), "--out", str(tmp_path / "s"), ok=False)
+    assert "take a VQGAN's run" in said
+    for name in ("a.ckpt", "a.safetensors"):
+        run("convert", str(tmp_path / "run"), str(tmp_path / name))
+        assert open_codec(tmp_path / name).fingerprint in prints  # type: ignore[attr-defined]
+    assert "dtype must be float32" in run("convert", str(file), str(tmp_path / "b.ckpt"), "--dtype", "bfloat16", ok=False)

@@ -1,4 +1,6 @@
-"""Compiles the 3D-VQGAN's kernels for GPUs that are not here and prints what each holds: a process that interprets none.
+"""Compiles the 3D-VQGAN's kernels for GPUs that are not here and prints what each holds.
+
+A process of its own, as the tests interpret kernels.
 
 python -m tests.kernels.ahead_vqgan TARGET
 """
