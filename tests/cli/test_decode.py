@@ -118,4 +118,6 @@ def test_run_is_a_codec(tmp_path: Path) -> None:
     for name in ("a.ckpt", "a.safetensors"):
         run("convert", str(tmp_path / "run"), str(tmp_path / name))
         assert open_codec(tmp_path / name).fingerprint in prints  # type: ignore[attr-defined]
-    assert "dtype must be float32" in run("convert", str(file), str(tmp_path / "b.ckpt"), "--dtype", "bfloat16", ok=False)
+    assert "dtype must be float32" in run(
+        "convert", str(file), str(tmp_path / "b.ckpt"), "--dtype", "bfloat16", ok=False
+    )
