@@ -9,6 +9,7 @@ import tyro
 from torch import Tensor
 
 from latte_fast.cli.device import pick_device
+from latte_fast.cli.endings import sentence
 
 
 def decode(
@@ -39,6 +40,7 @@ def decode(
     from tqdm import tqdm
 
     from latte_fast.data.tokens import TokenFolder
+    from latte_fast.locks import one_writer
     from latte_fast.media.formats import FPS
     from latte_fast.media.pixels import to_pixels
     from latte_fast.media.write import stream_mp4
@@ -60,22 +62,23 @@ def decode(
         codec = open_vqgan(vqgan, device, getattr(torch, dtype))
         folder.check_fingerprint(codec.fingerprint, vqgan)
         check_chunks(codec.network)
+        wanted = [i for i, name in enumerate(folder.names) if not clips or name in clips]
+        frames = sum(folder.rows[i][2] for i in wanted) * folder.frame_factor
+        bar = tqdm(total=frames, desc="decode", unit="frame", disable=None)
+        with one_writer(out, "decode"), bar:
+            for i in wanted:
+                film = out / Path(folder.names[i]).with_suffix(".mp4")
+                if film.exists():
+                    bar.update(folder.rows[i][2] * folder.frame_factor)
+                    continue
+                tokens = folder.read(i)
+
+                def parts(tokens: Tensor = tokens) -> Iterator[Tensor]:
+                    for x in decode_in_chunks(codec.network, tokens[None], chunk):
+                        yield to_pixels(x[0].movedim(0, 1))
+                        bar.update(x.shape[2])
+
+                stream_mp4(film, parts(), fps)
     except (ValueError, RuntimeError) as error:
-        raise SystemExit(str(error)) from error
-    wanted = [i for i, name in enumerate(folder.names) if not clips or name in clips]
-    frames = sum(folder.rows[i][2] for i in wanted) * folder.frame_factor
-    with tqdm(total=frames, desc="decode", unit="frame", disable=None) as bar:
-        for i in wanted:
-            film = out / Path(folder.names[i]).with_suffix(".mp4")
-            if film.exists():
-                bar.update(folder.rows[i][2] * folder.frame_factor)
-                continue
-            tokens = folder.read(i)
-
-            def parts(tokens: Tensor = tokens) -> Iterator[Tensor]:
-                for x in decode_in_chunks(codec.network, tokens[None], chunk):
-                    yield to_pixels(x[0].movedim(0, 1))
-                    bar.update(x.shape[2])
-
-            stream_mp4(film, parts(), fps)
+        raise SystemExit(sentence(error, "decode")) from error
     print(f"{out}: {len(wanted)} films, {frames} frames")

@@ -68,8 +68,8 @@ def encode(
 ) -> dict[str, Any]:
     """Writes mean and std of every frame's latents (of the mirrored frame too, where config.flip) to folder `out`.
 
-    With `tokens`, the tokens of a VQGAN instead. Returns the index. The index on disk is updated after each shard, and `resume` goes on from it: shards that are
-    missing or damaged are made again first.
+    With `tokens`, the tokens of a VQGAN instead. Returns the index. The index on disk is updated after each shard, and
+    `resume` goes on from it: shards that are missing or damaged are made again first.
     """
     with one_writer(out, "encode"):
         contents = TOKENS if tokens else LATENTS
