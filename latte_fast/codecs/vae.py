@@ -14,7 +14,7 @@ CHUNK = 16
 class VAE(Protocol):
     """Encodes and decodes frames: `factor` pixels a latent, `channels` channels; `random` is False if std is 0.
 
-    A latent frame stands for `frame_factor` frames.
+    A latent frame stands for `frame_factor` frames, one where a class of one's own does not say.
     """
 
     name: str
@@ -33,6 +33,10 @@ class VAE(Protocol):
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes scaled latents (B, f, C, h, w) -> (B, F, 3, H, W) float32, about [-1, 1]."""
         ...
+
+
+def frame_factor_of(vae: VAE) -> int:
+    return getattr(vae, "frame_factor", 1)
 
 
 class Identity:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from latte_fast.codecs.vae import VAE
+from latte_fast.codecs.vae import VAE, frame_factor_of
 from latte_fast.data.config import DataConfig
 from latte_fast.data.encode_merged import Part, merged_latents, tokens_of
 from latte_fast.data.latents import LATENTS
@@ -85,7 +85,7 @@ def encode(
         settings = {"version": contents.version, "kind": config.kind, "size": size, "every": every, "flip": config.flip,
                     "dtype": dtype, "vae": vae.name, "channels": vae.channels, "factor": vae.factor,
                     "random": vae.random, "classes": found.classes, "videos": len(names), "digest": digest}  # fmt: skip
-        if tokens or vae.frame_factor > 1:
+        if tokens or frame_factor_of(vae) > 1:
             settings |= {name: getattr(vae, name) for name in ("frame_factor", "fingerprint", "n_codes")}
             settings["tokens"] = tokens
         unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
@@ -121,7 +121,7 @@ class Work:
         leave = leave_signals if self.workers else None
         loader = DataLoader(pieces, batch_size=None, num_workers=self.workers, pin_memory=pinned, worker_init_fn=leave)
         for number, parts in groupby(read_all(loader), key=lambda part: part[0]):
-            encoded = tokens_of if self.tokens else _encoded if self.vae.frame_factor == 1 else merged_latents
+            encoded = tokens_of if self.tokens else _encoded if frame_factor_of(self.vae) == 1 else merged_latents
             result = encoded(parts, self.vae, self.flip, self.dtype)
             if not isinstance(result, str) and not all(bool(x.isfinite().all()) for x in result.values()):
                 rule = f"finite in {str(self.dtype).removeprefix('torch.')}, or give --dtype or --vae-dtype float32"
