@@ -32,7 +32,7 @@ ARROWS = {
     "data": {"media", "codecs", "files", "locks"},
     "evaluation": {"data", "media", "files"},
     "quantization": set(),
-    "runs": {"models", "data", "diffusion", "distributed", "files", "locks"},
+    "runs": {"models", "codecs", "data", "diffusion", "distributed", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
         "config",

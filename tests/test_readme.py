@@ -1,4 +1,4 @@
-"""Every Python snippet of README and docs/python.md runs, in order, at a size that a test can afford."""
+"""Every Python snippet of README, docs/python.md and docs/tats.md runs, in order, at a size that a test can afford."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ from latte_fast.ops.registration import REGISTRY
 cli = importlib.import_module("latte_fast.cli.main")
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/python.md")
+PAGES = ("README.md", "docs/python.md", "docs/tats.md")
 SNIPPETS = [s for page in PAGES for s in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)]
 SMALL = {"depth": 2, "hidden_size": 64, "num_heads": 2, "patch_size": 2}
 
@@ -52,6 +52,7 @@ def test_shell_lines_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(lines) >= 6
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text("steps: 10\n")
+    Path("configs").symlink_to(ROOT / "configs")
     for line in lines:
         argv = shlex.split(line)
         name, rest = argv[0], argv[1:]

@@ -92,6 +92,29 @@ inline auto weight_gradient(const Kernel<WeightGradient> (&levels)[kLevels]) {
   };
 }
 
+// pointers: x, scale, shift, out, dout, dx, dscale, dshift; sizes: dtype, batch, channels, groups
+inline auto norm_silu(const Kernel<NormSilu> (&levels)[kLevels]) {
+  return [&levels](const std::array<int64_t, 8>& p, const std::array<int64_t, 4>& sizes,
+                   const std::array<std::array<int64_t, 3>, 3>& axes, int64_t threads) {
+    auto at = [&](int i) { return reinterpret_cast<void*>(p[i]); };
+    NormSilu a{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), sizes[0], sizes[1], sizes[2], sizes[3],
+               {}, {}, {}, threads};
+    int64_t* to[] = {a.size, a.before, a.after};
+    for (int i = 0; i < 3; ++i)
+      for (int axis = 0; axis < 3; ++axis) to[i][axis] = axes[i][axis];
+    launch(levels, a, a.dtype, a.batch * a.channels * a.size[0] * a.size[1] * a.size[2]);
+  };
+}
+
+inline auto nearest(const Kernel<NearestCode> (&levels)[kLevels]) {
+  return [&levels](int64_t z, int64_t e, int64_t out, int64_t dtype, int64_t rows, int64_t codes, int64_t width,
+                   int64_t threads) {
+    NearestCode a{reinterpret_cast<void*>(z), reinterpret_cast<void*>(e), reinterpret_cast<int64_t*>(out), dtype, rows,
+                  codes, width, threads};
+    launch(levels, a, dtype, rows * codes);
+  };
+}
+
 inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowForward> norm_fwd[kLevels] = LATTE_LEVELS(norm_modulate_fwd);
   static const Kernel<RowForward> gate_fwd[kLevels] = LATTE_LEVELS(gate_residual_fwd);
@@ -107,6 +130,9 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<Attention> time_bwd[kLevels] = LATTE_LEVELS(time_attention_bwd);
   static const Kernel<Correlation> conv[kLevels] = LATTE_LEVELS(conv_correlate);
   static const Kernel<WeightGradient> conv_weight[kLevels] = LATTE_LEVELS(conv_weight_gradient);
+  static const Kernel<NormSilu> silu_fwd[kLevels] = LATTE_LEVELS(norm_silu_halo_fwd);
+  static const Kernel<NormSilu> silu_bwd[kLevels] = LATTE_LEVELS(norm_silu_halo_bwd);
+  static const Kernel<NearestCode> codes[kLevels] = LATTE_LEVELS(nearest_code);
   forked();  // its first call installs the handler that notices a fork
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
@@ -123,6 +149,9 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("time_attention_bwd", attention(time_bwd));
   m.def("conv_correlate", correlate(conv));
   m.def("conv_weight_gradient", weight_gradient(conv_weight));
+  m.def("norm_silu_halo_fwd", norm_silu(silu_fwd));
+  m.def("norm_silu_halo_bwd", norm_silu(silu_bwd));
+  m.def("nearest_code", nearest(codes));
 }
 
 }  // namespace latte

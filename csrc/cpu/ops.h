@@ -82,6 +82,22 @@ struct WeightGradient {
   int64_t channels, x_size[3], before[3], threads;
 };
 
+// out = SiLU(x * scale + shift), `before` and `after` pixels more on each axis, which repeat the edge. x and dx
+// (batch, size, channels), out and dout with the border, all contiguous and of one dtype; scale, shift and their
+// gradients (groups, channels) in fp32, or float64 where x is.
+struct NormSilu {
+  const void *x, *scale, *shift;
+  void *out, *dout, *dx, *dscale, *dshift;
+  int64_t dtype, batch, channels, groups, size[3], before[3], after[3], threads;
+};
+
+// z (rows, width) and e (codes, width), contiguous and of one dtype.
+struct NearestCode {
+  const void *z, *e;
+  int64_t* out;
+  int64_t dtype, rows, codes, width, threads;
+};
+
 #define LATTE_OPS(ns)                                          \
   namespace ns {                                               \
   void norm_modulate_fwd(const RowForward&);                   \
@@ -98,6 +114,9 @@ struct WeightGradient {
   void time_attention_bwd(const Attention&);                   \
   void conv_correlate(const Correlation&);                     \
   void conv_weight_gradient(const WeightGradient&);            \
+  void norm_silu_halo_fwd(const NormSilu&);                    \
+  void norm_silu_halo_bwd(const NormSilu&);                    \
+  void nearest_code(const NearestCode&);                       \
   }
 LATTE_OPS(portable)
 LATTE_OPS(avx2)

@@ -20,7 +20,8 @@ def convert(
     """Write a model's weights in the format of upstream's scripts or of diffusers.
 
     A Latte with or without classes becomes a file under upstream's keys: .safetensors, or the .pt that
-    upstream's scripts load. A text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads.
+    upstream's scripts load. A text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads. A
+    VQGAN becomes .safetensors, or the .ckpt that TATS's scripts load.
 
     Example: latte-fast convert runs/ucf ucf.safetensors
 

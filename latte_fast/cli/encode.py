@@ -27,6 +27,7 @@ def encode(
     on_error: Literal["skip", "raise"] = "skip",
     index: str = "",
     resume: bool = False,
+    tokens: bool = False,
 ) -> None:
     """Write a data set's VAE latents once, so that training needs neither the VAE nor the videos.
 
@@ -42,7 +43,7 @@ def encode(
             upstream's layout of FaceForensics, SkyTimelapse, UCF101, Taichi-HD. An error shows the expected layout.
         path: folder of the data set.
         out: new folder for the latents.
-        vae: folder of a diffusers AutoencoderKL, or identity to keep pixels.
+        vae: folder of a diffusers AutoencoderKL, a VQGAN's file or run, or identity to keep pixels.
         size: height and width in pixels after the centre crop.
         flip: also encode mirrored frames, so that training can mirror clips.
         every: encode only every n-th frame; training's interval must then be a multiple of it.
@@ -54,24 +55,28 @@ def encode(
         on_error: what to do about a video that does not decode: leave it out and name it (skip), or stop (raise).
         index: file that keeps the videos' frame times for the next run.
         resume: go on where an earlier run into the same folder stopped.
+        tokens: write the tokens of a VQGAN, which `latte-fast decode` reads, instead of its latents.
     """
     # imported here because encoding loads PyAV, which --help does not need
-    from latte_fast.codecs.vae import open_vae
     from latte_fast.data import encode as work
     from latte_fast.data.config import DataConfig
+    from latte_fast.data.latents import LATENTS
+    from latte_fast.data.tokens import TOKENS
     from latte_fast.locks import one_writer
+    from latte_fast.runs.codec import open_codec
 
     logging.basicConfig(format="%(message)s")
     device = pick_device(device, "encode")
     try:
         config = DataConfig(kind=kind, path=str(path), flip=flip, on_error=on_error, index=index)
         with one_writer(out, "encode"):
-            work.check(config, out, size, every, dtype, shard_mb, workers, resume)
-            network = open_vae(vae, device, getattr(torch, vae_dtype))
-            written = work.encode(config, out, network, size, every, dtype, shard_mb, workers, resume)
+            contents = TOKENS if tokens else LATENTS
+            work.check(config, out, size, every, dtype, shard_mb, workers, resume, contents)
+            network = open_codec(vae, device, getattr(torch, vae_dtype))
+            written = work.encode(config, out, network, size, every, dtype, shard_mb, workers, resume, tokens)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(sentence(error, "encode")) from error
-    frames = sum(row[2] for row in written["clips"])
+    frames = sum(row[2] for row in written["clips"]) * written.get("frame_factor", 1)
     size_mb = sum(shard[1] for shard in written["shards"]) / 1e6
     print(f"{out}: {len(written['clips'])} videos, {frames} frames, {size_mb:.1f} MB in {len(written['shards'])} files")
     if broken := written["broken"]:

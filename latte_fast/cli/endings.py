@@ -15,6 +15,7 @@ RESUMES = {
     "train": "--resume goes on from the last checkpoint",
     "sample": "--resume goes on with the same options",
     "evaluate": "the same command begins again, with what --real-stats and --index have kept",
+    "decode": "the same command goes on after the last whole film",
     "convert": "nothing was written",
 }
 # prefixes of messages that say which data or file is meant; any other word before a colon is the name of a function

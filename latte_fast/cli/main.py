@@ -14,7 +14,8 @@ from latte_fast.cli.endings import in_one_line, sentence
 COMMANDS = {
     "doctor": "print what this machine has, which backend serves each op, and why the others do not",
     "demo": "compare the fast model with the oracle, train a small Latte on moving shapes, judge its samples",
-    "encode": "write the VAE latents of a set of videos, so that training needs neither VAE nor videos",
+    "encode": "write the latents or tokens of a set of videos, so that training needs neither codec nor videos",
+    "decode": "write the films of tokens, of any length in bounded memory",
     "encode-text": "write the embeddings of captions, so that text-to-video training needs no text encoder",
     "train": "train a Latte on a folder of clips, on one process or many",
     "sample": "draw films from a trained model, or from text",

@@ -141,7 +141,8 @@ def launches(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Callable[[], Any]
             for name, args in ((op.name, op.example(sizes)), *op.more_examples(sizes)):
                 function = getattr(ops, op.name)
                 yield f"{name} forward", partial(partial, _forward, function, args)
-                yield f"{name} backward", partial(_backward, function, args)
+                if op.backward:
+                    yield f"{name} backward", partial(_backward, function, args)
 
 
 def _forward(op: Callable[..., Any], args: dict[str, Any]) -> Any:

@@ -12,27 +12,37 @@ CHUNK = 16
 
 
 class VAE(Protocol):
-    """Encodes and decodes frames: `factor` pixels a latent, `channels` channels; `random` is False if std is 0."""
+    """Encodes and decodes frames: `factor` pixels a latent, `channels` channels; `random` is False if std is 0.
+
+    A latent frame stands for `frame_factor` frames, one where a class of one's own does not say.
+    """
 
     name: str
     channels: int
     factor: int
+    frame_factor: int
     random: bool
-    device: torch.device | str
+
+    @property
+    def device(self) -> torch.device | str: ...
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes (B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, F, C, h, w) float32."""
+        """Encodes (B, F, 3, H, W) in [-1, 1] -> mean and std of the scaled latents, each (B, f, C, h, w) float32."""
         ...
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decodes scaled latents (B, F, C, h, w) -> (B, F, 3, H, W) float32, about [-1, 1]."""
+        """Decodes scaled latents (B, f, C, h, w) -> (B, F, 3, H, W) float32, about [-1, 1]."""
         ...
+
+
+def frame_factor_of(vae: VAE) -> int:
+    return getattr(vae, "frame_factor", 1)
 
 
 class Identity:
     """Uses pixels as latents."""
 
-    name, channels, factor, random = "identity", 3, 1, False
+    name, channels, factor, frame_factor, random = "identity", 3, 1, 1, False
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -54,7 +64,7 @@ class Autoencoder:
     decode 1.36 times as fast.
     """
 
-    random = True
+    random, frame_factor = True, 1
 
     def __init__(self, network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype = name, device, dtype

@@ -17,6 +17,8 @@ class DataConfig:
         kind: layout of the data: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames
             (a folder of images for each clip), latents (of `latte-fast encode`), or shapes (drawn on the fly).
         path: folder of the data set; shapes has none.
+        split: text file that lists the clips to take, one a line as a path below `path`, with or without suffix; words
+            after it are ignored, so that UCF101's trainlist01.txt serves; empty to take all.
         text: folder of captions that `latte-fast encode-text` wrote, for text to video; empty for none.
         interval: distance between a clip's frames in its video.
         flip: whether to mirror half of the clips, each as a whole; not for shapes, where left and right are classes.
@@ -32,6 +34,7 @@ class DataConfig:
 
     kind: Kind = "shapes"
     path: str = ""
+    split: str = ""
     text: str = ""
     interval: int = 3
     flip: bool = False
@@ -55,12 +58,14 @@ class DataConfig:
             raise ValueError(f"data: outlines must be among {', '.join(SHAPES)}, got {self.outlines}")
         if self.kind == "shapes" and self.flip:
             raise ValueError("data: flip must be False for shapes, whose classes are directions, got True")
-        for name in ("path", "image_path", "index"):
+        for name in ("path", "split", "image_path", "index"):
             if self.kind == "shapes" and getattr(self, name):
                 raise ValueError(
                     f"data: {name} must be empty for kind shapes, which has no files, got {getattr(self, name)}"
                 )
         if self.kind != "shapes" and not self.path:
             raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
+        if self.split and self.kind == "latents":
+            raise ValueError(f"data: split must be empty for latents, which are all of their folder, got {self.split}")
         if self.image_list and not self.image_path:
             raise ValueError(f"data: image_path must be the folder of the pictures in {self.image_list}, got none")

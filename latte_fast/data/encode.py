@@ -1,4 +1,4 @@
-"""Writes a data set's VAE latents once, as safetensors shards with an index from which a stopped run resumes."""
+"""Writes a data set's latents or tokens once, as safetensors shards with an index from which a stopped run resumes."""
 
 import hashlib
 import json
@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from latte_fast.codecs.vae import VAE
+from latte_fast.codecs.vae import VAE, frame_factor_of
 from latte_fast.data.config import DataConfig
+from latte_fast.data.encode_merged import Part, merged_latents, tokens_of
 from latte_fast.data.latents import LATENTS
-from latte_fast.data.shards import damaged, is_full, remove_unlisted, write, write_index, write_shard
+from latte_fast.data.shards import Contents, damaged, is_full, remove_unlisted, write, write_index, write_shard
 from latte_fast.data.sources import Source, open_sources
+from latte_fast.data.tokens import TOKENS
 from latte_fast.data.workers import leave_signals, read_all
 from latte_fast.locks import one_writer
 from latte_fast.media.picture import fit
@@ -29,7 +31,6 @@ log = logging.getLogger("latte_fast.data")
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # frames decoded in one piece, which bounds a worker's memory at 13 MB (256x256)
 PIECE = 64
-Part = tuple[int, Tensor | str]
 
 
 class Pieces(Dataset):
@@ -63,27 +64,34 @@ def encode(
     shard_mb: int = 256,
     workers: int = 0,
     resume: bool = False,
+    tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes mean and std of every frame's latents (of the mirrored frame too, where config.flip) to folder `out`.
 
-    Returns the index. The index on disk is updated after each shard, and `resume` goes on from it: shards that are
-    missing or damaged are made again first.
+    With `tokens`, the tokens of a VQGAN instead. Returns the index. The index on disk is updated after each shard, and
+    `resume` goes on from it: shards that are missing or damaged are made again first.
     """
     with one_writer(out, "encode"):
-        before = check(config, out, size, every, dtype, shard_mb, workers, resume)
+        contents = TOKENS if tokens else LATENTS
+        before = check(config, out, size, every, dtype, shard_mb, workers, resume, contents)
+        if tokens and not hasattr(vae, "tokens"):
+            raise ValueError(f"encode: vae must be a VQGAN to write tokens, got {vae.name}")
         if size % vae.factor:
             raise ValueError(f"encode: size must be a multiple of the VAE's {vae.factor}, got {size}")
         found = open_sources(config)
         names = [source.place.path.relative_to(found.root).as_posix() for source in found.sources]
         digest = hashlib.sha256(json.dumps([names, [len(s) for s in found.sources]]).encode()).hexdigest()
         # a resumed run must have the same
-        settings = {"version": LATENTS.version, "kind": config.kind, "size": size, "every": every, "flip": config.flip,
+        settings = {"version": contents.version, "kind": config.kind, "size": size, "every": every, "flip": config.flip,
                     "dtype": dtype, "vae": vae.name, "channels": vae.channels, "factor": vae.factor,
                     "random": vae.random, "classes": found.classes, "videos": len(names), "digest": digest}  # fmt: skip
+        if tokens or frame_factor_of(vae) > 1:
+            settings |= {name: getattr(vae, name) for name in ("frame_factor", "fingerprint", "n_codes")}
+            settings["tokens"] = tokens
         unopened = [Path(name).relative_to(found.root).as_posix() for name in found.broken]
         index = before or settings | {"done": 0, "complete": False, "shards": [], "clips": [], "broken": unopened}
-        LATENTS.check_same(index, settings, out)
-        work = Work(found.sources, names, vae, size, every, DTYPES[dtype], config.flip, workers)
+        contents.check_same(index, settings, out)
+        work = Work(found.sources, names, vae, size, every, DTYPES[dtype], config.flip, workers, tokens)
         if before is not None:
             remove_unlisted(out, index)
             mend(out, index, work)
@@ -104,6 +112,7 @@ class Work:
     dtype: torch.dtype
     flip: bool
     workers: int
+    tokens: bool = False
 
     def results(self, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
         """Yields each video's number and its tensors, or why it does not decode."""
@@ -112,7 +121,8 @@ class Work:
         leave = leave_signals if self.workers else None
         loader = DataLoader(pieces, batch_size=None, num_workers=self.workers, pin_memory=pinned, worker_init_fn=leave)
         for number, parts in groupby(read_all(loader), key=lambda part: part[0]):
-            result = _encoded(parts, self.vae, self.flip, self.dtype)
+            encoded = tokens_of if self.tokens else _encoded if frame_factor_of(self.vae) == 1 else merged_latents
+            result = encoded(parts, self.vae, self.flip, self.dtype)
             if not isinstance(result, str) and not all(bool(x.isfinite().all()) for x in result.values()):
                 rule = f"finite in {str(self.dtype).removeprefix('torch.')}, or give --dtype or --vae-dtype float32"
                 raise ValueError(f"encode: the latents of {self.names[number]} must be {rule}, got others")
@@ -133,7 +143,7 @@ def go_on(out: Path, index: dict[str, Any], work: Work, shard_mb: int, strict: b
                 index["broken"].append(names[number])
             else:
                 label = work.sources[number].place.label
-                rows.append([names[number], label, len(result["mean"]), len(index["shards"])])
+                rows.append([names[number], label, len(next(iter(result.values()))), len(index["shards"])])
                 shard |= {f"{names[number]}/{key}": value for key, value in result.items()}
             bar.update()
             last = number == total - 1
@@ -161,7 +171,15 @@ def mend(out: Path, index: dict[str, Any], work: Work) -> None:
 
 
 def check(
-    config: DataConfig, out: Path, size: int, every: int, dtype: str, shard_mb: int, workers: int, resume: bool
+    config: DataConfig,
+    out: Path,
+    size: int,
+    every: int,
+    dtype: str,
+    shard_mb: int,
+    workers: int,
+    resume: bool,
+    contents: Contents = LATENTS,
 ) -> dict[str, Any] | None:
     """Checks the arguments before the VAE is opened; returns the index from which `resume` goes on, or None."""
     for name, value, least in (("size", size, 1), ("every", every, 1), ("shard_mb", shard_mb, 1),
@@ -172,7 +190,7 @@ def check(
         raise ValueError(f"encode: kind must be a set of videos or frames, got {config.kind}")
     if dtype not in DTYPES:
         raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    return LATENTS.begun(out, resume)
+    return contents.begun(out, resume)
 
 
 def _encoded(parts: Iterable[Part], vae: VAE, flip: bool, dtype: torch.dtype) -> dict[str, Tensor] | str:

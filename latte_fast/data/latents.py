@@ -32,6 +32,9 @@ class Latents(Dataset):
         index = LATENTS.finished(self.folder)
         self._check(index, config, size)
         check_shards(self.folder, index)
+        self.frame_factor = int(index.get("frame_factor", 1))
+        self._check_frames(config, frames, index["every"])
+        frames //= self.frame_factor
         self.config, self.frames, self.images = config, frames, images
         self.classes: list[str] = index["classes"]
         self.channels, self.factor, self.vae = int(index["channels"]), int(index["factor"]), str(index["vae"])
@@ -63,6 +66,14 @@ class Latents(Dataset):
             raise ValueError(
                 f"latents: image_path must be empty, pictures are frames of the clips, got {config.image_path}"
             )
+
+    def _check_frames(self, config: DataConfig, frames: int, every: int) -> None:
+        """Checks clips of a codec that merges frames, between which no other interval can be had."""
+        if frames % self.frame_factor:
+            raise ValueError(f"latents: frames must be a multiple of the codec's {self.frame_factor}, got {frames}")
+        if self.frame_factor > 1 and config.interval != every:
+            rule = f"{every}, as in {self.folder}, whose codec merges {self.frame_factor} frames"
+            raise ValueError(f"latents: interval must be {rule}, got {config.interval}")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -69,6 +69,23 @@ def find(kind: str, path: str | os.PathLike, left: Left | None = None) -> tuple[
     return places, classes
 
 
+def listed(places: list[Place], root: Path, split: Path) -> list[Place]:
+    """Returns the clips that a text file lists, in the order of the folder; classes keep their numbers."""
+    if not split.is_file():
+        raise LayoutError(f"data: split must be a text file that lists clips, got {split}, no file")
+    names = {words[0] for line in split.read_text().splitlines() if (words := line.split())}
+    known: dict[str, Place] = {}
+    for place in places:
+        path = place.path.relative_to(root)
+        known |= {path.as_posix(): place, path.with_suffix("").as_posix(): place}
+    missing = sorted(names - known.keys())
+    if missing or not names:
+        got = f"{missing[0]} ({len(missing)} missing)" if missing else "none"
+        raise LayoutError(f"data: clips of split {split} must lie below {root}, got {got}")
+    wanted = {known[name].path for name in names}
+    return [place for place in places if place.path in wanted]
+
+
 def wrong_folder(kind: str, root: Path) -> LayoutError:
     return LayoutError(f"{kind}: path must hold{TREES[kind]}\nfound in {root}: {summary(root)}")
 

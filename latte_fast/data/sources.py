@@ -67,6 +67,8 @@ def open_sources(config: DataConfig) -> SourceSet:
         log.warning("left out: %s", error)
     if len(unfit) > NAMED:
         log.warning("left out: %d more", len(unfit) - NAMED)
+    if config.split:
+        places = layouts.listed(places, root, Path(config.split))
     if config.index and not Path(config.index).absolute().parent.is_dir():
         raise ValueError(f"data: index must be a file in an existing folder, got {config.index}")
     results = _timelines(root, places, config.index)

@@ -1,9 +1,10 @@
 """Writes clips as mp4, gif or a png contact sheet, through PyAV alone; a file appears whole or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.filter
@@ -43,16 +44,28 @@ def write_mp4(path: str | os.PathLike, video: Video, fps: float = 8, crf: int = 
         crf: quality, 0 is lossless and 23 is x264's default.
         gop: largest number of frames between keyframes; None is x264's 250.
     """
+    stream_mp4(path, [video], fps, crf, gop)
+
+
+def stream_mp4(
+    path: str | os.PathLike, parts: Iterable[Video], fps: float = 8, crf: int = 14, gop: int | None = None
+) -> None:
+    """Writes a film as `write_mp4` does, of parts that come one after the other, none of which is kept."""
     _check("write_mp4", path, ".mp4", fps)
-    array = _frames("write_mp4", video)
-    array = np.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, array.shape[2] % 2), (0, 0)), mode="edge")
     # one thread: x264's output depends on their number
     options = {"crf": str(crf), "threads": "1"} | ({"g": str(gop)} if gop else {})
     with atomic(path) as partial, av.open(str(partial), "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.height, stream.width, stream.pix_fmt = array.shape[1], array.shape[2], "yuv420p"
-        for picture in array:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        stream: Any = None
+        for part in parts:
+            array = _frames("write_mp4", part)
+            array = np.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, array.shape[2] % 2), (0, 0)), mode="edge")
+            if stream is None:
+                stream = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+                stream.height, stream.width, stream.pix_fmt = array.shape[1], array.shape[2], "yuv420p"
+            for picture in array:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        if stream is None:
+            raise ValueError(f"write_mp4: video must have frames, got none for {path}")
         out.mux(stream.encode(None))
 
 

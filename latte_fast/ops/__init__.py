@@ -6,9 +6,9 @@ from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
 from latte_fast.ops.layers import attention_layer, mlp_layer
 from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
-from latte_fast.ops.nearest_code import nearest_code as nearest_code
+from latte_fast.ops.nearest_code import nearest_code
 from latte_fast.ops.norm_modulate import norm_modulate
-from latte_fast.ops.norm_silu_halo import norm_silu_halo as norm_silu_halo
+from latte_fast.ops.norm_silu_halo import norm_silu_halo
 
 __all__ = [
     "attention_layer",
@@ -20,5 +20,7 @@ __all__ = [
     "gate_residual_norm_modulate",
     "linear_gelu",
     "mlp_layer",
+    "nearest_code",
     "norm_modulate",
+    "norm_silu_halo",
 ]

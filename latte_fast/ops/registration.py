@@ -34,7 +34,7 @@ class KernelOp:
 
     name: str  # of the op, its function and its kernels' files
     forward: str  # schema, results named
-    backward: str  # schema, results named
+    backward: str  # schema, results named; empty for an op without a derivative
     fake: Callable  # results without values, from the forward's arguments
     example: Callable[[Sizes], dict[str, Any]]  # arguments at a model's sizes, by name and in the order of `why_not`
     more_examples: Callable[[Sizes], Iterable[tuple[str, dict[str, Any]]]] = lambda sizes: ()  # by name, for tune
@@ -52,18 +52,23 @@ class KernelOp:
     elementwise: int = 0  # operations on an element of the widest tensor, where there are no matrix products
 
     def __post_init__(self) -> None:
-        self._read_names(*(torch._C.parse_schema(f"op{schema}") for schema in (self.forward, self.backward)))
-        backward, backward_fake = f"{self.name}_backward", self.backward_fake or self._fake_gradients
         self._overload = _define(self.name, self.forward, self._forward, self.fake, self.flops)
-        self._gradient = _define(backward, self.backward, self._backward, backward_fake, self.backward_flops)
-        register_autograd = torch.library.register_autograd
-        register_autograd(f"latte_fast::{self.name}", self._gradients, setup_context=self._save, lib=LIBRARY)
-        register_autograd(f"latte_fast::{backward}", self._refuse, lib=LIBRARY)
+        self._arguments = [a.name for a in torch._C.parse_schema(f"op{self.forward}").arguments]
+        if self.backward:
+            self._register_gradient()
         if not self.kernels:
             self.kernels = self.name
             backends.register(self.name, {b: _probe(self.name, b) for b in self.ours} | self.libraries)
         self._fwd, self._bwd = f"{self.kernels}_fwd", f"{self.kernels}_bwd"
         REGISTRY[self.name] = self
+
+    def _register_gradient(self) -> None:
+        self._read_names(*(torch._C.parse_schema(f"op{schema}") for schema in (self.forward, self.backward)))
+        backward, backward_fake = f"{self.name}_backward", self.backward_fake or self._fake_gradients
+        self._gradient = _define(backward, self.backward, self._backward, backward_fake, self.backward_flops)
+        register_autograd = torch.library.register_autograd
+        register_autograd(f"latte_fast::{self.name}", self._gradients, setup_context=self._save, lib=LIBRARY)
+        register_autograd(f"latte_fast::{backward}", self._refuse, lib=LIBRARY)
 
     def __call__(self, *args: Any) -> Any:
         """Runs the op on the backend that serves these arguments."""
@@ -97,7 +102,6 @@ class KernelOp:
         return grads if len(grads) > 1 else grads[0]
 
     def _read_names(self, forward: Any, backward: Any) -> None:
-        self._arguments = [a.name for a in forward.arguments]
         self._results = [r.name for r in forward.returns]
         self._wanted = [a.name for a in backward.arguments]
         self._returned = [r.name[1:] for r in backward.returns]

@@ -7,6 +7,8 @@ from latte_fast.files import atomic
 from latte_fast.runs.log import LOG, read_log
 
 CURVES = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "grad_norm": "gradient norm"}
+# of a VQGAN's log, in a third row
+OF_CODES = {"psnr": "PSNR in dB", "perplexity": "perplexity of the codes"}
 
 
 def pyplot() -> Any:
@@ -22,7 +24,7 @@ def pyplot() -> Any:
 
 
 def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
-    """Plots loss, learning rate, throughput and gradient norm to `out`, by default run/curves.png."""
+    """Plots loss, learning rate, throughput, gradient norm, and what else a log has, by default to run/curves.png."""
     plt = pyplot()
     lines = read_log(Path(run) / LOG)
     if not lines:
@@ -32,8 +34,10 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     known = plt.FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"plot: out must end in one of {', '.join(known)}, got {out.name}")
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
+    curves = CURVES | {name: title for name, title in OF_CODES.items() if name in lines[0]}
+    rows = len(curves) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")
+    for axis, (name, title) in zip(axes.flat, curves.items(), strict=True):
         values = [line.get(name, float("nan")) for line in lines]
         if name == "loss":
             axis.plot(steps, values, color="0.8", linewidth=1)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latte_fast.codecs.vae import VAE, open_vae
+from latte_fast.codecs.vae import VAE
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.models.families import adapter_of
+from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.load import Trained, load
 from latte_fast.sampling.chunks import chunks
@@ -126,5 +127,5 @@ def open_source(
     where = next(model.model.parameters()).device
     codec: Any = vae
     if vae is None or isinstance(vae, str | Path):
-        codec = open_vae(vae or model.config.vae, where, dtype)
+        codec = open_codec(vae or model.config.vae, where, dtype)
     return trained_source(model, codec, [str(name) for name in classes], dtype)

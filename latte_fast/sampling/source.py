@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from latte_fast.codecs.vae import VAE
+from latte_fast.codecs.vae import VAE, frame_factor_of
 from latte_fast.data.text import Texts
 from latte_fast.diffusion import Diffusion
 from latte_fast.diffusion.noise import Use, normal
@@ -101,7 +101,10 @@ class ModelSource:
     def draw(
         self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
     ) -> tuple[Tensor, list[str]]:
-        frames = request.frames or self.shape[0]
+        merged = frame_factor_of(self.vae)
+        if request.frames and request.frames % merged:
+            raise ValueError(f"sample: frames must be a multiple of the codec's {merged}, got {request.frames}")
+        frames = request.frames // merged if request.frames else self.shape[0]
         plan = self.plan_for(request)
         model = windowed(self.model, self.shape[0], frames)
         condition = self.condition_for(numbers, request.seed)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from latte_fast.data import DataConfig
 from latte_fast.data.layouts import LayoutError, find
+from latte_fast.data.sources import open_sources
+from tests.helpers.films import layout
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -39,3 +42,21 @@ def test_find_leaves_hidden_files_out(tmp_path: Path) -> None:
     touch(tmp_path, "a/a.mp4", "a/._a.mp4", ".trash/b.mp4", "a/notes.txt", "b/A.MP4")
     assert names("ffs", tmp_path) == [("a/a.mp4", None), ("b/A.MP4", None)]
     assert names("videos", tmp_path) == [("a/a.mp4", 0), ("b/A.MP4", 1)]
+
+
+def test_split_lists_the_clips(tmp_path: Path) -> None:
+    """With or without suffix and label, in the folder's order; classes keep their numbers."""
+    root = layout("videos", tmp_path / "films")
+    names = [place.path.relative_to(root).as_posix() for place in find("videos", root)[0]]
+    (tmp_path / "train.txt").write_text(f"{names[2]} 2\n\n{names[0].removesuffix('.mp4')}\n")
+    found = open_sources(DataConfig(kind="videos", path=str(root), split=str(tmp_path / "train.txt")))
+    assert [source.place.path.relative_to(root).as_posix() for source in found.sources] == [names[0], names[2]]
+    assert found.classes == ["a", "b"] and [source.place.label for source in found.sources] == [0, 1]
+    for text, message in (("a/none.mp4\n", r"got a/none.mp4 \(1 missing\)"), ("\n", "got none")):
+        (tmp_path / "bad.txt").write_text(text)
+        with pytest.raises(LayoutError, match=message):
+            open_sources(DataConfig(kind="videos", path=str(root), split=str(tmp_path / "bad.txt")))
+    with pytest.raises(LayoutError, match="split must be a text file"):
+        open_sources(DataConfig(kind="videos", path=str(root), split=str(tmp_path / "no.txt")))
+    with pytest.raises(ValueError, match="split must be empty for kind shapes"):
+        DataConfig(split="x")

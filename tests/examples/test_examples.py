@@ -12,6 +12,7 @@ import torch
 
 from latte_fast.data.shapes import CLASSES, clip
 from latte_fast.media.write import write_mp4
+from tests.helpers.films import moving
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,23 @@ def test_train_with_torchrun(films: Path, tmp_path: Path) -> None:
     # torch's process group may abort after all was done; what was written is what is judged here
     assert (out / "checkpoints" / "step-0000002" / "manifest.json").is_file(), done.stderr
     assert len(list(Path(f"{out}-samples").glob("*.mp4"))) == 8, done.stderr
+
+
+def test_vqgan_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("--out", str(tmp_path / "run"), "--steps", "1", "--per-class", "1", "--classifier-steps", "1")
+    with pytest.raises(SystemExit, match="vqgan_shapes: less than expected"):
+        run(monkeypatch, "vqgan_shapes.py", *args)
+    assert json.loads((tmp_path / "run" / "judged.json").read_text())["codes_used"] >= 1
+    assert (tmp_path / "run" / "decoded.png").is_file()
+
+
+@pytest.mark.slow
+def test_vqgan_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mp4(tmp_path / "film.mp4", moving(80, 48, 64))
+    with pytest.raises(SystemExit, match="vqgan_film: less than the 26 dB expected"):
+        run(monkeypatch, "vqgan_film.py", str(tmp_path / "film.mp4"), "--out", str(tmp_path / "run"), "--steps", "1")
+    assert json.loads((tmp_path / "run" / "judged.json").read_text())["clips"] == 1
+    assert len(list((tmp_path / "run" / "parts").glob("*.mp4"))) == 4
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("classes", "joint")]

@@ -34,7 +34,9 @@ if DEVICE == "cpu" and not why_not():
         import latte_fast.kernels.bias_gelu
         import latte_fast.kernels.gate_residual
         import latte_fast.kernels.gate_residual_norm_modulate
-        import latte_fast.kernels.norm_modulate  # noqa: F401
+        import latte_fast.kernels.nearest_code
+        import latte_fast.kernels.norm_modulate
+        import latte_fast.kernels.norm_silu_halo  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from latte_fast import reference
+from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.models.tats.files import read_vqgan
 from latte_fast.runs.log import LOG, read_log
-from latte_fast.training import Trainer
+from latte_fast.runs.plot import plot_run
+from latte_fast.training import TrainConfig, Trainer, read_config
+from latte_fast.training.objectives.vqgan_checks import check_vqgan
 from latte_fast.training.setup import check_same
 from tests.helpers.tiny_vqgan import MODEL, RUN, scatter, tiny_vqgan_run
 
@@ -185,3 +188,22 @@ def test_options_are_checked(tmp_path: Path) -> None:
         check_same(replace(before, micro_batch=2), before, Path("run"))
     group = replace(RUN, model=replace(MODEL, n_hiddens=16, norm="group"))
     check_same(replace(before, micro_batch=2, vqgan=group), replace(before, vqgan=group), Path("run"))
+
+
+RECIPES = Path(__file__).parents[2] / "configs" / "tats"
+
+
+@pytest.mark.parametrize(("name", "interval"), [("ucf101", 1), ("sky", 1), ("taichi", 4)])
+def test_recipes_are_the_authors(name: str, interval: int) -> None:
+    config = read_config(RECIPES / f"{name}.yaml", TrainConfig)
+    check_vqgan(config)
+    options = config.vqgan
+    assert options.model == VQGANConfig() and config.data.kind == name and config.data.interval == interval
+    assert (options.perceptual_weight, options.matching, options.l1, options.start) == (4, 4, 4, 10_000)
+    assert options.restart == 0 and (config.frames, config.size, config.batch) == (16, 128, 8 * 6 * 2)
+    assert config.optim.lr == pytest.approx(3e-5 * 6 * (8 / 8) * (2 / 4)) and config.optim.betas == (0.5, 0.9)
+
+
+def test_plot_shows_the_codes(whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert plot_run(whole, tmp_path / "curves.png").stat().st_size > 10_000

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from latte_fast.codecs.vae import VAE, open_vae
+from latte_fast.codecs.vae import VAE
 from latte_fast.data import open_dataset
 from latte_fast.data.item import Item
 from latte_fast.data.seeding import SampleKey
@@ -21,6 +21,7 @@ from latte_fast.models.adapter import Adapter, DataSizes
 from latte_fast.models.config import require
 from latte_fast.models.families import family_for
 from latte_fast.quantization.fp8_training import convert_to_fp8
+from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource
@@ -98,6 +99,7 @@ class Denoising:
         self.vae = open_run_vae(config, ranks.device)
         self.dataset = open_dataset(config.data, config.frames, config.size, config.images)
         self.adapter, self.latent, self.encoded = fit_model(config, self.dataset, self.vae)
+        self.shrinks = self.vae is not None and self.vae.factor > 1  # a codec without a posterior has means alone
         self.dropout = config.model.class_dropout_prob if self.adapter.choices else 0.0
         self.length = len(self.dataset)
         self.densities = Densities(self.adapter, config.diffusion, config.seed)
@@ -129,10 +131,10 @@ class Denoising:
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
         x = batch["latent"] if "latent" in batch else batch["video"]
-        if self.encoded:
+        if self.encoded or ("video" in batch and self.shrinks):
             assert self.vae is not None
             mean, std = self.vae.encode(x)
-            x = mean + std * batch["eps"]
+            x = mean + std * batch["eps"] if self.encoded else mean
         conditions = self.adapter.conditions(batch, self.config.images) | self.densities.at(step).keywords
         return self.diffusion.training_losses(self.forward, x, batch["t"], conditions, batch["noise"])
 
@@ -173,7 +175,7 @@ class Denoising:
         config, wanted = self.config, self.config.sample
         if self.ranks.first or self.learner.sharded:
             assert self.vae is not None
-            shape = (config.frames, *self.latent[1:])
+            shape = (self.latent[0] - config.images, *self.latent[1:])
             guidable = self.dropout > 0
             source = ModelSource(
                 self.sample,
@@ -205,7 +207,7 @@ def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
     """Opens the VAE that encodes clips and decodes previews; returns None for latents without previews."""
     if config.data.kind == "latents" and not config.sample.every:
         return None
-    return open_vae(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
+    return open_codec(config.vae, device, torch.float32 if config.precision == "fp32" else torch.bfloat16)
 
 
 def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapter, tuple[int, ...], bool]:
@@ -216,8 +218,12 @@ def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapt
     item = dataset[(0, 0)]
     clip = item["latent" if "latent" in item else "video"]
     frames, channels, height, width = clip.shape
-    want = config.frames + config.images
-    require(frames == want, "frames", f"with images the {frames} of an item of the data", want)
+    merged = dataset.frame_factor if "latent" in item else 1 if vae is None else vae.frame_factor
+    require(merged == 1 or not config.images, "images", f"0 with a codec that merges {merged} frames", config.images)
+    require(config.frames % merged == 0, "frames", f"a multiple of the codec's {merged}", config.frames)
+    given = (frames - config.images) * (merged if "latent" in item else 1)
+    require(given == config.frames, "frames", f"the {given} of an item of the data", config.frames)
+    want = config.frames // merged + config.images
     require(height == width, "data", "of square clips", (height, width))
     encoded = False
     if "video" in item:
@@ -229,7 +235,7 @@ def fit_model(config: TrainConfig, dataset: Any, vae: VAE | None) -> tuple[Adapt
         require(vae.channels == channels, "vae", f"of the latents' {channels} channels to show samples", config.vae)
     captions = dataset.texts
     classes = list(dataset.classes) if "label" in item and captions is None else []
-    sizes = DataSizes(channels, height, config.frames)
+    sizes = DataSizes(channels, height, config.frames // merged)
     family = family_for(captions is not None, config.model)
     adapter = family.fit(config.model, sizes, classes, captions, config.pretrained)
     return adapter, (want, channels, height, height), encoded
