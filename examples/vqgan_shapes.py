@@ -18,7 +18,7 @@ from torch import Tensor
 from latte_fast import VQGAN
 from latte_fast.cli.demo import NAMES, OUTLINES, WANTED
 from latte_fast.data import DataConfig
-from latte_fast.evaluation.shapes_classifier import recognised, shapes_batch, train_recogniser
+from latte_fast.evaluation.shapes_classifier import shapes_batch, share_recognised, train_recogniser
 from latte_fast.media.pixels import to_pixels
 from latte_fast.media.write import write_sheet
 from latte_fast.models.tats.codebook import perplexity_of
@@ -83,7 +83,7 @@ def judge(run: Path, classifier_steps: int, per_class: int) -> dict[str, float]:
         "perplexity": perplexity_of(counts).item(),
         "codes_used": int((counts > 0).sum()),
         "classifier_on_clips": on_clips,
-        "recognised": recognised(classifier, made, labels),
+        "recognised": share_recognised(classifier, made, labels),
     }
 
 
