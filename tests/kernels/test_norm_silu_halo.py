@@ -5,7 +5,8 @@ import torch
 
 from latte_fast import ops
 from latte_fast.reference import functional as R
-from latte_fast.testing import compare, pairwise
+from latte_fast.testing import compare
+from tests.helpers.cells import pairwise
 from tests.kernels.cases import name, randn
 
 AXES = {

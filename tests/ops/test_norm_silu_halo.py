@@ -9,9 +9,10 @@ from torch import Tensor
 from latte_fast import ops, use_backend
 from latte_fast.ops.registration import LIBRARY
 from latte_fast.reference import functional as R
-from latte_fast.testing import compare, pairwise, poisoned_empty, require_backend
-from tests.helpers.cells import cell_id
+from latte_fast.testing import compare
+from tests.helpers.cells import cell_id, pairwise
 from tests.helpers.counting import Count
+from tests.helpers.guards import poisoned_empty, require_backend
 
 AXES = {
     "C": (1, 7, 32, 64),
