@@ -134,7 +134,8 @@ def test_kills_at_random_resume_bit_identical(tmp_path: Path) -> None:
     kills(tmp_path, 20)
 
 
-@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "group"])
 def test_two_ranks_equal_one(tmp_path: Path, norm: str) -> None:
     """Batch statistics, drawn codes and their averages are those of both ranks' clips; runs move between ranks."""
     command = [sys.executable, "-m", "tests.helpers.spread_vqgan", str(tmp_path), norm]
