@@ -102,12 +102,7 @@ class RecoverBlock(GenerateBlock):
         self.merged_layer2 = nn.Linear(width, width)
 
     def start(self) -> None:
-        """Makes the sparse tokens start without weight: the dense input passes through as it is."""
-        with torch.no_grad():
-            self.merged_layer1.weight.zero_()
-            nn.init.eye_(self.merged_layer2.weight)
-            self.merged_layer1.bias.zero_()
-            self.merged_layer2.bias.zero_()
+        start_as_skip(self)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
@@ -121,3 +116,12 @@ class RecoverBlock(GenerateBlock):
         x = (self.merged_layer2(context.dense) + raised).to(x.dtype)  # (B, F, N, D)
         h = ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
         return self.attend(x, h, keys, modulation)
+
+
+@torch.no_grad()
+def start_as_skip(block: nn.Module) -> None:
+    """Makes an R block's sparse tokens start without weight: the dense input passes through as it is."""
+    block.merged_layer1.weight.zero_()
+    nn.init.eye_(block.merged_layer2.weight)
+    block.merged_layer1.bias.zero_()
+    block.merged_layer2.bias.zero_()
