@@ -117,11 +117,12 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
         check: Callable[[], None],
         seconds: float = 6.0,
         on_device: bool = False,
+        rounds: tuple[int, int] = (3, 50),
         each: dict[str, dict[str, Any]] | None = None,
         **fields: Any,
     ) -> dict[str, Lap]:
         check()
-        laps = race(contenders, seconds, on_device=on_device)
+        laps = race(contenders, seconds, rounds, on_device)
         ours = laps["ours"]
         assert not ours.reason, f"ours did not run: {ours.reason}"
         benchmark.pedantic(lambda: None, rounds=1)  # makes the row that the race's time goes into

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from latte_fast.config import LatteConfig
+from latte_fast.config import LatteConfig, LatteT2VConfig
 
 SIDES = (4, 5, 6, 7, 8)
 KINDS = {
@@ -39,7 +40,16 @@ def known_layout(layout: str, depth: int) -> str:
     return named.get(layout, layout)
 
 
-def check_layout(layout: str, config: LatteConfig) -> str:
+class Blocks(Protocol):
+    """Blocks in the order of their call, and what each attends over."""
+
+    @property
+    def depth(self) -> int: ...
+
+    def axis(self, block: int) -> str: ...
+
+
+def check_layout(layout: str, config: Blocks) -> str:
     """Returns a layout's letters without spaces, or raises ValueError naming the rule that it breaks."""
 
     def require(ok: bool, rule: str, found: str = "") -> None:
@@ -107,6 +117,33 @@ class FlexLatteConfig(LatteConfig):
     @property
     def kinds(self) -> str:
         """The layout's letters, one a block."""
+        return "".join(self.layout.split())
+
+
+@dataclass(frozen=True)
+class FlexT2VConfig(LatteT2VConfig):
+    """LatteT2VConfig, then the layout of its space blocks and the densities, as in FlexLatteConfig."""
+
+    layout: str = AUTO
+    sides: tuple[int, ...] = SIDES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layout = known_layout(self.layout, self.depth)
+        check_layout(layout, self)
+        object.__setattr__(self, "layout", layout)
+        object.__setattr__(self, "sides", check_sides(self.sides, self.grid))
+
+    @property
+    def depth(self) -> int:
+        return self.num_layers
+
+    def axis(self, block: int) -> str:
+        return "space"
+
+    @property
+    def kinds(self) -> str:
+        """The layout's letters, one a space block."""
         return "".join(self.layout.split())
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latte_fast.config import LatteConfig
-from latte_fast.cost_model import Cost, cost
-from latte_fast.flex_config import FlexLatteConfig, density_schedule, sparse_grid
+from latte_fast.cost_model import FREQUENCIES, Cost, cost
+from latte_fast.flex_config import FlexLatteConfig, FlexT2VConfig, density_schedule, sparse_grid
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,50 @@ def flex_cost(
         for side in config.sides
     }
     return FlexCost(dense.macs_needed, by_side, density_schedule(steps, config.sides), _parameters(config, dense))
+
+
+def flex_text_cost(
+    config: FlexT2VConfig, batch: int = 1, frames: int = 1, text: int = 120, *, steps: int = 50
+) -> FlexCost:
+    """Computes the multiply-adds of a FlexLatteT2V's forward at each side, and over a schedule of `steps`.
+
+    Args:
+        config: configuration of the model.
+        batch: number of captions.
+        frames: number of images of a caption.
+        text: number of tokens of a caption.
+        steps: number of sampling steps.
+    """
+    d, grid, dense = config.width, (config.grid, config.grid), batch * frames * config.grid**2
+    patch = config.patch_size**2
+    shared = dense * d * patch * (config.in_channels + config.channels_out)
+    # the time step's embedding and modulation, and the text's projection
+    shared += batch * (FREQUENCIES * d + 7 * d * d) + batch * text * (config.caption_channels * d + d * d)
+
+    def block(kind: str, side: int) -> int:
+        sparse = batch * frames * side * side
+        tokens = sparse if kind in "GS" else dense
+        # keys and values of the text, its queries, output and scores, then the MLP
+        total = 2 * batch * text * d * d + tokens * (2 * d * d + 2 * text * d) + 8 * tokens * d * d
+        if kind in "SD":
+            return total + 4 * tokens * d * d + 2 * tokens * (tokens // (batch * frames)) * d
+        if kind == "P":
+            return total + 2 * batch * frames * d * d
+        scores = 2 * dense * side * side * d
+        if kind == "G":
+            return total + (2 * sparse + 2 * dense) * d * d + scores
+        return total + (3 * dense + 3 * sparse) * d * d + scores
+
+    by_side = {side: shared + sum(block(kind, side) for kind in config.kinds) for side in config.sides}
+    whole = shared + config.depth * block("D", grid[0])
+    bias = int(config.attention_bias)
+    attention = 3 * (d * d + bias * d) + d * d + d
+    parameters = config.depth * (6 * d + 2 * attention + 8 * d * d + 5 * d) + 2 * d
+    parameters += d * patch * config.in_channels + d + (d + 1) * patch * config.channels_out
+    parameters += (FREQUENCIES + 1 + d + 1 + 6 * d + 6 + config.caption_channels + 1 + d + 1) * d
+    parameters -= config.kinds.count("P") * 2 * (d * d + bias * d)
+    parameters += config.kinds.count("R") * 2 * (d * d + d)
+    return FlexCost(whole, by_side, density_schedule(steps, config.sides), parameters)
 
 
 def dense_block(config: LatteConfig, i: int, batch: int, frames: int, grid: tuple[int, int]) -> int:

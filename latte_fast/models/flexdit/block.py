@@ -116,12 +116,7 @@ class RecoverBlock(GenerateBlock):
         self.merged_layer2 = nn.Linear(width, width)
 
     def start(self) -> None:
-        """Makes the sparse tokens start without weight: the dense input passes through as it is."""
-        with torch.no_grad():
-            self.merged_layer1.weight.zero_()
-            nn.init.eye_(self.merged_layer2.weight)
-            self.merged_layer1.bias.zero_()
-            self.merged_layer2.bias.zero_()
+        start_as_skip(self)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, pending: Pending | None, silu_c: Tensor, context: ModuleContext
@@ -137,3 +132,12 @@ class RecoverBlock(GenerateBlock):
         return self.attend(x, h, keys, modulation, context.whole)
 
     fused: Any = forward
+
+
+@torch.no_grad()
+def start_as_skip(block: nn.Module) -> None:
+    """Makes an R block's sparse tokens start without weight: the dense input passes through as it is."""
+    block.merged_layer1.weight.zero_()
+    nn.init.eye_(block.merged_layer2.weight)
+    block.merged_layer1.bias.zero_()
+    block.merged_layer2.bias.zero_()

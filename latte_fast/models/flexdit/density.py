@@ -7,6 +7,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 Grid = tuple[int, int]
 
 
+def check_side(side: object) -> None:
+    """Raises TypeError where a side is neither None nor a number of the host, which a step may not wait for."""
+    if not (side is None or isinstance(side, int)) or isinstance(side, bool):
+        raise TypeError(f"FlexLatte: side must be a number of the host, got {type(side).__name__}")
+
+
 def pool_tokens(x: Tensor, grid: Grid, sparse: Grid) -> Tensor:
     """Averages x (B, F, N, D) on a grid of rows and columns -> (B, F, M, D), frame by frame.
 

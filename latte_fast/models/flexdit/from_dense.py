@@ -9,6 +9,7 @@ from torch import Tensor
 from latte_fast.flex_config import KINDS
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_TEXT_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
 @dataclass
@@ -57,12 +58,41 @@ def from_dense(state: dict[str, Tensor], kinds: str) -> tuple[dict[str, Tensor],
                 report.split.append(key.replace("qkv", name))
     for i, kind in enumerate(kinds):
         if kind == "R" and f"blocks.{i}.attn.proj.weight" in out:
-            like = out[f"blocks.{i}.attn.proj.weight"]
-            for name, weight in (("merged_layer1", torch.zeros_like(like)), ("merged_layer2", torch.eye(len(like)))):
-                out[f"blocks.{i}.{name}.weight"] = weight.to(like)
-                out[f"blocks.{i}.{name}.bias"] = like.new_zeros(len(like))
-                report.new += [f"blocks.{i}.{name}.weight", f"blocks.{i}.{name}.bias"]
+            _add_merging(out, f"blocks.{i}", out[f"blocks.{i}.attn.proj.weight"], report)
     return out, report
+
+
+def from_dense_text(state: dict[str, Tensor], kinds: str) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Returns the state dict of a FlexLatteT2V made of a LatteT2V's, without its time blocks, and a report.
+
+    Args:
+        state: state dict of a LatteT2V; it isn't changed.
+        kinds: the layout's letters, one a space block.
+    """
+    out: dict[str, Tensor] = {}
+    report = ConversionReport()
+    for key, value in state.items():
+        match = _TEXT_BLOCK.match(key)
+        pools = match is not None and int(match[1]) < len(kinds) and kinds[int(match[1])] == "P"
+        if key.startswith("temporal_transformer_blocks."):
+            continue
+        if pools and (".attn1.to_q." in key or ".attn1.to_k." in key):
+            report.left.append(key)
+            continue
+        out[key] = value
+        report.taken.append(key)
+    for i, kind in enumerate(kinds):
+        name = f"transformer_blocks.{i}"
+        if kind == "R" and f"{name}.attn1.to_out.0.weight" in out:
+            _add_merging(out, name, out[f"{name}.attn1.to_out.0.weight"], report)
+    return out, report
+
+
+def _add_merging(out: dict[str, Tensor], block: str, like: Tensor, report: ConversionReport) -> None:
+    for name, weight in (("merged_layer1", torch.zeros_like(like)), ("merged_layer2", torch.eye(len(like)))):
+        out[f"{block}.{name}.weight"] = weight.to(like)
+        out[f"{block}.{name}.bias"] = like.new_zeros(len(like))
+        report.new += [f"{block}.{name}.weight", f"{block}.{name}.bias"]
 
 
 def kinds_of(state: dict[str, Tensor]) -> str:

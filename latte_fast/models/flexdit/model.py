@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latte_fast.config import TEXT_WIDTH_JOINT
 from latte_fast.flex_config import FlexLatteConfig, sparse_grid
 from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
-from latte_fast.models.flexdit.density import Grid, pool_tokens
+from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
 from latte_fast.models.latte.block import BlockContext, Rope
 from latte_fast.models.latte.checks import check_inputs
 from latte_fast.models.latte.model import Latte, RunBlocks
@@ -64,8 +64,7 @@ class FlexLatte(Latte):
 
     def at_density(self, x: Tensor, side: int | None) -> RunBlocks:
         """Returns the call of all blocks with the sparse grid of this side."""
-        if not (side is None or isinstance(side, int)) or isinstance(side, bool):
-            raise TypeError(f"FlexLatte: side must be a number of the host, got {type(side).__name__}")
+        check_side(side)
         grid = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
         sparse = sparse_grid(*grid, self.config.sides[-1] if side is None else side)
         return partial(self.run_layout, grid=grid, sparse=sparse)

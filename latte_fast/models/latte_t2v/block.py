@@ -97,13 +97,13 @@ class BlockT2V(nn.Module):
         eps, eps_m = self.norm1.eps, (self._modules.get("norm2") or self.norm1).eps
         # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
         x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each
-        out = self_attention(self.attn1, h, context.axis)  # (B, F, N, D)
+        out = self.attention(h, context, shift_a, scale_a)  # (B, F, N, D)
         del h, pending
         if context.text is None:
             y, bias = split_bias(self.attn1.to_out[0], out)
         else:
             # cross-attention reads x without a norm, so no norm can add this residual on the way
-            x = resolve(x, Pending(self.attn1.to_out[0](out), gate_a, None))
+            x = resolve(x, Pending(self.attn1.to_out[0](out).expand_as(x), gate_a, None))
             y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
             gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
         del out
@@ -115,6 +115,10 @@ class BlockT2V(nn.Module):
         return resolve(x, last) if context.whole else (x, last)
 
     fused = forward
+
+    def attention(self, h: Tensor, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
+        """h (B, F, N, D), modulated by shift and scale -> its self-attention before the output projection."""
+        return self_attention(self.attn1, h, context.axis)
 
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
         """Lets a clip's F*N tokens attend to its caption as one sequence, and each image's N tokens to its own."""

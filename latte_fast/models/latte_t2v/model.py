@@ -1,5 +1,6 @@
 """LatteT2V: text to video with the constructor, call, parameter names and numbers of diffusers and of upstream."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
+RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 TIME_CHANNELS = 256
 
 
@@ -90,7 +92,16 @@ class FastT2V(nn.Module):
     def output(self, sample: Tensor) -> Any:
         return Output(sample)
 
-    def run(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None, temporal: bool, images: int) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        mask: Tensor | None,
+        temporal: bool,
+        images: int,
+        run_blocks: RunBlocks | None = None,
+    ) -> Tensor:
         config, p = self.config, self.config.patch_size
         rows, columns = x.shape[3] // p, x.shape[4] // p
         proj = self.pos_embed.proj
@@ -104,20 +115,25 @@ class FastT2V(nn.Module):
         time = self.embed_time(t)  # (B, D)
         modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run = with_reuse(self.stack_reuse, self.run_blocks)
+        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
         first = [x]
         del x  # the blocks free it, if nobody else names it
-        x, pending = run(first.pop(), modulation, space, temporal)  # (B, F, N, D)
+        x, pending = run(first.pop(), modulation, space, temporal, (rows, columns))  # (B, F, N, D)
         shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
+    @property
+    def policy(self) -> str:
+        return "block" if self.gradient_checkpointing else self.recompute
+
     def run_blocks(
-        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool
+        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool, grid: tuple[int, int]
     ) -> tuple[Tensor, Pending | None]:
-        images, frames, width = space.images, x.shape[1] - space.images, x.shape[3]
+        """Runs the space blocks, each followed by its time block if `temporal`."""
+        policy, images = self.policy, space.images
+        width, frames = x.shape[3], x.shape[1] - images
         pending: Pending | None = None
-        policy = "block" if self.gradient_checkpointing else self.recompute
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
             x, pending = run_block(policy, space_block, x, pending, modulation, space)
@@ -180,7 +196,8 @@ class FastT2V(nn.Module):
         """Moves to_q, to_k, to_v of each self-attention into one storage; returns the attentions where that fails."""
         lists = ("transformer_blocks", "temporal_transformer_blocks")
         blocks = {f"{kind}.{name}": block for kind in lists for name, block in getattr(self, kind).named_children()}
-        attentions = {f"{name}.attn1": block.attn1 for name, block in blocks.items()}
+        # a pooling block has values alone
+        attentions = {f"{name}.attn1": block.attn1 for name, block in blocks.items() if hasattr(block.attn1, "to_q")}
         return [n for n, a in attentions.items() if not share_storage((a.to_q, a.to_k, a.to_v))]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -218,23 +235,30 @@ class LatteT2V(FastT2V):
         **kwargs: fields of LatteT2VConfig: diffusers' constructor keywords.
     """
 
+    config_type: type[LatteT2VConfig] = LatteT2VConfig
+
     def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
         super().__init__()
         check_keyword("recompute", recompute, POLICIES, "LatteT2V")
         check_keyword("extend_time", extend_time, EXTEND, "LatteT2V")
         self.recompute, self.extend_time = recompute, extend_time
-        self.config = config = LatteT2VConfig(**kwargs)
+        self.config = config = self.config_type(**kwargs)
         width, p = config.width, config.patch_size
         self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, width, p, stride=p)})
         for name, space in (("transformer_blocks", True), ("temporal_transformer_blocks", False)):
-            args = (width, config.num_attention_heads, config.attention_bias, config.norm_eps, space)
-            setattr(self, name, nn.ModuleList(BlockT2V(*args) for _ in range(config.num_layers)))
+            setattr(self, name, nn.ModuleList(self.make_blocks(space)))
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, p * p * config.channels_out)
         self.adaln_single = _TimestepT2V(width)
         layers = {"linear_1": nn.Linear(config.caption_channels, width), "linear_2": nn.Linear(width, width)}
         self.caption_projection = nn.ModuleDict(layers)
         self.share_projections()
+
+    def make_blocks(self, space: bool) -> list[nn.Module]:
+        """Returns new blocks over space or over time."""
+        config = self.config
+        args = (config.width, config.num_attention_heads, config.attention_bias, config.norm_eps, space)
+        return [BlockT2V(*args) for _ in range(config.num_layers)]
 
     @property
     def blocks(self) -> list[nn.Module]:
