@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bytes import peak_bytes
 from latte_fast import FlexLatte, Latte
 from latte_fast.cli.cost import cost as command
 from latte_fast.config import PRESETS, LatteConfig
@@ -99,6 +100,18 @@ def test_command(capsys: pytest.CaptureFixture) -> None:
     assert "layout PP GSSSSSRD GSSSSSRD GSSSSSRD DD" in said and "790.13 G (-57.6%)" in said
     with pytest.raises(SystemExit, match="sides must be at most the 16 tokens along an edge, got 17"):
         command(flex="B", sides=(17,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layout", "limit"), [("PP GSSSRD GSRD", 0.9), ("PP GSRD GSRD DD", 1.01)])
+def test_peak_of_memory(layout: str, limit: float) -> None:
+    """Below the dense model's; the same where a dense block over space is left, since R frees its module's input."""
+    sizes = {"depth": 12, "hidden_size": 64, "num_heads": 1, "num_frames": 4}
+    ours, dense = FlexLatte(**sizes, layout=layout).eval(), Latte(**sizes).eval()
+    x, t = torch.randn(1, 4, 4, 32, 32), torch.tensor([500])
+    whole = peak_bytes(lambda: dense(x, t))
+    for side in (4, 8):
+        assert 0 < peak_bytes(lambda side=side: ours(x, t, side=side)) <= limit * whole  # type: ignore[misc]
 
 
 @torch.no_grad()

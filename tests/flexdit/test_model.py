@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_fast import Latte, testing
 from latte_fast.models.flexdit.density import pool_tokens, upsample_tokens
@@ -151,6 +152,32 @@ def test_pooling_and_upsampling(grid: tuple[int, int], sparse: tuple[int, int]) 
     assert torch.equal(
         upsample_tokens(s, grid, sparse).flatten(0, 1), upsample_tokens_ref(s.flatten(0, 1), grid, sparse)
     )
+
+
+@pytest.mark.parametrize(("grid", "sparse"), SIZES, ids=str)
+def test_pooling_and_upsampling_gradients(grid: tuple[int, int], sparse: tuple[int, int]) -> None:
+    """Those of the oracle, and by gathering alone: what adds atomically on a GPU is not called."""
+    seen: set[str] = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **kwargs or {})
+
+    for ours, ref, start in ((pool_tokens, pool_tokens_ref, grid), (upsample_tokens, upsample_tokens_ref, sparse)):
+        x = torch.randn(2, 3, start[0] * start[1], 8, dtype=torch.float64, requires_grad=True)
+        want = ref(x.flatten(0, 1), grid, sparse)
+        dout = torch.randn(2, 3, *want.shape[1:], dtype=torch.float64)
+        (exact,) = torch.autograd.grad(want, x, dout.flatten(0, 1))
+        out = ours(x, grid, sparse)
+        with Names():
+            (got,) = torch.autograd.grad(out, x, dout)
+        torch.testing.assert_close(got, exact, rtol=1e-12, atol=1e-12)
+        half = x.detach().bfloat16().requires_grad_()
+        (rounded,) = torch.autograd.grad(ours(half, grid, sparse), half, dout.bfloat16())
+        assert rounded.dtype == torch.bfloat16 and testing.relative_error(rounded.double(), exact) < 0.02
+    assert not seen & {"index_add", "index_add_", "index_put", "_adaptive_avg_pool2d_backward", "scatter_add"}
+    assert seen or grid == sparse
 
 
 @torch.no_grad()

@@ -79,6 +79,19 @@ def test_weights_of_a_dense_model_fit_every_kind() -> None:
     assert torch.equal(fast(x, t, text, mask).sample, before)
 
 
+@torch.no_grad()
+def test_hooks_see_whole_tokens() -> None:
+    """Of every kind of block: no residual pending, and the same image."""
+    _, fast = pair(torch.float64)
+    x, t, text, mask = inputs(1, 8, 8, dtype=torch.float64)
+    want = fast(x, t, text, mask, side=2).sample
+    seen: list[Any] = []
+    for block in fast.blocks:
+        block.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    assert testing.relative_error(fast(x, t, text, mask, side=2).sample, want) <= 1e-11
+    assert [shape[2] for shape in seen] == [16 if kind in "PDR" else 4 for kind in fast.config.kinds]
+
+
 def test_recompute_gives_the_same_gradients() -> None:
     _, fast = pair(torch.float64)
     x, t, text, mask = inputs(1, 8, 8, dtype=torch.float64)

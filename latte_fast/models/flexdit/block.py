@@ -20,12 +20,17 @@ from latte_fast.modules.residual import Pending, add_and_norm, resolve
 class ModuleContext(NamedTuple):
     """What a G or R block needs besides its tokens and condition."""
 
-    dense: Tensor  # (B, F, N, D), the module's input
+    dense: list[Tensor]  # the module's input (B, F, N, D); `take_dense` empties it where no gradient is recorded
     grid: Grid  # rows and columns of the N dense tokens
     sparse: Grid  # rows and columns of the M sparse tokens
     axis: str = "space"
     images: int = 0
     whole: bool = False  # whether the result has no residual pending, for hooks that see it
+
+
+def take_dense(held: list[Tensor]) -> Tensor:
+    """Returns a module's input for its last use, and forgets it unless a backward may run the block again."""
+    return held[0] if torch.is_grad_enabled() else held.pop()
 
 
 class PoolingAttention(nn.Module):
@@ -89,18 +94,25 @@ class GenerateBlock(Block):
         modulation = self.modulation(silu_c)
         shift, scale = modulation[:2]
         x, h = add_and_norm(x, pending, shift, scale)  # (B, F, M, D) each
-        keys = ops.norm_modulate(context.dense, shift, scale, out_dtype=shift.dtype)  # (B, F, N, D)
-        return self.attend(x, h, keys, modulation, context.whole)
+        keys = ops.norm_modulate(context.dense[0], shift, scale, out_dtype=shift.dtype)  # (B, F, N, D)
+        held = [x, h, keys]
+        del x, h, keys, pending
+        return self.attend(held, modulation, context.whole)
 
     fused: Any = forward
 
     def attend(
-        self, x: Tensor, h: Tensor, keys: Tensor, modulation: tuple[Tensor, ...], whole: bool
+        self, held: list[Tensor], modulation: tuple[Tensor, ...], whole: bool
     ) -> tuple[Tensor, Pending] | Tensor:
-        """Adds the attention from h to keys, and returns x with the MLP's residual pending."""
+        """Takes x, its norm h and keys out of `held`; returns x, attention added, and the MLP's residual pending."""
         gate_a, shift_m, scale_m, gate_m = modulation[2:]
+        x, h, keys = held
+        # freed before the MLP, the peak of memory in sampling
+        held.clear()
         y, bias = parted(self.attn(h, keys))
+        del h, keys
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
+        del y
         y, bias = parted(self.mlp(h))
         # a copy, so that the next block reads no parameter of this one
         last = Pending(y, gate_m, None if bias is None else bias.clone())
@@ -126,10 +138,13 @@ class RecoverBlock(GenerateBlock):
         shift, scale = modulation[:2]
         x, keys = add_and_norm(x, pending, shift, scale)  # (B, F, M, D) each
         # the product before the upsampling: N / M times fewer rows, and the same values
-        raised = upsample_tokens(self.merged_layer1(x), context.grid, context.sparse)
-        x = (self.merged_layer2(context.dense) + raised).to(x.dtype)  # (B, F, N, D)
+        sparse = self.merged_layer1(x)
+        merged = self.merged_layer2(take_dense(context.dense))
+        x = (merged + upsample_tokens(sparse, context.grid, context.sparse)).to(x.dtype)  # (B, F, N, D)
         h = ops.norm_modulate(x, shift, scale, out_dtype=shift.dtype)
-        return self.attend(x, h, keys, modulation, context.whole)
+        held = [x, h, keys]
+        del x, h, keys, pending, sparse, merged
+        return self.attend(held, modulation, context.whole)
 
     fused: Any = forward
 

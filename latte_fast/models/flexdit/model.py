@@ -3,7 +3,6 @@
 Tokens stay (B, F, N, D); those of the sparse grid are a tensor (B, F, M, D) of their own.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,39 @@ from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
 
 BLOCKS = {"P": PoolBlock, "G": GenerateBlock, "R": RecoverBlock}
+
+
+class AtDensity:
+    """The blocks of a FlexLatte with a sparse grid, called as Latte.run_blocks is: a method keeps no argument alive."""
+
+    def __init__(self, model: "FlexLatte", grid: Grid, sparse: Grid):
+        self.model, self.grid, self.sparse = model, grid, sparse
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        silu_space: Tensor,
+        silu_time: Tensor,
+        pos: Tensor | None,
+        rope: Rope | None,
+        images: int,
+    ) -> tuple[Tensor, Pending | None]:
+        """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
+        model, config = self.model, self.model.config
+        pending: Pending | None = None
+        module: ModuleContext | None = None  # from a module's first G to its R
+        for i, (kind, block) in enumerate(zip(config.kinds, model.blocks, strict=True)):
+            axis = config.axis(i)
+            if kind == "G" and module is None:
+                module = ModuleContext([resolve(x, pending)], self.grid, self.sparse)
+                x, pending = pool_tokens(module.dense[0], self.grid, self.sparse), None  # (B, F, M, D)
+            if kind in "GR":
+                x, pending = run_block(model.recompute, block, x, pending, silu_space, module)
+                module = None if kind == "R" else module
+                continue
+            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
+            x, pending = model.run_one(block, x, pending, silu_time if axis == "time" else silu_space, context)
+        return x, pending
 
 
 class FlexLatte(Latte):
@@ -67,38 +99,7 @@ class FlexLatte(Latte):
         check_side(side)
         grid = x.shape[3] // self.patch_size, x.shape[4] // self.patch_size
         sparse = sparse_grid(*grid, self.config.sides[-1] if side is None else side)
-        return partial(self.run_layout, grid=grid, sparse=sparse)
-
-    def run_layout(
-        self,
-        x: Tensor,
-        silu_space: Tensor,
-        silu_time: Tensor,
-        pos: Tensor | None,
-        rope: Rope | None,
-        images: int,
-        *,
-        grid: Grid,
-        sparse: Grid,
-    ) -> tuple[Tensor, Pending | None]:
-        """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
-        config = self.config
-        pending: Pending | None = None
-        dense: Tensor | None = None  # a module's input, from its first G to its R
-        for i, (kind, block) in enumerate(zip(config.kinds, self.blocks, strict=True)):
-            axis = config.axis(i)
-            if kind == "G" and dense is None:
-                dense = resolve(x, pending)  # (B, F, N, D)
-                x, pending = pool_tokens(dense, grid, sparse), None  # (B, F, M, D)
-            if kind in "GR":
-                assert dense is not None
-                module = ModuleContext(dense, grid, sparse)
-                x, pending = run_block(self.recompute, block, x, pending, silu_space, module)
-                dense = None if kind == "R" else dense
-                continue
-            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
-            x, pending = self.run_one(block, x, pending, silu_time if axis == "time" else silu_space, context)
-        return x, pending
+        return AtDensity(self, grid, sparse).run_blocks
 
     def forward_with_cfg(  # type: ignore[override]
         self,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.models.flexdit.block import start_as_skip
+from latte_fast.models.flexdit.block import start_as_skip, take_dense
 from latte_fast.models.flexdit.density import Grid, upsample_tokens
 from latte_fast.models.latte_t2v.block import BlockT2V, Text
 from latte_fast.modules.residual import Pending, add_and_norm
@@ -17,15 +17,15 @@ from latte_fast.modules.residual import Pending, add_and_norm
 class FlexContextT2V(NamedTuple):
     """BlockContextT2V of a block G or R, and what it needs of its module."""
 
-    dense: Tensor  # (B, F, N, D), the module's input
+    dense: list[Tensor]  # the module's input (B, F, N, D); see `take_dense`
     grid: Grid
     sparse: Grid
     text: Text
     axis: str = "space"
     pos: Tensor | None = None
     images: int = 0
+    whole: bool = False  # whether the result has no residual pending, for hooks that see it
     keys: Tensor | None = None  # (B, F, M, D), of R: the normed sparse tokens
-    whole: bool = False
 
 
 class PoolingT2V(nn.Module):
@@ -55,7 +55,7 @@ class GenerateBlockT2V(BlockT2V):
     def attention(self, h: Tensor, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
         keys = context.keys
         if keys is None:
-            keys = ops.norm_modulate(context.dense, shift, scale, self.norm1.eps, out_dtype=shift.dtype)
+            keys = ops.norm_modulate(context.dense[0], shift, scale, self.norm1.eps, out_dtype=shift.dtype)
         attn = self.attn1
         q, k, v = (
             layer(tokens).unflatten(-1, (attn.heads, -1))
@@ -81,8 +81,10 @@ class RecoverBlockT2V(GenerateBlockT2V):
         """x (B, F, M, D) -> all tokens (B, F, N, D) and the MLP's residual, which is still to be added."""
         modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
         x, keys = add_and_norm(x, pending, modulation[:, 0], modulation[:, 1], eps=self.norm1.eps)  # (B, F, M, D) each
-        raised = upsample_tokens(self.merged_layer1(x), context.grid, context.sparse)
-        x = (self.merged_layer2(context.dense) + raised).to(x.dtype)  # (B, F, N, D)
+        sparse = self.merged_layer1(x)
+        merged = self.merged_layer2(take_dense(context.dense))
+        x = (merged + upsample_tokens(sparse, context.grid, context.sparse)).to(x.dtype)  # (B, F, N, D)
+        del merged
         return super().forward(x, None, t_modulation, context._replace(keys=keys))
 
     fused: Any = forward

@@ -86,8 +86,8 @@ class FlexLatteT2V(LatteT2V):
         module: FlexContextT2V | None = None  # from a module's first G to its R
         for kind, block in zip(self.config.kinds, self.transformer_blocks, strict=True):
             if kind == "G" and module is None:
-                module = FlexContextT2V(resolve(x, pending), grid, sparse, space.text)
-                x, pending = pool_tokens(module.dense, grid, sparse), None  # (B, F, M, D)
+                module = FlexContextT2V([resolve(x, pending)], grid, sparse, space.text)
+                x, pending = pool_tokens(module.dense[0], grid, sparse), None  # (B, F, M, D)
             context = module if kind in "GR" else space
             x, pending = run_block(self.policy, block, x, pending, modulation, context)
             module = None if kind == "R" else module

@@ -44,7 +44,7 @@ def no_backward_hooks(block: nn.Module) -> str | None:
 
 _BLOCK = Part(
     "own",
-    ("BlockT2V", "Block", "BasicTransformerBlock", "BasicTransformerBlock_"),
+    ("BlockT2V", "RecoverBlockT2V", "Block", "BasicTransformerBlock", "BasicTransformerBlock_"),
     {
         "norm1": ANY_BARE_NORM,
         "norm2": ANY_BARE_NORM,
