@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from latte_fast import Latte_models, cost, reference, use_backend
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, LatteConfig
 from latte_fast.cost_model import rows
+from tests.helpers.meta import on_meta as built_on_meta
 
 ALL = PRESETS | TABLE_3_PRESETS
 VARIANTS = {f"Latte-B/2 variant {v}": PRESETS["Latte-B/2"] | {"variant": v} for v in (2, 3, 4)}
@@ -51,7 +52,7 @@ def test_table_4(name: str, parameters: int) -> None:
 
 
 def on_meta(cls: Any, keywords: dict) -> torch.nn.Module:
-    with torch.device("meta"):
+    with built_on_meta():
         return cls(**keywords).to("meta").eval()
 
 

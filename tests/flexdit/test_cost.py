@@ -15,6 +15,7 @@ from latte_fast.flex_config import LAYOUTS, SIDES, FlexLatteConfig, density_sche
 from latte_fast.flex_cost import flex_cost
 from latte_fast.sampling import replay
 from tests.helpers.flex import flex_pair
+from tests.helpers.meta import on_meta
 from tests.helpers.played import Played
 
 XL = PRESETS["Latte-XL/2"]
@@ -31,7 +32,7 @@ CELLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", list(CELLS))
 def test_counts_what_runs(name: str) -> None:
     """To the last multiply-add at every side, and every parameter."""
-    with torch.device("meta"):
+    with on_meta():
         model = FlexLatte(**{"sides": (4, 5, 8)} | CELLS[name]).eval()
     config = model.config
     result = flex_cost(config, batch=2)
@@ -47,7 +48,7 @@ def test_counts_what_runs(name: str) -> None:
 
 @torch.no_grad()
 def test_latte_without_time_counts_what_runs() -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = Latte(depth=3, variant=0, hidden_size=64, num_heads=4, extras=2, num_frames=3).eval()
     t = torch.empty(2, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:

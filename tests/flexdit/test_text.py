@@ -11,6 +11,7 @@ from latte_fast.flex_config import FlexT2VConfig
 from latte_fast.flex_cost import flex_text_cost
 from latte_fast.models.flexdit import FlexLatteT2V
 from latte_fast.models.flexdit.from_dense import from_dense_text
+from tests.helpers.meta import on_meta
 from tests.helpers.pairs import assert_gradients
 from tests.helpers.t2v import SMALL, gradients, inputs
 
@@ -104,7 +105,7 @@ def test_recompute_gives_the_same_gradients() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("keywords", [FLEX, FLEX | {"attention_bias": False, "layout": "DDDDDDDDD"}], ids=["flex", "D"])
 def test_cost_counts_what_runs(keywords: dict[str, Any]) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = FlexLatteT2V(**keywords)
     result = flex_text_cost(model.config, batch=2, frames=3, text=7)
     assert result.parameters == sum(p.numel() for p in model.parameters())

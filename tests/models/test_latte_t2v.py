@@ -9,6 +9,7 @@ from torch import nn
 from latte_fast import LatteT2V, reference, testing
 from latte_fast.modules.embed import stretch_time, time_table
 from tests.helpers.counting import Count
+from tests.helpers.meta import on_meta
 from tests.helpers.t2v import CASES, SMALL, assert_gradients, gradients, inputs, pair
 
 
@@ -125,7 +126,7 @@ def test_table_extends_to_any_frames() -> None:
 
 
 def test_published_model_has_the_published_keys() -> None:
-    with torch.device("meta"):
+    with on_meta():
         fast, oracle = LatteT2V(), reference.latte_t2v.LatteT2V()
     state = fast.state_dict()
     assert len(state) == 967

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latte_fast import Latte_models, LatteIMG_models, reference
+from tests.helpers.meta import on_meta
 
 WIDTH, DEPTH = 1152, 28
 
@@ -47,7 +48,7 @@ def published(extras: int) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("source", ["fast", "oracle"])
 def test_xl2_keys_and_shapes(extras: int, source: str) -> None:
     registry = Latte_models if source == "fast" else reference.latte.Latte_models
-    with torch.device("meta"):
+    with on_meta():
         model = registry["Latte-XL/2"](extras=extras, num_classes=101)
     table = published(extras)
     assert len(table) == {1: 292, 2: 293, 78: 294}[extras]
@@ -66,7 +67,7 @@ def test_xl2_keys_and_shapes(extras: int, source: str) -> None:
     ],
 )
 def test_parameter_counts(name: str, trainable: int, with_tables: int | None) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = Latte_models[name]()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     if with_tables:
@@ -74,7 +75,7 @@ def test_parameter_counts(name: str, trainable: int, with_tables: int | None) ->
 
 
 def test_joint_has_the_same_keys() -> None:
-    with torch.device("meta"):
+    with on_meta():
         plain = Latte_models["Latte-S/2"](extras=2).state_dict()
         joint = LatteIMG_models["LatteIMG-S/2"]().state_dict()
     assert {k: v.shape for k, v in plain.items()} == {k: v.shape for k, v in joint.items()}
