@@ -57,6 +57,8 @@ def plan(dry: bool) -> list[Stage]:
         suites("autotune", 400, "model", only="XL and autotune"),
         suites("rest", 150, "model", "training", "sampling", "block", only="not XL"),
         suites("ops-B", 60, "ops", "conv_transpose3d", only="not XL"),
+        suites("flexdit", 150, "flexdit"),
+        suites("vqgan", 120, "vqgan"),
         suites("memory", 60, "memory"),
         suites("scaling", 60, "scaling"),
         tune("tune-B", "B"),

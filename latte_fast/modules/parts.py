@@ -9,7 +9,6 @@ blocks (a busy core of an AMD EPYC, 2026-11-26).
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -102,23 +101,34 @@ class _Seen:
     values: tuple[Any, ...]
 
 
-_walks: "WeakKeyDictionary[nn.Module, list[_Seen]]" = WeakKeyDictionary()
+class _Walk:
+    """The walk that a model keeps; copies of the model begin without."""
+
+    def __init__(self) -> None:
+        self.seen: list[_Seen] | None = None
+
+    def __deepcopy__(self, memo: Any) -> "_Walk":
+        return _Walk()
+
+    def __reduce__(self) -> Any:
+        return _Walk, ()
 
 
 def check(model: nn.Module, part: Part, name: str) -> None:
     """Raises ValueError naming the first module of `model` that its forward would pass over."""
     if torch.compiler.is_compiling():
         return
-    seen = _walks.get(model)
-    if seen is not None and all(map(_unchanged, seen)):
+    # kept by the model itself: from anywhere else it would keep alive what shards and process groups hang on
+    kept = model.__dict__.setdefault("_walk", _Walk())
+    if kept.seen is not None and all(map(_unchanged, kept.seen)):
         return
     patched = bool(getattr(model, "patched", False))
     seen, reason = walk(model, part, patched)
     if reason is not None:
-        _walks.pop(model, None)
+        kept.seen = None
         more = "; latte_fast.unpatch(model) brings its own forward back" if patched else ""
         raise ValueError(f"{name}: {reason}{more}")
-    _walks[model] = seen
+    kept.seen = seen
 
 
 def _unchanged(seen: _Seen) -> bool:

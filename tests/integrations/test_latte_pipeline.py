@@ -86,7 +86,16 @@ def test_two_ranks_make_the_same_files(folder: Path, tmp_path: Path, monkeypatch
     how = Request(count=3, steps=1, scale=7.5, format="npz")
     sample_text(folder, request, how, tmp_path / "one", Ranks(), torch.float32)
     monkeypatch.setattr(Ranks, "barrier", lambda self: None)
-    monkeypatch.setattr(Ranks, "from_first", lambda self, make: (tmp_path / "two").mkdir(exist_ok=True))
+    told: list[Any] = []
+
+    def from_first(self: Ranks, make: Callable[[], Any]) -> Any:
+        """Rank 0 runs before rank 1 here, which then hears what rank 0 did, in order."""
+        if self.first:
+            told.append(make())
+            return told[-1]
+        return told.pop(0)
+
+    monkeypatch.setattr(Ranks, "from_first", from_first)
     for rank in range(2):
         sample_text(folder, request, how, tmp_path / "two", Ranks(rank, 2), torch.float32)
     for name in ("000000.npz", "000001.npz", "000002.npz"):

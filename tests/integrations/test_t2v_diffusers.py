@@ -9,6 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from latte_fast import LatteT2V, patch, testing, unpatch
+from latte_fast.modules import recompute
 from tests.helpers.pipelines import PUBLISHED, SMALL, diffusers, pipeline, transformer, video
 from tests.helpers.t2v import CASES, assert_gradients, gradients, inputs
 
@@ -117,16 +118,24 @@ def test_text_once_per_prompt_and_no_copies() -> None:
     assert fast[4]["repeat"] == fast[4]["layout"] == 0
 
 
-def test_gradient_checkpointing_follows() -> None:
+def test_gradient_checkpointing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = transformer().train()
     x, t, text, _ = inputs(3, 8, 8)
     want = gradients(theirs, theirs(x, t, text).sample)
     patch(theirs)
-    calls = []
-    theirs.transformer_blocks[0].register_forward_pre_hook(lambda *args: calls.append(1))
+    calls: list[int] = []
+    checkpoint = recompute.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(recompute, "checkpoint", counted)
+    theirs(x, t, text)
+    assert not calls
     theirs.enable_gradient_checkpointing()
     assert_gradients(want, gradients(theirs, theirs(x, t, text).sample), 3e-6)
-    assert len(calls) == 2
+    assert len(calls) == 2 * len(theirs.transformer_blocks)
 
 
 def test_upstream_style_model_is_patched() -> None:

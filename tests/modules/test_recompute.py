@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latte_fast.models.latte.block import Pending
+from latte_fast.models.latte.block import BlockContext, Pending
 from latte_fast.modules.recompute import POLICIES, run_block
 from tests.helpers.counting import Count
 
@@ -35,7 +35,7 @@ class TwoLayers(nn.Module):
         super().__init__()
         self.up, self.down = nn.Parameter(torch.randn(64, 32) / 8), nn.Parameter(torch.randn(32, 64) / 8)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Pending]:
+    def forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Pending]:
         u = _InFp8.apply(x, self.up).sin()
         y = _InFp8.apply(u, self.down)
         return x.cos(), Pending(y.cos(), torch.ones(1, 32), None)
@@ -46,7 +46,7 @@ def test_products_in_fp8_are_kept_as_others(policy: str, products: int) -> None:
     torch.manual_seed(0)
     block, x = TwoLayers(), torch.randn(16, 32, requires_grad=True)
     with Count() as count:
-        out, pending = run_block(policy, block, x)
+        out, pending = run_block(policy, block, x, None, None, BlockContext("space"))
         (out if pending is None else out + pending.y).square().sum().backward()
     assert count.ran["_scaled_mm"] == products
     assert x.grad is not None and x.grad.abs().max() > 0
@@ -59,7 +59,7 @@ class OneLayer(nn.Module):
         super().__init__()
         self.layer = nn.Linear(8, 8)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Pending]:
+    def forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Pending]:
         return x, Pending(self.layer(x).sin(), torch.ones(1, 8), None)
 
 
@@ -69,6 +69,6 @@ def test_parameters_learn_where_the_input_does_not(policy: str) -> None:
     torch.manual_seed(0)
     block, x = OneLayer(), torch.randn(2, 8)
     want = torch.autograd.grad((x + block.layer(x).sin()).square().sum(), block.layer.weight)[0]
-    out, pending = run_block(policy, block, x)
+    out, pending = run_block(policy, block, x, None, None, BlockContext("space"))
     (out if pending is None else out + pending.y).square().sum().backward()
     assert block.layer.weight.grad is not None and torch.allclose(block.layer.weight.grad, want) and want.any()
