@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from latte_fast import Latte, testing
 from latte_fast.reference import functional as R
@@ -231,3 +232,12 @@ def test_only_our_allocations_are_poisoned() -> None:
             exec(compile(source, f"/x/{place}/y.py", "exec"), names := {"torch": torch})
             assert names["made"][0].isnan().all()  # type: ignore[index]
     assert torch.empty is before
+
+
+def test_poison_leaves_no_trace() -> None:
+    """A device context's list of functions is made once, and would hold the poisoned ones for good."""
+    _device_constructors.cache_clear()
+    with poisoned_empty(), torch.device("meta"):
+        torch.zeros(1)
+    with torch.device("meta"):
+        assert torch.empty(1).is_meta

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from latte_fast import backends
 
@@ -38,6 +39,8 @@ def poisoned_empty() -> Iterator[None]:
 
         return allocate
 
+    # a device context lists torch's functions once a process: not while ours stand in their places
+    _device_constructors()
     for name in names:
         setattr(torch, name, poisoning(originals[name]))
     try:
