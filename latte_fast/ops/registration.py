@@ -98,7 +98,8 @@ class KernelOp:
     def _fake_gradients(self, *args: Any) -> Any:
         known = dict(zip(self._wanted, args, strict=False))
         given = [known[self.like.get(name, name)] for name in self._returned]
-        grads = tuple(known[self._given[-1]].new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
+        some = next(x for x in reversed(given) if x is not None)
+        grads = tuple(some.new_empty(0) if x is None else x.new_empty(x.shape) for x in given)
         return grads if len(grads) > 1 else grads[0]
 
     def _read_names(self, forward: Any, backward: Any) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from latte_fast import backends, ops
@@ -76,6 +77,16 @@ def test_gradients_follow_the_names(toy: KernelOp, weighted: bool) -> None:
     torch.library.opcheck(torch.ops.latte_fast.toy.default, (x, c, w, 3, "cpu"))
     with pytest.raises(RuntimeError, match=r'toy: no second derivative; for one, .* use_backend\(toy="reference"\)'):
         torch.autograd.grad(toy(x, c, w, 3)[0].sum(), x, create_graph=True)[0].sum().backward()
+
+
+def test_fake_gradients_where_arguments_are_missing() -> None:
+    """The fused op without its norm's gradient and a bias: an empty gradient in y's dtype, as the launchers'."""
+    with FakeTensorMode():
+        x, y, g = torch.empty(2, 3, 8), torch.empty(2, 3, 8).half(), torch.empty(2, 8).half()
+        backward = torch.ops.latte_fast.gate_residual_norm_modulate_backward.default
+        grads = backward(x, None, x, y, None, g, g, 1e-6, "cpu")
+    assert [tuple(d.shape) for d in grads] == [x.shape, y.shape, g.shape, g.shape, g.shape, (0,)]
+    assert [d.dtype for d in grads] == [torch.float32] + [torch.float16] * 5
 
 
 def test_formulas_probes_and_schemas_are_registered(toy: KernelOp) -> None:
