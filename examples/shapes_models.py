@@ -29,7 +29,7 @@ from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_sheet
 from latte_fast.training import ModelConfig, TrainConfig, Trainer
 
-STEPS = {"classes": 3200, "joint": 2600, "text": 2600}
+STEPS = {"classes": 3600, "joint": 3600, "text": 3600}
 GUIDANCE = {"classes": 4.0, "joint": 4.0, "text": 4.0}
 CAPTIONS = {name: f"a {name.split()[0]} that goes {name.split()[1]}" for name in CLASSES}
 EXPECTED = 0.8
