@@ -37,13 +37,11 @@ class Trajectory:
         self.x: list[Tensor] = []
         self.starts: list[Tensor] = []
         self.stacks: list[Tensor] = []
-        self.differences: list[Tensor | None] = []
 
         def seen(number: int, x: Tensor, start: Tensor) -> None:
             self.x.append(x.clone())
             self.starts.append(start)
             self.stacks.append(denoiser.reuse.kept[0][1])
-            self.differences.append(denoiser.difference)
             tick()
 
         self.result = run_plan(plan, net, denoiser, noise, seen)
@@ -57,8 +55,8 @@ class Trajectory:
             out.append(self.x[i] if row.correct is None else row.correct(out[i - 1], self.starts[i::-1]))
         return out
 
-    def without_computing(self, earlier: Sequence[int], order: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Reuses the stacks of steps `earlier` (newest first) after the newest; yields (j, x_j, base) up to `last`.
+    def without_computing(self, earlier: Sequence[int], order: int, last: int) -> Iterator[tuple[int, Tensor]]:
+        """Reuses the stacks of steps `earlier` (newest first) after the newest; yields (j, x_j) up to `last`.
 
         x_j is what step j would start from if it were the next to be computed.
         """
@@ -77,7 +75,7 @@ class Trajectory:
                     predictions = [denoiser(x, row, self.times[j], j), *predictions][:3]
                     base = x if row.correct is None else row.correct(base, predictions)
                     x = row.predict(base, predictions)
-                    yield j + 1, x, base
+                    yield j + 1, x
         finally:
             denoiser.reuse = kept
 
@@ -88,7 +86,7 @@ class Trajectory:
         gains: dict[int, float] = {}
         for j in at:
             first = max(0, j - 3)
-            off = [x for i, x, _ in self.without_computing([first], 0, j) if i == j]
+            off = [x for i, x in self.without_computing([first], 0, j) if i == j]
             start = off[0] if off else self.x[j] + 0.01 * torch.randn_like(self.x[j])
             rest = replace_rows(self.plan, self.plan.rows[j:])
             end = run_plan(rest, self.net, self.denoiser, start, lambda *_: tick())
@@ -133,7 +131,7 @@ class Edges:
                     earlier = self.earlier(p, i, order)
                     if earlier is None:
                         continue
-                    for j, x, _ in trajectory.without_computing(earlier, order, last):
+                    for j, x in trajectory.without_computing(earlier, order, last):
                         off = gains[j] * (x - trajectory.x[j])
                         error = rms(off)
                         self.error[p, i, j, order] = project(off)

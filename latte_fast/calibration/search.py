@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, in_order, rms
+from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, in_order
 from latte_fast.modules.stack_reuse import StackReuse
-from latte_fast.runs.plan import Plan, PlanRow
+from latte_fast.runs.plan import Plan
 from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource
@@ -72,39 +72,6 @@ def psnr(a: Tensor, b: Tensor) -> float:
     """Returns the mean over samples of the PSNR between films in [-1, 1], (B, ...)."""
     error = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).double().pow(2).flatten(1).mean(1)
     return float((-10 * torch.log10(error.clamp_min(1e-20))).mean())
-
-
-def guidance_kept(trajectory: Trajectory, plan: Plan, gains: Sequence[float]) -> list[tuple[float, int]]:
-    """Returns (error at x_0, step) of keeping the guidance of the computed step before, for each computed step."""
-    out, before = [], 0
-    for i, row in enumerate(plan.rows):
-        if not row.compute or i == 0:
-            continue
-        now, old = trajectory.differences[i], trajectory.differences[before]
-        assert now is not None and old is not None
-        weight = abs(row.predict.weights[0]) * start_per_output(trajectory, i)
-        out.append(((plan.scale - 1) * weight * rms(now - old) * gains[min(i + 1, len(gains) - 1)], i))
-        before = i
-    return sorted(out)
-
-
-def start_per_output(trajectory: Trajectory, i: int) -> float:
-    """Returns how much x_0's prediction moves with the model's output at step i."""
-    process, t = trajectory.denoiser.process, trajectory.times[i : i + 1]
-    one = torch.ones(1, 1, 1, device=t.device)
-    return abs(float(process.predict_start(one, one, t) - process.predict_start(0 * one, one, t)))
-
-
-def with_kept(plan: Plan, steps: set[int]) -> Plan:
-    """Returns the plan with the guidance of these computed steps, and of what reuses them, kept."""
-    rows: list[PlanRow] = []
-    halves: list[bool] = []
-    for i, row in enumerate(plan.rows):
-        if row.compute:
-            halves.append(i not in steps)
-        whole = halves[-1] if row.compute else all(halves[-1 - row.order :])
-        rows.append(row if whole else replace(row, guidance="kept"))
-    return replace(plan, rows=tuple(rows))
 
 
 class Search:
@@ -171,14 +138,6 @@ class Search:
                 break
         good = [found for found in self.found if found.psnr >= least]
         return min(good, key=lambda found: (found.plan.forwards, -found.psnr)) if good else None
-
-    def cheaper_guidance(self, found: Found, shares: Sequence[float] = (0.25, 0.5, 0.75)) -> list[Found]:
-        """Measures a plan with the guidance of some of its computed steps kept, the least harmful first."""
-        if found.plan.scale == 1.0:
-            return []
-        ranked = [i for _, i in guidance_kept(self.trajectory, found.plan, self.gains)]
-        counts = sorted({round(share * len(ranked)) for share in shares} - {0})
-        return [self.measure(with_kept(found.plan, set(ranked[:n]))) for n in counts]
 
 
 def hand_made(count: int, computed: int) -> dict[str, list[int]]:

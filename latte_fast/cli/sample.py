@@ -11,7 +11,7 @@ from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import start
 from latte_fast.integrations.latte_pipeline import sample_text
 from latte_fast.runs.load import load
-from latte_fast.runs.plan import plan_path
+from latte_fast.runs.plan import load_plan, plan_path
 from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
@@ -125,6 +125,10 @@ def sample(
                 if guidance is None and asked:
                     guidance = 7.5
                 assert path is not None
+                refuse("with --quality", plan=plan if quality != "exact" else None)
+                follows = plan or plan_path(path, quality)
+                if follows and ranks.first:
+                    print(f"{follows}: {load_plan(follows).summary()}")
                 run = load(path, weights or "ema", ranks.device)
                 if asked and run.adapter.labels != "captions":
                     flag = "prompts" if prompts is not None else "prompt"
@@ -139,7 +143,7 @@ def sample(
                     samples=wanted,
                     guidance=guidance,
                     method=method or "ddim",
-                    plan=plan or plan_path(path, quality),
+                    plan=follows,
                     vae=vae,
                     dtype=DTYPES[dtype],
                     out=out,

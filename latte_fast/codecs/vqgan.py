@@ -62,7 +62,10 @@ class VQGANCodec:
         if self.tiles is None:
             yield self.network.latents(x.to(self.device))
         else:
-            read = lambda start, stop: x[:, :, start:stop].to(self.device)  # noqa: E731
+
+            def read(start: int, stop: int) -> Tensor:
+                return x[:, :, start:stop].to(self.device)
+
             yield from self.tiles[0](self.network, read, x.shape[2] // self.frame_factor)
 
     @torch.no_grad()
@@ -75,6 +78,9 @@ class VQGANCodec:
         if self.tiles is None:
             x = self.network.from_latents(codes)
         else:
-            read = lambda start, stop: codes[:, :, start:stop]  # noqa: E731
+
+            def read(start: int, stop: int) -> Tensor:
+                return codes[:, :, start:stop]
+
             x = torch.cat(list(self.tiles[1](self.network, read, codes.shape[2])), 2)
         return x.float().movedim(2, 1).contiguous()

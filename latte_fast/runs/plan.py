@@ -27,7 +27,6 @@ class PlanRow:
     order: int = 0  # of that extrapolation
     guidance: Literal["both", "kept", "off"] = "both"  # "kept": the difference of the branches of an earlier step
     side: int | None = None  # tokens along an edge, for models whose density varies
-    precision: str = "model"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class ModelSource:
         if plan is not None:
             null = condition.null if request.scale != 1.0 else {}
             noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed)
-            latents = self._by_plan(plan, self.denoiser(ticking, condition.given, null, plan.scale), noise)
+            latents = self.follow(plan, self.denoiser(ticking, condition.given, null, plan.scale), noise)
             return to_pixels(self.vae.decode(latents)), condition.names
         latents = generate(
             sampling_process(self.process, request.steps, self.adapter.learns_sigma()),
@@ -176,7 +176,8 @@ class ModelSource:
     def noise(self, numbers: Sequence[int], shape: Sequence[int], seed: int) -> Tensor:
         return torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(self.device)
 
-    def _by_plan(self, plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
+    def follow(self, plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
+        """Returns the latents that a plan makes of noise."""
         reused = plan.computed < len(plan.rows)
         return run_plan(plan, self.network if reused else None, denoiser, noise)
 

