@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from latte_fast.files import atomic
 
-# where a file keeps its model's configuration, as JSON
-CONFIG = "latte_fast.config"
 # key of what is known of the weights in a file's metadata
 ABOUT = "latte_fast"
 WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -160,16 +158,13 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:
 def save_state(
     state: dict[str, Tensor],
     path: Path,
-    config: Mapping[str, Any] | None = None,
     about: dict[str, Any] | None = None,
 ) -> None:
     """Writes a state dict as safetensors, or as the .pt that upstream's scripts load; whole or not at all.
 
-    `config` is kept beside the tensors, for `saved_config`. What the weights are (`about`, plain values) goes into the
-    metadata, or into a JSON file beside the .pt.
+    What the weights are (`about`, plain values) goes into the metadata, or into a JSON file beside the .pt.
     """
-    given = {} if config is None else {CONFIG: json.dumps(config)}
-    metadata = {"format": "pt"} | given
+    metadata = {"format": "pt"}
     if about is not None and path.suffix == ".pt":
         with atomic(path.with_suffix(".json")) as partial:
             partial.write_text(json.dumps({ABOUT: about}, indent=1) + "\n")
@@ -179,24 +174,9 @@ def save_state(
     with atomic(path) as partial:
         if path.suffix == ".pt":
             # torch.save would write the whole storage behind a view
-            torch.save({"ema": {key: value.clone() for key, value in state.items()}} | given, partial)
+            torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
         else:
             save_file(state, partial, metadata=metadata)
-
-
-def saved_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """Reads the model's configuration that `save_state` kept in a file; None where it holds none."""
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(CONFIG)
-        except _UNREADABLE as error:
-            raise _unreadable(path, error) from error
-    else:
-        content = read_pickle(path)
-        text = content.get(CONFIG) if isinstance(content, dict) else None
-    return json.loads(text) if isinstance(text, str) else None
 
 
 def read_about(path: Path) -> dict[str, Any] | None:

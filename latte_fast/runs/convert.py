@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast.locks import one_writer_of
 from latte_fast.models.adapter import Adapter
-from latte_fast.models.checkpoint import cast, check_keys, read_about, read_checkpoint, save_state, saved_config
+from latte_fast.models.checkpoint import cast, check_keys, read_about, read_checkpoint, save_state
 from latte_fast.models.families import (
     FAMILIES,
     MODEL_FOLDER,
@@ -64,9 +64,9 @@ def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -
         if MARK not in state:
             rule = f"a model of classes, with {MARK}; one for text is given by its folder"
             raise ValueError(f"convert: source must hold {rule}, got {source} with {next(iter(state))}")
-        about, kept = read_about(source), saved_config(source)
+        about = read_about(source)
         check_file(state, source, about)
-        save_state(cast(state, dtype), out, kept, about)
+        save_state(cast(state, dtype), out, about)
     elif is_model_folder(source):
         family_for(captioned=True).check_export(out)
         model, adapter = open_model_folder(source, dtype)

@@ -1,6 +1,5 @@
 """Files: those of the FlexDiT authors' image model, DiT's, and our own with layout and sides."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,14 @@ import latte_fast
 from latte_fast import FlexLatte, Latte, testing
 from latte_fast.config import LatteConfig
 from latte_fast.flex_config import FlexLatteConfig
-from latte_fast.models.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_state, saved_config
+from latte_fast.models.checkpoint import CheckpointError, load_checkpoint, read_about, read_checkpoint, save_state
 from latte_fast.models.flexdit import from_sparsedit
 from latte_fast.models.flexdit.adapter import FlexLatteAdapter
 from latte_fast.models.flexdit.from_dense import kinds_of
 from latte_fast.reference.sparse_dit import SparseDiT
+from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.convert import convert
+from latte_fast.runs.load import Trained, about_of
 
 DIT = {"variant": 0, "input_size": 8, "num_frames": 1, "hidden_size": 32, "num_heads": 2, "num_classes": 5, "extras": 2}
 # pooling blocks, modules and blocks at the top; and the same layout by letters
@@ -106,14 +107,16 @@ def test_files_hold_layout_and_sides(tmp_path: Path, suffix: str) -> None:
     config = FlexLatteConfig(**keywords, layout="PD GSRD", sides=(3, 5))
     adapter = FlexLatteAdapter(config)
     model = testing.refill(adapter.build())
-    adapter.export(model, tmp_path / f"own{suffix}", None)
+    about = about_of(Trained(model, adapter, TrainConfig(), 0))
+    adapter.export(model, tmp_path / f"own{suffix}", None, about)
     other = ".pt" if suffix == ".safetensors" else ".safetensors"
     convert(tmp_path / f"own{suffix}", tmp_path / f"again{other}", dtype=torch.float32)
     for name in (f"own{suffix}", f"again{other}"):
-        assert saved_config(tmp_path / name) == asdict(config) | {"sides": [3, 5]}
+        assert read_about(tmp_path / name) == about and about["model"]["sides"] == [3, 5]
         assert latte_fast.load(tmp_path / name).adapter.config == config
     save_state(read_checkpoint(tmp_path / f"own{suffix}"), tmp_path / f"bare{suffix}")
     assert latte_fast.load(tmp_path / f"bare{suffix}").adapter.config.sides == (2, 3, 4)
-    save_state(model.state_dict(), tmp_path / f"odd{suffix}", {"layout": "PD GSRD"})
-    with pytest.raises(CheckpointError, match="attention_mode is not in both"):
+    odd = about | {"model": about["model"] | {"layout": "PD GSRD", "sids": [3]}}
+    save_state(model.state_dict(), tmp_path / f"odd{suffix}", odd)
+    with pytest.raises(ValueError, match="sids"):
         latte_fast.load(tmp_path / f"odd{suffix}")

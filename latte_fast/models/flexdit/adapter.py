@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from latte_fast.config import LatteConfig
 from latte_fast.flex_config import FlexLatteConfig, density_schedule
-from latte_fast.models.checkpoint import CheckpointError, cast, load_state, read_checkpoint, save_state, saved_config
+from latte_fast.models.checkpoint import load_state, read_checkpoint
 from latte_fast.models.flexdit.authors import from_sparsedit, is_sparsedit
 from latte_fast.models.flexdit.from_dense import from_dense, is_flex, kinds_of
 from latte_fast.models.flexdit.model import FlexLatte, FlexLatteIMG
@@ -29,25 +27,14 @@ class FlexLatteAdapter(LatteAdapter):
 
     @classmethod
     def of_file(cls, state: dict[str, Tensor], source: str) -> "FlexLatteAdapter":
-        """Returns the adapter of a file: of the configuration that it holds, or else of its tensors' shapes.
+        """Returns the adapter of a file by its tensors' shapes.
 
-        Shapes do not tell the sides, which then are a quarter to half of the grid's.
+        They do not tell the sides, which are taken as a quarter to half of the grid's.
         """
-        kept = saved_config(source) if Path(source).is_file() else None
-        if kept is not None:
-            return cls(_config_from(kept, source))
         kinds = kinds_of(state)
         base = config_of(state, source)
         sides = tuple(range(max(1, base.grid // 4), max(1, base.grid // 2) + 1))
         return cls(FlexLatteConfig(**asdict(base), layout=kinds, sides=sides))
-
-    @classmethod
-    def export(
-        cls, model: nn.Module, out: Path, dtype: torch.dtype | None, about: dict[str, Any] | None = None
-    ) -> None:
-        """Writes the file with the configuration, layout and sides among it."""
-        config: Any = model.config
-        save_state(cast(model.state_dict(), dtype), out, asdict(config), about)
 
     def build(self, images: int = 0, recompute: str = "none") -> FlexLatte:
         """Returns a new model, its own label dropout off: the data drops labels by sample number."""
@@ -76,13 +63,3 @@ class FlexLatteAdapter(LatteAdapter):
 
     def step_keywords(self, steps: int) -> Sequence[Mapping[str, Any]]:
         return [{"side": side} for side in density_schedule(steps, self.config.sides)]
-
-
-def _config_from(kept: dict[str, Any], source: str) -> FlexLatteConfig:
-    names = {f.name for f in fields(FlexLatteConfig)}
-    if kept.keys() != names:
-        odd = sorted(kept.keys() ^ names)[0]
-        raise CheckpointError(
-            f"{source}: its configuration must have the fields of FlexLatteConfig, {odd} is not in both"
-        )
-    return FlexLatteConfig(**kept | {"sides": tuple(kept["sides"])})
