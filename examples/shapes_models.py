@@ -120,7 +120,7 @@ def main() -> None:
         seconds = train(config)
         found = judge(Path(config.out), GUIDANCE[name], given.per_class, lambda v, t: share_recognised(network, v, t))
         results[name] = {"recognised": found, "seconds": round(seconds), "steps": config.steps}
-        print(f"{name}: {found:.0%} of its samples are share_recognised, trained in {seconds / 60:.1f} minutes")
+        print(f"{name}: {found:.0%} of its samples are recognised, trained in {seconds / 60:.1f} minutes")
         (given.out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
     poor = [name for name, result in results.items() if result["recognised"] < EXPECTED]
     if poor:

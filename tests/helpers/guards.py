@@ -41,10 +41,14 @@ def poisoned_empty() -> Iterator[None]:
 
     # a device context lists torch's functions once a process: not while ours stand in their places
     _device_constructors()
+    poisoned = {name: poisoning(original) for name, original in originals.items()}
     for name in names:
-        setattr(torch, name, poisoning(originals[name]))
+        setattr(torch, name, poisoned[name])
     try:
         yield
+        # who gives it back later than this gives back the poison, to every test that follows
+        replaced = [name for name in names if getattr(torch, name) is not poisoned[name]]
+        assert not replaced, f"torch.{replaced[0]} was replaced while poisoned, and not given back"
     finally:
         for name in names:
             setattr(torch, name, originals[name])

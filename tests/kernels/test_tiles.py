@@ -105,8 +105,9 @@ def test_timer_queues_launches_behind_work(monkeypatch) -> None:
             return 2.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: SimpleNamespace(zero_=lambda: seen.append("flush")))
-    assert measure_tiles.milliseconds(lambda: seen.append("launch"), repetitions=1) == 2.0
+    with monkeypatch.context() as patch:  # given back before the poison of torch.empty is
+        patch.setattr(torch, "empty", lambda *a, **k: SimpleNamespace(zero_=lambda: seen.append("flush")))
+        assert measure_tiles.milliseconds(lambda: seen.append("launch"), repetitions=1) == 2.0
     assert seen == ["launch"] * 3 + ["flush"] * 8 + ["event", "launch", "event", "wait"]
 
 
