@@ -11,14 +11,20 @@ constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.442695040888
 // The degree of exp2's polynomial: bf16 keeps 8 bits and fp16 11, so lower degrees serve them
 template <class A, class T> constexpr int kDegreeOf = sizeof(T) != 2 ? 6 : std::is_same<T, bf16>::value ? 3 : 4;
 
+// -2 w to the base 2
+template <class V> LATTE_INLINE V exponent(V z) {
+  using A = std::remove_reference_t<decltype(z[0])>;
+  constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
+  return z * fma(z * z, splat(c3), splat(c1));
+}
+
 template <class A> struct Sigmoid { Vec<A> z, s, rest; };
 
 // z, the sigmoid of 2 w, and 1 - sigmoid without the cancellation. Below -9.95 the sigmoid is under 2^-126 and z is
 // clamped, so that exp2 is in range and the result below 2e-37; the order of max's arguments keeps a NaN.
 template <class A, class T> LATTE_INLINE Sigmoid<A> sigmoid(Vec<A> z) {
-  constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
   z = max(splat(A(sizeof(A) == 4 ? -9.95 : -20)), z);
-  const Vec<A> e = exp2<kDegreeOf<A, T>>(z * fma(z * z, splat(c3), splat(c1)));
+  const Vec<A> e = exp2<kDegreeOf<A, T>>(exponent(z));
   const Vec<A> s = reciprocal<sizeof(T) == 2>(e + A(1));
   return {z, s, e * s};
 }
@@ -33,8 +39,7 @@ template <class A, class T> void forward(const BiasGelu& a) {
       T* out = row<T>(a.a, r);
       each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
         const Vec<A> z = load<A>(u + i, n) + load<A>(bias + i, n);
-        const Sigmoid<A> g = sigmoid<A, T>(z);
-        store<A>(out + i, g.z * g.s, n);
+        store<A>(out + i, gated<kDegreeOf<A, T>, sizeof(T) == 2>(z, exponent(z)), n);
       });
     }
   });

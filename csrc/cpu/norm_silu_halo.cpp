@@ -51,8 +51,7 @@ template <class A, class T> void forward(const NormSilu& a) {
       for (int64_t w = 0; w < a.size[2]; ++w)
         each_vec<A>(c, [&](int64_t i, auto lanes) LATTE_LAMBDA {
           const Vec<A> v = fma(load<A>(x + w * c + i, lanes), load<A>(scale + i, lanes), load<A>(shift + i, lanes));
-          const Gate<A> g = gate<A, T>(v);
-          store<A>(out + w * c + i, g.z * g.s, lanes);
+          store<A>(out + w * c + i, gated<kTerms<A, T>, sizeof(T) == 2>(v, v * splat(static_cast<A>(-kLog2))), lanes);
         });
       for (int64_t w = 0; w < a.before[2]; ++w) std::memcpy(static_cast<void*>(row + w * c), out, c * sizeof(T));
       const T* last = out + (a.size[2] - 1) * c;

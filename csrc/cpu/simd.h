@@ -174,6 +174,16 @@ template <class V> LATTE_INLINE V max(V a, V b) {
 #endif
 }
 
+template <class V> LATTE_INLINE V lesser(V a, V b) {
+#if defined(LATTE_512)
+  return _mm512_min_ps(a, b);
+#elif defined(LATTE_ISA_AVX2)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 template <class A> LATTE_INLINE A hsum(Vec<A> v) {
 #if defined(LATTE_512)
   return _mm512_reduce_add_ps(v);
@@ -205,8 +215,8 @@ template <bool kRough> LATTE_INLINE Vec<float> reciprocal(Vec<float> d) {
 }
 template <bool> LATTE_INLINE Vec<double> reciprocal(Vec<double> d) { return 1.0 / d; }
 
-// 2^x for x <= 127, exactly 0 below -126, NaN for NaN; relative error 1e-4 (degree 3, for bf16 results), 3e-6 (4, for
-// fp16) and 2e-7 (6)
+// 2^x for x <= 128, where it is infinity; exactly 0 below -126, NaN for NaN; relative error 1e-4 (degree 3, for bf16
+// results), 3e-6 (4, for fp16) and 2e-7 (6)
 template <int kDegree> LATTE_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> shifted = x + 0x1.8p23f, r = x - (shifted - 0x1.8p23f);
   Vec<float> p;
@@ -238,6 +248,21 @@ template <int> LATTE_INLINE Vec<double> exp2(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp2(x[i]);
   return x;
 }
+
+// v / (1 + 2^x), which is v * 0 from x = 128 on: -0, and NaN for v = -inf, as torch has it. The order of
+// the arguments of `lesser` keeps a NaN.
+template <int kDegree, bool kRough> LATTE_INLINE Vec<float> gated(Vec<float> v, Vec<float> x) {
+  const Vec<float> d = exp2<kDegree>(lesser(splat(128.0f), x)) + 1.0f;
+#if defined(LATTE_512)
+  if constexpr (kRough) return v * reciprocal<true>(d);
+  // the Newton step makes a NaN of 1 / infinity
+  const __mmask16 finite = _mm512_cmp_ps_mask(d, splat(__builtin_inff()), _CMP_NEQ_UQ);
+  return v * _mm512_maskz_mov_ps(finite, reciprocal<false>(d));
+#else
+  return v / d;
+#endif
+}
+template <int, bool> LATTE_INLINE Vec<double> gated(Vec<double> v, Vec<double> x) { return v / (exp2<6>(x) + 1.0); }
 
 }  // namespace LATTE_ISA
 }  // namespace latte

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 # attributes that accelerate and diffusers set on a module whose forward they replace; a registry may be empty again
 _HOOK, REGISTRY = "_hf_hook", "_diffusers_hook"
@@ -58,6 +59,13 @@ def is_changed(module: nn.Module) -> bool:
     """Returns whether hooks or a subclass's forward see what one of our modules is called with and returns."""
     own = getattr(type(module), "fused", None)
     return is_heard(module) or (own is not None and type(module).forward is not own)
+
+
+def listens_to_all() -> bool:
+    """Returns whether a hook for all modules is registered; those of torch's own tools only look on."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    hooks = [hook for kind in kinds for hook in getattr(torch_module, f"_global_{kind}").values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
 def _gathers(hook: Any) -> bool:

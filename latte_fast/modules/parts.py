@@ -8,12 +8,12 @@ blocks (a busy core of an AMD EPYC, 2026-11-26).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from latte_fast.modules.hooks import is_heard, is_untouched
+from latte_fast.modules.hooks import is_heard, is_untouched, listens_to_all
 
 Rule = Callable[[nn.Module], str | None]
 
@@ -87,8 +87,7 @@ NATIVE_NORM = Part("fixed", rule=native_norm, foreign=bare_norm, watched=("eps",
 MODULATION = Part("inside", ("Sequential",), {"0": SILU, "1": CALLED})
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(NamedTuple):
     """One module as the walk saw it."""
 
     siblings: dict[str, Any]  # the parent's children
@@ -114,43 +113,57 @@ class _Walk:
         return _Walk, ()
 
 
-def check(model: nn.Module, part: Part, name: str) -> None:
-    """Raises ValueError naming the first module of `model` that its forward would pass over."""
-    if torch.compiler.is_compiling():
-        return
+class Fused:
+    """A model whose forward computes itself what some of its modules would."""
+
+    parts: Part
+    patched = False  # whether it is another library's model
+
+    def check_parts(self, name: str) -> None:
+        """Raises ValueError naming the first module that the forward would pass over."""
+        reason = self.why_not_fused() if torch.compiler.is_compiling() else check(self)
+        if reason is not None:
+            more = "; latte_fast.unpatch(model) brings its own forward back" if self.patched else ""
+            raise ValueError(f"{name}: {reason}{more}")
+
+    @torch.compiler.assume_constant_result
+    def why_not_fused(self) -> str | None:
+        """Returns which module the forward would pass over, and why; torch.compile asks when it traces the forward."""
+        return walk(self, self.parts, self.patched)[1]
+
+
+def check(model: Fused) -> str | None:
+    """Returns which module a forward would pass over, and why; what was seen is kept for the next call."""
     # kept by the model itself: from anywhere else it would keep alive what shards and process groups hang on
     kept = model.__dict__.setdefault("_walk", _Walk())
-    if kept.seen is not None and all(map(_unchanged, kept.seen)):
-        return
-    patched = bool(getattr(model, "patched", False))
-    seen, reason = walk(model, part, patched)
-    if reason is not None:
-        kept.seen = None
-        more = "; latte_fast.unpatch(model) brings its own forward back" if patched else ""
-        raise ValueError(f"{name}: {reason}{more}")
-    kept.seen = seen
+    if kept.seen is not None and not listens_to_all() and _unchanged(kept.seen):
+        return None
+    seen, reason = walk(model, model.parts, model.patched)
+    kept.seen = seen if reason is None else None
+    return reason
 
 
-def _unchanged(seen: _Seen) -> bool:
-    module = seen.module
-    held = module.__dict__
-    if seen.siblings.get(seen.name) is not module or type(module) is not seen.kind:
-        return False
-    if len(held["_modules"]) != seen.size:
-        return False
-    if seen.quiet and (
-        held["_forward_hooks"]
-        or held["_forward_pre_hooks"]
-        or held["_backward_hooks"]
-        or held["_backward_pre_hooks"]
-        or ("forward" in held and is_heard(module))
-        or ("_diffusers_hook" in held and is_heard(module))
-    ):
-        return False
-    return not seen.watched or tuple(held.get(name) for name in seen.watched) == seen.values
+def _unchanged(seen: list[_Seen]) -> bool:
+    # one loop without calls, as every forward runs it
+    for siblings, name, module, kind, size, quiet, watched, values in seen:
+        held = module.__dict__
+        if siblings.get(name) is not module or type(module) is not kind or len(held["_modules"]) != size:
+            return False
+        if quiet and (
+            held["_forward_hooks"]
+            or held["_forward_pre_hooks"]
+            or held["_backward_hooks"]
+            or held["_backward_pre_hooks"]
+            or ("forward" in held and is_heard(module))
+            or ("_diffusers_hook" in held and is_heard(module))
+        ):
+            return False
+        if watched and tuple(map(held.get, watched)) != values:
+            return False
+    return True
 
 
-def walk(model: nn.Module, part: Part, patched: bool) -> tuple[list[_Seen], str | None]:
+def walk(model: Any, part: Part, patched: bool) -> tuple[list[_Seen], str | None]:
     """Returns what each forward compares, and why the model can't run fused: the first such module and the reason.
 
     Args:
@@ -160,6 +173,8 @@ def walk(model: nn.Module, part: Part, patched: bool) -> tuple[list[_Seen], str 
             modules that get our layout would see other tensors than before.
     """
     seen: list[_Seen] = []
+    if listens_to_all():
+        return seen, "torch's hooks for all modules must be removed, as the fused forward does not call every module"
     for path, siblings, name, module, here in _children(model, part, ""):
         reason = _why_not(module, here, patched)
         if reason is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 Triple = int | Sequence[int]
 Window = tuple[tuple[int, ...], ...]
 _OP = "conv_transpose3d"
+_MOST = 2**31 - 1
 
 
 class Refused(ValueError, RuntimeError):
@@ -81,15 +82,16 @@ def _check_tensors(x: Tensor, w: Tensor, b: Tensor | None) -> None:
 
 def _triple(name: str, value: Triple, least: int) -> tuple[int, ...]:
     # four times a call: what everybody passes is told apart at once, what is left is refused or a rarer spelling
-    if type(value) is int and value >= least:
+    if type(value) is int and least <= value <= _MOST:
         return value, value, value
-    if type(value) is tuple and tuple(map(type, value)) == (int, int, int) and min(value) >= least:
-        return value
+    whole = type(value) is tuple and tuple(map(type, value)) == (int, int, int)
+    if whole and min(value) >= least and max(value) <= _MOST:  # type: ignore[arg-type]
+        return value  # type: ignore[return-value]
     given = tuple(value) if isinstance(value, Sequence | torch.Size) and not isinstance(value, str) else (value,)
     if any(isinstance(v, bool) or not isinstance(v, int | torch.SymInt) for v in given):
         raise TypeError(f"{_OP}: {name} must be one integer or three, got {value!r}")
     if len(given) not in (1, 3):
         raise Refused(f"{_OP}: {name} must be one integer or three, got {value!r}")
-    if min(given) < least or max(given) > 2**31:
-        raise Refused(f"{_OP}: {name} must be at least {least}, got {value!r}")
+    if min(given) < least or max(given) > _MOST:
+        raise Refused(f"{_OP}: {name} must be at least {least} and below 2**31, got {value!r:.40}")
     return given * 3 if len(given) == 1 else given

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from latte_fast.ops.checks import check_device
+from latte_fast.ops.checks import check_device, check_tensor
 from latte_fast.ops.registration import KernelOp
 from latte_fast.reference.functional import nearest_code_ref
 
@@ -20,8 +20,7 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
         codes: (K, D) of z's dtype.
     """
     for name, x in (("z", z), ("codes", codes)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{_NAME}: {name} must be a tensor, got {type(x).__name__}")
+        check_tensor(_NAME, name, x)
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{_NAME}: {name} must be fp32 or fp64, got {x.dtype}")
     if z.dim() != 2 or not z.shape[1]:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latte_fast.ops.checks import FLOATS, check_device
+from latte_fast.ops.checks import check_device, check_tensor
 from latte_fast.ops.registration import KernelOp
 from latte_fast.reference.functional import norm_silu_halo_ref
 
 _NAME = "norm_silu_halo"
+_WHOLE = (int, torch.SymInt)
 
 
 def norm_silu_halo(x: Tensor, scale: Tensor, shift: Tensor, pads: Sequence[int] = (0,) * 6) -> Tensor:
@@ -25,12 +26,11 @@ def norm_silu_halo(x: Tensor, scale: Tensor, shift: Tensor, pads: Sequence[int] 
         shift: as scale.
         pads: repetitions in front of and behind T, H and W.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{_NAME}: x must be a tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{_NAME}: x must be fp32, bf16, fp16 or fp64, got {x.dtype}")
+    check_tensor(_NAME, "x", x)
     if x.dim() != 5 or 0 in x.shape[1:]:
         raise ValueError(f"{_NAME}: x must be (B, C, T, H, W) with no empty axis but the first, got {tuple(x.shape)}")
+    if not isinstance(pads, (tuple, list)) or any(isinstance(p, bool) or not isinstance(p, _WHOLE) for p in pads):
+        raise TypeError(f"{_NAME}: pads must be six integers, got {pads!r:.40}")
     pads = tuple(pads)
     if len(pads) != 6 or min(pads) < 0:
         raise ValueError(f"{_NAME}: pads must be six numbers from 0 on, in front of and behind T, H and W, got {pads}")
@@ -43,8 +43,7 @@ def norm_silu_halo(x: Tensor, scale: Tensor, shift: Tensor, pads: Sequence[int] 
 
 
 def _vector(name: str, v: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(v, Tensor):
-        raise TypeError(f"{_NAME}: {name} must be a tensor, got {type(v).__name__}")
+    check_tensor(_NAME, name, v)
     batch, channels = x.shape[:2]
     if v.dim() != 2 or v.shape[0] not in (1, batch) or v.shape[1] != channels:
         got = tuple(v.shape)

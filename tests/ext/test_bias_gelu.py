@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latte_fast import _ext, ops, use_backend
+from latte_fast._ext import bias_gelu
 from latte_fast.reference.functional import bias_gelu_ref
 from latte_fast.testing import compare
 from tests.helpers.guards import poisoned_empty
@@ -55,12 +56,24 @@ def test_bias_gelu_bf16_is_nearest_or_neighbour():
     assert (a[~visible].abs() <= 2.0**-121).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bias_gelu_keeps_nan_and_infinity(dtype):
-    u = torch.tensor([[float("nan"), float("inf"), 0.0, 1.0]], dtype=dtype)
-    with use_backend("cpu"):
-        a = ops.bias_gelu(u)
-    assert a[0, 0].isnan() and a[0, 1] == float("inf") and a[0, 2] == 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_bias_gelu_at_nan_and_infinity_is_torchs(dtype):
+    """In whole vectors, in the last one and in place; -inf too, where a tanh of -1 times -inf is NaN."""
+    u = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1.0, -9.0, -65504.0], dtype=dtype).repeat(3, 3)
+    b, da = torch.zeros(21, dtype=dtype), torch.randn(3, 21).to(dtype)
+    found = {}
+    for backend in ("cpu", "reference"):
+        x, bias = u.clone().requires_grad_(), b.clone().requires_grad_()
+        with use_backend(backend):
+            a = ops.bias_gelu(x, bias)
+        found[backend] = (a.detach(), *torch.autograd.grad(a, (x, bias), da))
+    assert found["reference"][0][:, 2].isnan().all() and found["reference"][0][:, 1].isposinf().all()
+    torch.testing.assert_close(found["cpu"][0], found["reference"][0], equal_nan=True)
+    finite = u[0].isfinite()
+    for got, want in zip(found["cpu"][1:], found["reference"][1:], strict=True):
+        torch.testing.assert_close(got[..., finite], want[..., finite])
+    bias_gelu.bias_gelu_fwd(u, b, out=u)
+    assert torch.equal(u.nan_to_num(7.0), found["cpu"][0].nan_to_num(7.0))
 
 
 def test_bias_gelu_gradcheck():

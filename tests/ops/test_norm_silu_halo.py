@@ -51,6 +51,21 @@ def test_values_and_gradients(cell: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_nan_and_infinity_are_torchs(dtype: torch.dtype) -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, -90.0, -65504.0], dtype=dtype)
+    x = x.repeat(11)[None, :, None, None, None].repeat(1, 1, 1, 1, 2).requires_grad_()  # whole vectors, and the last
+    ones = torch.ones(1, 66, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    require_backend("norm_silu_halo", x, ones, 0 * ones, (0,) * 6)
+    got, want = (f(x, ones, 0 * ones, (0,) * 6) for f in (ops.norm_silu_halo, R.norm_silu_halo_ref))
+    assert want[:, 2].isnan().all()
+    torch.testing.assert_close(got, want, equal_nan=True)
+    dout = torch.randn_like(want)
+    a, b = (torch.autograd.grad(y, x, dout)[0] for y in (got, want))
+    finite = x[0, :, 0, 0, 0].isfinite()
+    torch.testing.assert_close(a[:, finite], b[:, finite])
+
+
 @pytest.mark.parametrize("cell", pairwise(AXES)[::3], ids=cell_id)
 def test_float64(cell: dict[str, Any]) -> None:
     args = inputs(cell | {"dtype": torch.float64})

@@ -97,12 +97,14 @@ def test_what_no_graph_can_hold_runs_as_the_model_does(model: Latte, played: Pla
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(fast(x, t, y), model(x, t, y))
-        for register in (model.blocks[1].mlp.register_forward_hook, register_module_forward_hook):
-            seen.clear()
-            handle = register(lambda module, *args: seen.append(module))
+        handle = model.blocks[1].mlp.register_forward_hook(lambda module, *args: seen.append(module))
+        fast(x, t, y)
+        handle.remove()
+        assert model.blocks[1].mlp in seen
+        handle = register_module_forward_hook(lambda module, *args: None)
+        with pytest.raises(ValueError, match="hooks for all modules must be removed"):
             fast(x, t, y)
-            handle.remove()
-            assert model.blocks[1].mlp in seen
+        handle.remove()
         # as accelerate and diffusers move weights for a call
         model.blocks[1].mlp.forward = lambda h: Mlp.forward(model.blocks[1].mlp, h)
         fast(x, t, y)

@@ -58,7 +58,9 @@ def weight_norm(module: nn.Module) -> None:
 
 
 def pruned(module: nn.Module) -> None:
-    prune.l1_unstructured(module, "weight", 0.5)
+    """By a mask, as torch's choice of the smallest weights takes no channels_last ones."""
+    weight: Any = module.weight
+    prune.custom_from_mask(module, "weight", weight.abs() > weight.abs().median())
 
 
 def frozen_activation(module: nn.Module) -> None:
@@ -68,7 +70,7 @@ def frozen_activation(module: nn.Module) -> None:
             setattr(module, name, value)
 
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
+LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d, nn.Embedding)
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "hook": hook, "pre-hook": pre_hook, "backward hook": backward_hook, "replaced": replaced, "setting":
     frozen_activation, "weight_norm": weight_norm, "pruned": pruned,

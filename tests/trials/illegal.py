@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from latte_fast import Latte, LatteIMG, LatteT2V, ops, use_backend
+from latte_fast import Latte, LatteIMG, LatteT2V, ops, testing, use_backend
 from latte_fast.backends import BackendUnavailable
+from latte_fast.models.flexdit import FlexLatte, FlexLatteT2V
+from tests.helpers import tiny_vqgan
 
 ALLOWED = (TypeError, ValueError, BackendUnavailable)
 
@@ -42,6 +44,9 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
                                 "axis": "space", "rope": None},
     "conv_transpose3d": lambda: {"x": tensor(1, 4, 2, 3, 3), "w": tensor(4, 2, 3, 3, 3), "b": tensor(2), "stride": 1,
                                  "padding": 1, "output_padding": 0, "groups": 1, "dilation": 1, "pad_mode": "zeros"},
+    "norm_silu_halo": lambda: {"x": tensor(2, 3, 2, 4, 4), "scale": tensor(2, 3), "shift": tensor(2, 3),
+                               "pads": (1, 0, 1, 1, 2, 0)},
+    "nearest_code": lambda: {"z": tensor(12, 16), "codes": tensor(9, 16)},
 }  # fmt: skip
 SMALL: dict[str, Any] = {"input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 2,
                          "num_heads": 2, "num_frames": 2, "num_classes": 5, "extras": 2}  # fmt: skip
@@ -56,7 +61,26 @@ LATTE: dict[str, Callable[[], dict[str, Any]]] = {
     "LatteT2V": lambda: {"hidden_states": tensor(2, 4, 2, 4, 4), "timestep": torch.tensor([3, 9]),
                          "encoder_hidden_states": tensor(2, 5, 12), "encoder_attention_mask": torch.ones(2, 5),
                          "return_dict": False},
+    "FlexLatte": lambda: {"x": tensor(2, 2, 2, 6, 6), "t": torch.tensor([3, 9]), "y": torch.tensor([0, 4]), "side": 2},
+    "FlexLatte.forward_with_cfg": lambda: {"x": tensor(2, 2, 2, 6, 6), "t": torch.tensor([3, 9]),
+                                           "y": torch.tensor([0, 4]), "cfg_scale": 2.0, "side": None},
+    "FlexLatteT2V": lambda: {"hidden_states": tensor(2, 4, 2, 8, 8), "timestep": torch.tensor([3, 9]),
+                             "encoder_hidden_states": tensor(2, 5, 12), "encoder_attention_mask": torch.ones(2, 5),
+                             "side": 2, "return_dict": False},
+    "VQGAN.encode": lambda: {"x": tensor(1, 3, 4, 8, 8).clamp(-1, 1)},
+    "VQGAN.decode": lambda: {"indices": torch.randint(0, 40, (1, 2, 2, 2))},
 }  # fmt: skip
+FLEX: dict[str, Any] = {"input_size": 6, "depth": 6, "layout": "PDGSRD", "sides": (1, 2)}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "Latte": lambda: testing.refill(Latte(**SMALL)),
+    "LatteIMG": lambda: testing.refill(LatteIMG(**SMALL)),
+    "LatteT2V": lambda: testing.refill(LatteT2V(**TEXT)),
+    "FlexLatte": lambda: testing.refill(FlexLatte(**SMALL | FLEX)),
+    "FlexLatteT2V": lambda: testing.refill(
+        FlexLatteT2V(**TEXT | {"num_layers": 4, "sample_size": 8, "layout": "PGSR", "sides": (1, 2)})
+    ),
+    "VQGAN": lambda: tiny_vqgan.pair()[0],
+}
 ODD: list[Any] = [None, "x", b"x", 3, -1, 0, 2.5, float("nan"), float("inf"), True, [], [1.0, 2.0], (1, 2), {},
                   object(), np.zeros((2, 16), np.float32), torch.float16, torch.int64, "space", "time",
                   10**30]  # fmt: skip
@@ -115,6 +139,10 @@ def agree(got: Any, want: Any) -> bool:
             return False
         if a.is_meta:
             continue
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return False
+            continue
         size = float(b.detach().float().nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
         eps = torch.finfo(a.dtype).eps
         limit = max(64 * eps, 1e-6 if a.dtype == torch.float32 else 0) * max(size, 1e-30)
@@ -128,24 +156,21 @@ class Callee:
 
     def __init__(self, name: str):
         self.name = name
-        # a LatteIMG speaks as the Latte that it is
-        self.prefixes = tuple(f"{word}: " for word in (*name.split("."), name.replace("IMG", "")))
+        # a LatteIMG or a FlexLatte speaks as the Latte that it is, of its side as FlexLatte
+        words = (*name.split("."), name.split(".")[0].replace("IMG", "").replace("Flex", ""), "FlexLatte")
+        self.prefixes = tuple(f"{word}: " for word in words)
         if name in EXAMPLES:
             self.example = EXAMPLES[name]
             return
         self.example = LATTE[name]
-        kind = name.split(".")[0]
-        build = {"Latte": Latte, "LatteIMG": LatteIMG, "LatteT2V": LatteT2V}[kind]
+        kind, _, self.method = name.partition(".")
         torch.manual_seed(0)
-        self.model = build(**(TEXT if kind == "LatteT2V" else SMALL)).eval()
-        from latte_fast import testing
-
-        testing.refill(self.model)
+        self.model = MODELS[kind]().eval()
 
     def __call__(self, **given: Any) -> Any:
         if self.name in EXAMPLES:
             return getattr(ops, self.name)(**given)
-        return (self.model.forward_with_cfg if "cfg" in self.name else self.model)(**given)
+        return (getattr(self.model, self.method) if self.method else self.model)(**given)
 
     def oracle(self, **given: Any) -> Any:
         with use_backend("reference"):
@@ -162,7 +187,7 @@ def trial(calls: int, seed: int) -> tuple[Counter, dict[str, tuple[str, str]]]:
     for _ in range(calls):
         callee = rng.choice(callees)
         given = callee.example()
-        for name in rng.sample(sorted(given), rng.choice((1, 1, 1, 2))):
+        for name in rng.sample(sorted(given), min(len(given), rng.choice((1, 1, 1, 2)))):
             given[name] = spoiled(given[name], rng)
         shown = {n: f"{v.dtype} {tuple(v.shape)} {v.device}" if isinstance(v, Tensor) else repr(v)[:40]
                  for n, v in given.items()}  # fmt: skip
@@ -182,10 +207,6 @@ def trial(calls: int, seed: int) -> tuple[Counter, dict[str, tuple[str, str]]]:
             wrong.setdefault(key, (str(error)[:200], str(shown)))
             continue
         counts["served"] += 1
-        infinite = any(isinstance(x, Tensor) and not x.is_meta and bool(x.isinf().any()) for x in given.values())
-        if infinite and ("gelu" in callee.name or "mlp" in callee.name):
-            counts["GELU of infinity"] += 1  # documented: 0 on the cpu backend, NaN in torch
-            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

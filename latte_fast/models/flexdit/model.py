@@ -13,7 +13,7 @@ from latte_fast.flex_config import FlexLatteConfig, sparse_grid
 from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
 from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
 from latte_fast.models.latte.block import BlockContext, Rope
-from latte_fast.models.latte.checks import check_inputs
+from latte_fast.models.latte.checks import check_guided, check_inputs
 from latte_fast.models.latte.model import Latte, RunBlocks
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
@@ -112,8 +112,7 @@ class FlexLatte(Latte):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
-        if x.shape[0] % 2:
-            raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
+        check_guided(x, cfg_scale)
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y=y, side=side, text_embedding=text_embedding, use_fp16=use_fp16)
         return self.guide(out, cfg_scale)

@@ -68,7 +68,7 @@ class FlexLatteT2V(LatteT2V):
         """
         x, text = hidden_states, encoder_hidden_states
         check_side(side)
-        check_inputs(self, x, text, 0)
+        check_inputs(self, x, text, 0, return_dict)
         assert text is not None
         p = self.config.patch_size
         sparse = sparse_grid(x.shape[3] // p, x.shape[4] // p, self.config.sides[-1] if side is None else side)

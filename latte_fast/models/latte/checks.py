@@ -7,15 +7,13 @@ from torch import Tensor
 
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
-from latte_fast.models.latte.parts import LATTE
-from latte_fast.modules import parts
 from latte_fast.modules.linear import weight_of
 
 _INTEGERS = (torch.int64, torch.int32)  # index dtypes of F.embedding
 
 
 def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tensor | None, images: int = 0) -> None:
-    parts.check(model, LATTE, "Latte")
+    model.check_parts("Latte")
     _check_clip(model, x, images)
     weight = weight_of(model.x_embedder.proj)
     if x.device != weight.device:
@@ -40,6 +38,19 @@ def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tenso
             raise ValueError(
                 f"Latte: text_embedding must hold B = {batch} rows of {model.text_width}, got {tuple(text.shape)}"
             )
+
+
+def check_guided(x: Any, cfg_scale: Any) -> None:
+    """Checks what forward_with_cfg takes besides the inputs of forward."""
+    if not isinstance(x, Tensor) or not x.dim():
+        raise TypeError(f"forward_with_cfg: x must be a tensor (B, F, C, H, W), got {type(x).__name__}")
+    check_dense("x", x)
+    if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float, Tensor)):
+        raise TypeError(f"forward_with_cfg: cfg_scale must be a number, got {type(cfg_scale).__name__}")
+    if not isinstance(cfg_scale, Tensor) and not abs(cfg_scale) < 1e18:
+        raise ValueError(f"forward_with_cfg: cfg_scale must be finite, got {cfg_scale!r:.40}")
+    if x.shape[0] % 2:
+        raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
 
 
 def check_dense(name: str, x: Any) -> None:

@@ -15,8 +15,9 @@ from torch.nn.functional import pad, silu
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
-from latte_fast.models.latte.checks import check_dense, check_inputs, check_labels
+from latte_fast.models.latte.checks import check_guided, check_inputs, check_labels
 from latte_fast.models.latte.initialize import initialize
+from latte_fast.models.latte.parts import LATTE
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.modules.embed import (
     LabelEmbedder,
@@ -29,6 +30,7 @@ from latte_fast.modules.embed import (
     time_table,
 )
 from latte_fast.modules.hooks import is_changed
+from latte_fast.modules.parts import Fused
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
@@ -37,7 +39,7 @@ RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
-class Latte(nn.Module):
+class Latte(Fused, nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
 
     Args:
@@ -52,6 +54,7 @@ class Latte(nn.Module):
     text_width = TEXT_WIDTH
     config_type: type[LatteConfig] = LatteConfig
     # class attributes, so that an upstream model patched to this class has them too
+    parts = LATTE
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
@@ -256,15 +259,7 @@ class Latte(nn.Module):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """Guides a batch [cond ; uncond], both on x's first half; the variance channels stay unguided."""
-        if not isinstance(x, Tensor) or not x.dim():
-            raise TypeError(f"forward_with_cfg: x must be a tensor (B, F, C, H, W), got {type(x).__name__}")
-        check_dense("x", x)
-        if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float, Tensor)):
-            raise TypeError(f"forward_with_cfg: cfg_scale must be a number, got {type(cfg_scale).__name__}")
-        if not isinstance(cfg_scale, Tensor) and not abs(cfg_scale) < 1e18:
-            raise ValueError(f"forward_with_cfg: cfg_scale must be finite, got {cfg_scale!r:.40}")
-        if x.shape[0] % 2:
-            raise ValueError(f"forward_with_cfg: x must hold an even batch [cond ; uncond], got {x.shape[0]}")
+        check_guided(x, cfg_scale)
         half = x[: len(x) // 2]
         out = self(torch.cat([half, half]), t, y=y, use_fp16=use_fp16, text_embedding=text_embedding)
         return self.guide(out, cfg_scale)

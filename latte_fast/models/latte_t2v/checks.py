@@ -8,13 +8,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from latte_fast import backends
 from latte_fast.models.checks import EXTEND, check_keyword
-from latte_fast.models.latte_t2v.parts import LATTE_T2V
-from latte_fast.modules import parts
 from latte_fast.modules.linear import weight_of
 
 
-def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int) -> None:
-    parts.check(model, LATTE_T2V, "LatteT2V")
+def check_inputs(model: Any, x: Tensor, text: Tensor | None, images: int, return_dict: Any) -> None:
+    model.check_parts("LatteT2V")
+    if not isinstance(return_dict, (bool, int)):
+        raise TypeError(f"LatteT2V: return_dict must be True or False, got {type(return_dict).__name__}")
     config, weight = model.config, weight_of(model.pos_embed.proj)
     if not isinstance(x, Tensor) or x.dim() != 5:
         raise ValueError(f"LatteT2V: hidden_states must be (B, C, F, H, W), got {tuple(getattr(x, 'shape', ()))}")

@@ -13,6 +13,7 @@ from latte_fast.config import LatteT2VConfig
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
+from latte_fast.models.latte_t2v.parts import LATTE_T2V
 from latte_fast.modules.embed import (
     called_on_patches,
     embed_patches,
@@ -22,6 +23,7 @@ from latte_fast.modules.embed import (
     timestep_wave,
 )
 from latte_fast.modules.linear import is_plain, share_storage, weight_of
+from latte_fast.modules.parts import Fused
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
@@ -37,10 +39,11 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
-class FastT2V(nn.Module):
+class FastT2V(Fused, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
     # class attributes, so that a patched model has them too
+    parts = LATTE_T2V
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
@@ -80,9 +83,7 @@ class FastT2V(nn.Module):
             use_image_num: number n of images, which have captions of their own and skip all attention over time.
         """
         x, images = hidden_states, use_image_num
-        if not isinstance(return_dict, (bool, int)):
-            raise TypeError(f"LatteT2V: return_dict must be True or False, got {type(return_dict).__name__}")
-        check_inputs(self, x, encoder_hidden_states, images)
+        check_inputs(self, x, encoder_hidden_states, images, return_dict)
         assert encoder_hidden_states is not None
         t = checked_time(timestep, x)
         mask = text_mask(encoder_attention_mask, encoder_hidden_states, images)

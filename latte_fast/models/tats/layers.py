@@ -41,10 +41,11 @@ class Up(nn.Module):
         super().__init__()
         front = pads_of(4, stride)[::2]
         padding = tuple(3 - f * s for f, s in zip(front, stride, strict=True))
+        self.stride = stride
         self.convt = ConvTranspose3d(c_in, c_out, 4, stride, padding, pad_mode="replicate")
 
     def forward(self, x: Tensor) -> Tensor:
-        size = [n * s for n, s in zip(x.shape[2:], self.convt.stride, strict=True)]
+        size = [n * s for n, s in zip(x.shape[2:], self.stride, strict=True)]
         # where the stride is 1, three taps on one side and two on the other give one output more
         return self.convt(x)[:, :, : size[0], : size[1], : size[2]]
 

@@ -9,6 +9,9 @@ from latte_fast.models.tats.checks import check_clip, check_indices, check_range
 from latte_fast.models.tats.codebook import Codebook, Quantised
 from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.models.tats.layers import Conv, Final, ResBlock, Stride, Up
+from latte_fast.models.tats.parts import VQGAN_PARTS
+from latte_fast.modules.linear import weight_of
+from latte_fast.modules.parts import Fused
 
 
 class DownBlock(nn.Module):
@@ -66,7 +69,7 @@ class Decoder(nn.Module):
         return self.conv_last.padded(h)
 
 
-class VQGAN(nn.Module):
+class VQGAN(Fused, nn.Module):
     """A 3D-VQGAN under the authors' keys, on clips (B, 3, T, H, W) in [-1, 1]; the network sees half of the values.
 
     Args:
@@ -78,6 +81,8 @@ class VQGAN(nn.Module):
         padding: what lies beyond a clip's edges for the encoder's strided convolutions; all others repeat the edge.
         restart: a code whose average count falls below this starts again from a latent of the batch; 0 never does.
     """
+
+    parts = VQGAN_PARTS
 
     def __init__(
         self,
@@ -102,23 +107,24 @@ class VQGAN(nn.Module):
 
         A whole clip at once; `models.tats.chunks` goes through a long film in bounded memory, with the same result.
         """
-        check_clip(x, self.config)
+        check_clip(x, self.config, self.device)
         check_range(x)
         return self.quantise(self.latents(x))
 
     def decode(self, indices: Tensor) -> Tensor:
         """Returns the clips of tokens, not clamped: (B, t, h, w) -> (B, 3, T, H, W)."""
-        check_indices(indices, self.config)
+        check_indices(indices, self.config, self.device)
         return self.from_latents(self.codebook.look_up(indices))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Quantised]:
         """Returns the clips after encoding, quantisation and decoding, and what the codebook made of them."""
-        check_clip(x, self.config)
+        check_clip(x, self.config, self.device)
         quantised = self.codebook(self.latents(x))
         return self.from_latents(quantised.embeddings), quantised
 
     def latents(self, x: Tensor) -> Tensor:
         """Returns the latents before quantisation, (B, D, t, h, w)."""
+        self.check_parts("VQGAN")
         x = (0.5 * x).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
         return self.pre_vq_conv(self.encoder(x))
 
@@ -132,16 +138,17 @@ class VQGAN(nn.Module):
 
     def from_latents(self, z: Tensor) -> Tensor:
         """Decodes latents or codes (B, D, t, h, w)."""
+        self.check_parts("VQGAN")
         z = z.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
         return 2 * self.decoder(self.post_vq_conv(z))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pre_vq_conv.conv.weight.dtype
+        return weight_of(self.pre_vq_conv.conv).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.pre_vq_conv.conv.weight.device
+        return weight_of(self.pre_vq_conv.conv).device
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.config).items())
