@@ -2,6 +2,7 @@
 
 import math
 
+from latte_fast.cli.endings import sentence
 from latte_fast.config import PRESETS, TABLE_3_PRESETS
 from latte_fast.cost_model import cost as cost_of
 from latte_fast.cost_model import rows
@@ -51,7 +52,7 @@ def cost(
             return
         result = cost_of(model, batch, frames, size, bytes_each=bytes_each)
     except ValueError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(sentence(error, "cost")) from None
     for name, value in rows(model, batch, result):
         print(f"{name:24}{value}")
     floor = result.floor_seconds(tflops * 1e12, tb_per_s * 1e12)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latte_fast import info
 from latte_fast.cli.compare import compare, table
+from latte_fast.cli.endings import sentence
 from latte_fast.codecs.vae import open_vae
 from latte_fast.config import PRESETS
 from latte_fast.data import DataConfig
@@ -92,15 +93,15 @@ def demo(
     try:
         pyplot()
     except RuntimeError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(sentence(error, "demo")) from None
     print(info.report(), "\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compared = compare(model, getattr(torch, dtype), repeats, device)
     print(f"{model}, one clip 16x256x256, {dtype} on {device}; error against the oracle in fp32")
     print(table(compared), "\n")
-    for sentence in compared.slow:
+    for warning in compared.slow:
         # no error, as other programs on the machine can cause this
-        print(f"warning: {sentence}\n")
+        print(f"warning: {warning}\n")
     folder = Path(out)
     fallen = train(folder, steps)
     videos, labels = samples(folder, per_class, guidance, device)

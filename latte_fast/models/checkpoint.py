@@ -125,10 +125,7 @@ def check_keys(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
     wrong = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    counted = [key for key in expected if key in state and expected[key].is_floating_point() and key not in wrong
-               and not state[key].is_floating_point()]  # fmt: skip
-    if counted:
-        raise CheckpointError(f"{source}: {counted[0]} must be of floating numbers, found {state[counted[0]].dtype}")
+    check_floating(expected, state, source)
     if wrong:
         key = wrong[0]
         hint = ""
@@ -145,6 +142,13 @@ def check_keys(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
             f"{source}: not this model: {'; '.join(filter(None, (first, extra)))} "
             f"({len(missing)} keys missing, {len(unknown)} unknown)"
         )
+
+
+def check_floating(expected: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
+    """Raises CheckpointError where a weight is of integers, which `load_state_dict` would cast without a word."""
+    for key, value in expected.items():
+        if key in state and value.is_floating_point() and not state[key].is_floating_point():
+            raise CheckpointError(f"{source}: {key} must be of floating numbers, found {state[key].dtype}")
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike) -> None:

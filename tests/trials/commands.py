@@ -14,6 +14,8 @@ import torch
 from latte_fast.cli import main
 from latte_fast.codecs import text_encoder
 from latte_fast.data import encode_text, shapes  # noqa: F401  imported before the forks
+from latte_fast.models.tats.files import save_vqgan
+from tests.helpers import tiny_vqgan
 from tests.helpers.detectors import Colours, saved
 from tests.helpers.films import layout
 from tests.helpers.texts import Letters, captions_file
@@ -147,6 +149,23 @@ COMMANDS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "evaluate": lambda out: ("evaluate", *EVALUATE, "--out", f"{out}.json"),
     "plot": lambda out: ("plot", "run", "--out", f"{out}.png"),
 }  # fmt: skip
+
+
+# dearer to prepare
+MORE: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "decode": lambda out: ("decode", "tokens", "--vqgan", "vq.safetensors", "--out", out, "--device", "cpu"),
+    "calibrate": lambda out: ("calibrate", "run", "--steps", "8", "--samples", "1", "--weights", "model", "--device",
+                              "cpu", "--out", out),
+}  # fmt: skip
+
+
+def prepare_more(folder: Path) -> Path:
+    """Adds a VQGAN and the tokens of the data set."""
+    save_vqgan(tiny_vqgan.pair()[0], folder / "vq.safetensors")
+    args = ("encode", *ENCODE, "--vae", "vq.safetensors", "--tokens", "--out", "tokens")
+    ended = run(folder, *args)
+    assert ended.code == 0, ended.said
+    return folder
 
 
 def contents(path: Path) -> dict[str, bytes]:

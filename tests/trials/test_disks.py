@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.trials.commands import COMMANDS, contents, prepare, run
+from tests.trials.commands import COMMANDS, MORE, contents, prepare, prepare_more, run
 
 pytestmark = pytest.mark.slow
+ALL = COMMANDS | MORE
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("disks") / "home")
+    return prepare_more(prepare(tmp_path_factory.mktemp("disks") / "home"))
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def fill(place: Path, room: int) -> None:
             filler.write(bytes(held.f_frsize))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("room", [0, 8, 60, 200, 900])
 def test_full(folder: Path, name: str, room: int) -> None:
     """A disk of 2 MB, or one that holds a run, with so many KB left."""
@@ -51,7 +52,7 @@ def test_full(folder: Path, name: str, room: int) -> None:
             shutil.copytree(folder / "run", place / "x")
         kept = contents(place) if "resume" in name else {}
         fill(place, room * 1024)
-        ended = run(folder, *COMMANDS[name]("small/x"))
+        ended = run(folder, *ALL[name]("small/x"))
         assert not ended.crashed, ended.said
         if ended.code:
             assert "No space left" in ended.last and "small" in ended.last and ended.last.startswith(name.split()[0])
@@ -63,14 +64,14 @@ def test_full(folder: Path, name: str, room: int) -> None:
         print(f"| {name} | {room} KB left | {ended.code} | {ended.last[:110]} |")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_read_only(folder: Path, name: str) -> None:
     with disk(folder / "frozen", "size=4m") as place:
         if "resume" in name:
             shutil.copytree(folder / "run", place / "x")
         before = contents(place)
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-        ended = run(folder, *COMMANDS[name]("frozen/x"))
+        ended = run(folder, *ALL[name]("frozen/x"))
         assert not ended.crashed, ended.said
         assert ended.code == 1 and "frozen" in ended.last and ended.last.startswith(name.split()[0]), ended.said
         assert contents(place) == before

@@ -4,10 +4,17 @@ import json
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from latte_fast.cli.endings import RESUMES
+from latte_fast.data import encode
+from latte_fast.evaluation import features
+from latte_fast.locks import LOCK
+from latte_fast.sampling import files
 from tests.trials.commands import COMMANDS, begin, contents, prepare, run
 
 
@@ -68,14 +75,33 @@ def test_twenty_kills(folder: Path, name: str) -> None:
     print(killed(folder, name, 20, 0))
 
 
+def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.2)
+        return call(*args, **kwargs)
+
+    return slow
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_is_one_line(folder: Path, number: int, code: int) -> None:
-    """Where the command is at work, which its folder shows."""
-    for name in ("sample",):
-        out = f"stopped-{name}-{code}"
-        running = begin(folder, *COMMANDS[name](out), "--steps", "900")
-        while not (folder / out / ".samples.json").exists():
+@pytest.mark.parametrize("name", ["encode", "sample", "evaluate"])
+def test_a_stop_is_one_line(folder: Path, name: str, number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the command is at work, which its folder shows; gone on with, it gives what an undisturbed one gives."""
+    out = f"stopped-{name}-{code}"
+    begun = {"encode": f"{out}/{LOCK}", "sample": f"{out}/.samples.json", "evaluate": f".{out}.json.lock"}[name]
+    with monkeypatch.context() as patched:
+        for owner, call in ((encode, "_encoded"), (files, "write_chunk"), (features.Pieces, "__getitem__")):
+            patched.setattr(owner, call, slowly(getattr(owner, call)))
+        running = begin(folder, *COMMANDS[name](out))
+        while not (folder / begun).exists():
             time.sleep(0.01)
         ended = running.kill(0.1, number)
-        assert ended.code == code and not ended.crashed, ended.said
-        assert ended.last == f"{name}: stopped; --resume goes on with the same options"
+    assert ended.code == code and not ended.crashed, ended.said
+    assert ended.last == f"{name}: stopped; {RESUMES[name]}"
+    assert not [p for p in folder.rglob(".*") if p.name.endswith(".lock") or ".partial" in p.name]
+    if name == "evaluate":
+        assert not (folder / f"{out}.json").exists()
+    ended = run(folder, *COMMANDS[name](out), *(() if name == "evaluate" else ("--resume",)))
+    assert ended.code == 0, ended.said
+    if name != "evaluate":
+        assert contents(folder / out) == contents(folder / {"encode": "latents", "sample": "samples"}[name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from latte_fast.models.checkpoint import CheckpointError, read_checkpoint
+from latte_fast.models.checkpoint import CheckpointError, check_floating, read_checkpoint
 from latte_fast.modules.embed import stretch_space
 
 
@@ -32,6 +32,7 @@ def init_from_dit(model: nn.Module, path: str | os.PathLike) -> InitReport:
     and the embedding of a patch of s frames starts as the mean over its frames.
     """
     state, own = read_checkpoint(path), model.state_dict()
+    check_floating(own, state, str(path))
     report = InitReport()
     update: dict[str, Tensor] = {}
     for key, value in _split_heads(model, state, report).items():

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from latte_fast.config import LatteT2VConfig
 from latte_fast.files import atomic
-from latte_fast.models.checkpoint import CheckpointError, cast, load_state, read_checkpoint, save_checkpoint
+from latte_fast.models.checkpoint import (
+    CheckpointError,
+    cast,
+    check_floating,
+    load_state,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 T = TypeVar("T", bound=nn.Module)
 CLASSES = ("LatteTransformer3DModel", "LatteT2V")
@@ -166,6 +173,7 @@ def start_from_pixart(
     read_config(path, PIXART_CLASSES)
     state = read_weights(path, variant)
     own = model.state_dict()
+    check_floating(own, state, str(path))
     wrong = [k for k in state if k in own and own[k].shape != state[k].shape]
     if wrong:
         want, found = tuple(own[wrong[0]].shape), tuple(state[wrong[0]].shape)
