@@ -61,6 +61,7 @@ ARROWS = {
         "media",
         "quantization",
         "locks",
+        "modules",
     },
     "reordering": set(),
     "testing": {"reordering"},

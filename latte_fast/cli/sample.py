@@ -10,6 +10,7 @@ import tyro
 from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import start
 from latte_fast.integrations.latte_pipeline import sample_text
+from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.load import load
 from latte_fast.runs.plan import load_plan, plan_path
 from latte_fast.sampling.files import NAMES
@@ -52,6 +53,8 @@ def sample(
     temporal_decoder: bool = False,
     seed_rule: Literal["philox", "old"] = "philox",
     resume: bool = False,
+    sequence: int = 1,
+    cfg: Literal[1, 2] = 1,
 ) -> None:
     """Draw clips from a trained model or from text; several processes under torchrun write the same files as one.
 
@@ -87,6 +90,8 @@ def sample(
         seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as
             version 0.1 did, until the next release).
         resume: go on with a stopped run of the same options into the same folder; samples that are there are kept.
+        sequence: number of processes that share the tokens of each clip, instead of drawing clips of their own.
+        cfg: 2 lets two processes, or two groups of them, compute a guided clip with and without its condition.
     """
     try:
         asked = (*prompt, *(read_prompts(prompts) if prompts is not None else ()))
@@ -98,7 +103,10 @@ def sample(
         given |= {"format": format, "fps": fps}
         wanted = samples if samples is not None else len(asked) or 8
         with start() as ranks:
+            parallel = ParallelConfig(sequence, cfg)
             if pretrained is not None:
+                several = {"sequence": sequence if sequence > 1 else None, "cfg": cfg if cfg > 1 else None}
+                refuse("with --pretrained", **several)
                 computes = "" if quality == "exact" else quality
                 refuse("with --pretrained", classes=classes, method=method, vae=vae, plan=plan, quality=computes)
                 refuse("without a path", weights=weights if path is None else None)
@@ -149,6 +157,7 @@ def sample(
                     out=out,
                     ranks=ranks,
                     resume=resume,
+                    parallel=parallel if sequence * cfg > 1 else None,
                     **given,
                 )
             if ranks.first:

@@ -17,17 +17,34 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; a single process needs no process group."""
+    """This process among `count`; a single process needs no process group.
+
+    Neighbours may form teams of `together` ranks that work on the same clips.
+    """
 
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
+    together: int = 1
     # called before the process group goes: each drops what holds the group
     closers: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def team(self) -> int:
+        return self.rank // self.together
+
+    @property
+    def teams(self) -> int:
+        return self.count // self.together
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what its team has made."""
+        return self.rank % self.together == 0
 
     def barrier(self) -> None:
         if self.count > 1:

@@ -148,6 +148,7 @@ class TrainConfig:
         seed: seed of everything random; noise, time steps and dropped labels follow from it and the sample's number.
         precision: fp32; bf16, which is autocast on fp32 weights; or bf16-weights, with an fp32 master copy.
         parallel: how ranks share the model: ddp replicates it, fsdp shards it; auto is ddp where there are several.
+        sequence: number of ranks that share each clip's tokens, for long clips; the others have clips of their own.
         compile: whether each block is compiled.
         fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
         pretrained: weights to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for
@@ -179,6 +180,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16", "bf16-weights"] = "fp32"
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    sequence: int = 1
     compile: bool = False
     fp8: bool = False
     pretrained: str | None = None
@@ -190,7 +192,7 @@ class TrainConfig:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("frames", "size", "steps", "batch", "log_every", "save_every", "keep"):
+        for name in ("frames", "size", "steps", "batch", "log_every", "save_every", "keep", "sequence"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("images", "workers", "seed"):
             require((getattr(self, name) or 0) >= 0, name, "at least 0", getattr(self, name))

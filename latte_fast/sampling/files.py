@@ -54,7 +54,7 @@ def sample_files(
         done = ranks.from_first(lambda: begin(out, names, contents(source, request), resume))
         every = chunks(request.count, batch)
         left = [chunk for chunk in every if not done.issuperset(files_of(chunk, request))]
-        mine = share(left, ranks.rank, ranks.count, in_step)
+        mine = share(left, ranks.team, ranks.teams, in_step)
         steps, begun = len(every) * request.steps, (len(every) - len(left)) * request.steps
         try:
             with tqdm(
@@ -62,7 +62,7 @@ def sample_files(
             ) as bar:
                 for chunk in mine:
                     videos, shown = source.draw(request, chunk.numbers, bar.update)
-                    if chunk.wanted:
+                    if chunk.wanted and ranks.leads:
                         write_chunk(out, chunk, videos[: chunk.wanted], shown[: chunk.wanted], request)
         except BaseException:
             if ranks.first and not any((out / name).exists() for name in names):

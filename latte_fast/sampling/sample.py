@@ -1,6 +1,7 @@
 """Draws clips from a trained model in one call."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from latte_fast.codecs.vae import VAE
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.models.families import adapter_of
+from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.load import Trained, load
@@ -48,6 +50,7 @@ def sample(
     progress: bool = True,
     resume: bool = False,
     plan: str | Path = "",
+    parallel: ParallelConfig | None = None,
 ) -> Samples | None:
     """Draws clips from a trained model: returned as pixels, or written to the folder `out` as they are made.
 
@@ -75,10 +78,21 @@ def sample(
         progress: whether to show a progress bar.
         plan: file of a plan that `latte-fast calibrate` wrote, which computes fewer steps.
         resume: whether to go on with the same request into the same folder, keeping the files that are there.
+        parallel: how several ranks share each clip, rather than each rank drawing clips of its own.
     """
     if ranks is None:
         ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if parallel is not None:
+        together = parallel.sequence * parallel.cfg
+        if ranks.count % together:
+            raise ValueError(f"sample: sequence * cfg must divide the {ranks.count} processes, got {together}")
+        if parallel.cfg > 1 and plan:
+            raise ValueError("sample: cfg must be 1 with a plan, which may leave out half of a batch, got 2")
+        ranks = replace(ranks, together=together)
     source = open_source(model, vae, classes, dtype, device or ranks.device)
+    if ranks.together > 1:
+        network: Any = source.network
+        network.enable_parallelism(parallel)
     scale = guidance if guidance is not None else 4.0 if source.adapter.choices else 1.0
     if scale != 1.0 and not source.adapter.choices:
         raise ValueError(f"sample: guidance must be left out for a model without classes, got {guidance}")

@@ -13,6 +13,7 @@ from latte_fast.diffusion import Diffusion
 from latte_fast.diffusion.noise import Use, normal
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.adapter import Adapter, Condition, Conditions
+from latte_fast.modules.sequence import in_halves
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
@@ -207,6 +208,7 @@ def trained_source(
     def model(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         return adapter.call(net, x, t, **conditions)
 
+    model = in_halves(net, model)
     guidable = adapter.guidable(trained.config.model.class_dropout_prob)
     shape = (frames, channels, height, width)
     source = ModelSource(model, adapter, trained.config.diffusion, vae, shape, guidable, device, dtype, numbers)

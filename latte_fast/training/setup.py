@@ -27,8 +27,14 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
         require(resume, "out", "a new folder, or the run resumed (--resume)", str(out))
         require((out / CONFIG).is_file(), "out", f"a run with {CONFIG} to be resumed", str(out))
         check_same(config, read_config(out / CONFIG, TrainConfig), out)
-    require(config.batch % ranks.count == 0, "batch", f"a multiple of the {ranks.count} processes", config.batch)
-    share = config.batch // ranks.count
+    require(ranks.count % config.sequence == 0, "sequence", f"a divisor of {ranks.count} processes", config.sequence)
+    require(
+        config.sequence == 1 or config.objective == "denoising", "sequence", "1 for this objective", config.sequence
+    )
+    teams = ranks.count // config.sequence
+    shared = "processes" if config.sequence == 1 else f"teams of {config.sequence} processes"
+    require(config.batch % teams == 0, "batch", f"a multiple of the {teams} {shared}", config.batch)
+    share = config.batch // teams
     micro = config.micro_batch or share
     require(share % micro == 0, "micro_batch", f"a divisor of the {share} clips of a process", micro)
     several = ranks.count > 1

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ class Trainer:
         resume: bool = False,
         say: Callable[[str], None] = print,
     ):
-        self.config, self.ranks = config, ranks or Ranks()
+        self.config = config
+        self.ranks = replace(ranks or Ranks(), together=config.sequence)
         self.out = Path(config.out)
         self.say = say if self.ranks.first else lambda text: None
         self.ranks.from_first(lambda: check_run(config, self.ranks, resume))
-        self.share = config.batch // self.ranks.count  # clips of an update on this rank
+        self.share = config.batch // self.ranks.teams  # clips of an update on this rank
         self.micro = config.micro_batch or self.share
         several = self.ranks.count > 1
         self.parallel = ("ddp" if config.parallel == "auto" else config.parallel) if several else "none"
@@ -111,7 +112,7 @@ class Trainer:
         config, ranks = self.config, self.ranks
         start, end = self.step * config.batch, config.steps * config.batch
         keys = GlobalSampler(
-            self.objective.length, config.batch, config.seed, rank=ranks.rank, ranks=ranks.count, start=start, end=end
+            self.objective.length, config.batch, config.seed, rank=ranks.team, ranks=ranks.teams, start=start, end=end
         )
         workers = readers(config.workers, ranks.device)
         return read(self.objective.items(), keys, self.micro, workers, ranks.device)
@@ -141,7 +142,8 @@ class Trainer:
                     batch = kept[j]
                 with learner.reducing(last=j == count - 1):
                     terms = self.losses(name, batch)
-                    terms["loss"].backward()
+                    # a rank has the gradients of its own tokens, and those of all ranks are averaged
+                    (terms["loss"] * config.sequence).backward()
                 learner.weights.take_gradients()
                 for column, term in enumerate(self.objective.columns):
                     if term in terms and (i == 0 or term != "loss"):

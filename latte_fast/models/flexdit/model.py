@@ -17,6 +17,7 @@ from latte_fast.models.latte.checks import check_guided, check_inputs
 from latte_fast.models.latte.model import Latte, RunBlocks
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
+from latte_fast.modules.sequence import Shards
 
 BLOCKS = {"P": PoolBlock, "G": GenerateBlock, "R": RecoverBlock}
 
@@ -35,6 +36,7 @@ class AtDensity:
         pos: Tensor | None,
         rope: Rope | None,
         images: int,
+        shards: Shards | None = None,
     ) -> tuple[Tensor, Pending | None]:
         """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
         model, config = self.model, self.model.config
@@ -42,6 +44,8 @@ class AtDensity:
         module: ModuleContext | None = None  # from a module's first G to its R
         for i, (kind, block) in enumerate(zip(config.kinds, model.blocks, strict=True)):
             axis = config.axis(i)
+            if shards is not None:
+                x, pending = shards.along(axis, x, pending)
             if kind == "G" and module is None:
                 module = ModuleContext([resolve(x, pending)], self.grid, self.sparse)
                 x, pending = pool_tokens(module.dense[0], self.grid, self.sparse), None  # (B, F, M, D)

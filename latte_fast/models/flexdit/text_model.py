@@ -13,6 +13,7 @@ from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_
 from latte_fast.models.latte_t2v.model import LatteT2V
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
+from latte_fast.modules.sequence import Shards
 
 BLOCKS: dict[str, type[BlockT2V]] = {"P": PoolBlockT2V, "G": GenerateBlockT2V, "R": RecoverBlockT2V}
 
@@ -78,7 +79,15 @@ class FlexLatteT2V(LatteT2V):
         return self.output(sample) if return_dict else (sample,)
 
     def run_layout(
-        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool, grid: Grid, *, sparse: Grid
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        space: BlockContextT2V,
+        temporal: bool,
+        grid: Grid,
+        shards: Shards | None = None,
+        *,
+        sparse: Grid,
     ) -> tuple[Tensor, Pending | None]:
         """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
         assert space.text is not None

@@ -13,6 +13,7 @@ from latte_fast import ops
 from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.linear import is_plain, mlp, split_bias, weight_of
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
+from latte_fast.modules.sequence import Shards
 
 Rope = tuple[Tensor, Tensor]
 
@@ -25,6 +26,7 @@ class BlockContext(NamedTuple):
     rope: Rope | None = None  # (cos, sin), (F, K/2) each
     images: int = 0  # the last frames, which skip time attention
     whole: bool = False  # whether the result has no residual pending, for hooks that see it
+    shards: Shards | None = None  # where a block over both axes finds all frames, if ranks share them
 
 
 class Attention(nn.Module):
@@ -143,6 +145,9 @@ class Block(nn.Module):
 
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""
+        if context.shards is not None:
+            y, bias = self.temporal_attention(context.shards.moved(h, "time"), context._replace(shards=None))
+            return context.shards.moved(y, "space"), bias
         if not context.images:
             return parted(self.attn_time(h, "time", context.rope))
         if type(self.attn_time) is Attention and not is_changed(self.attn_time):
@@ -155,9 +160,7 @@ class Block(nn.Module):
     def in_parallel(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Adds up space and time attention over the same h (variant 4)."""
         y, bias = parted(self.attn(h, "space"))
-        if context.images:
-            return y + self.temporal_attention(h, context)[0], bias
-        time, time_bias = parted(self.attn_time(h, "time", context.rope))
+        time, time_bias = self.temporal_attention(h, context)
         return y + time, bias if time_bias is None else time_bias if bias is None else bias + time_bias
 
 

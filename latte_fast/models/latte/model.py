@@ -33,13 +33,14 @@ from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.parts import Fused
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
+from latte_fast.modules.sequence import Parallel, Shards, Sharing, returning
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
-class Latte(Fused, nn.Module):
+class Latte(Fused, Sharing, nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
 
     Args:
@@ -59,6 +60,7 @@ class Latte(Fused, nn.Module):
     extend_time = "error"
     extend_space = "error"
     stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    parallel: Parallel | None = None  # set by enable_parallelism
     config: LatteConfig
 
     def __init__(
@@ -143,16 +145,24 @@ class Latte(Fused, nn.Module):
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
             pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
-        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
+        run, shards, batch = run_blocks or self.run_blocks, self.shards_of(x, time), x.shape[0]
+        if shards is not None:
+            x, silu_space = shards.own_frames(x), shards.own_rows(silu_space, batch)
+            run = run if self.stack_reuse is None else returning(run)
+        run = with_reuse(self.stack_reuse, run)
         first = [x]
         del x  # the blocks free it, if nobody else names it
-        x, pending = run(first.pop(), silu_space, silu_time, pos, rope, images)  # (B, F, N, D)
-        if extra:
+        x, pending = run(first.pop(), silu_space, silu_time, pos, rope, images, shards)  # (B, F, N, D)
+        if extra and shards is None:
             x = x[:, :, extra:]
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
         if is_changed(self.final_layer):
             x, pending = resolve(x, pending), None
+        if shards is not None and shards.axis == "space":
+            silu_head = shards.own_rows(silu_head, batch)
         x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
+        if shards is not None:
+            x = shards.whole(x)[:, :, extra:]
         return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
 
     def run_blocks(
@@ -163,12 +173,17 @@ class Latte(Fused, nn.Module):
         pos: Tensor | None,
         rope: Rope | None,
         images: int,
+        shards: Shards | None = None,
     ) -> tuple[Tensor, Pending | None]:
         config = self.config
         pending: Pending | None = None
         for i, block in enumerate(self.blocks):
             axis = config.axis(i)
             context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
+            if shards is not None:
+                x, pending = shards.along(axis, x, pending)
+                if axis == "both":
+                    context = context._replace(pos=shards.own_positions(context.pos), shards=shards)
             silu_c = silu_time if axis == "time" else silu_space
             x, pending = self.run_one(block, x, pending, silu_c, context)
         return x, pending

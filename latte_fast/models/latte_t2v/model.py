@@ -27,6 +27,7 @@ from latte_fast.modules.parts import Fused
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
+from latte_fast.modules.sequence import Parallel, Shards, Sharing, returning
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
@@ -39,7 +40,7 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
-class FastT2V(Fused, nn.Module):
+class FastT2V(Fused, Sharing, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
     # class attributes, so that a patched model has them too
@@ -48,6 +49,7 @@ class FastT2V(Fused, nn.Module):
     extend_time = "error"
     gradient_checkpointing = False
     stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    parallel: Parallel | None = None  # set by enable_parallelism
     config: Any
 
     @property
@@ -116,12 +118,19 @@ class FastT2V(Fused, nn.Module):
         time = self.embed_time(t)  # (B, D)
         modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
+        run, shards = run_blocks or self.run_blocks, self.shards_of(x, time)
+        if shards is not None:
+            if images:
+                raise ValueError("LatteT2V: use_image_num must be 0 where ranks share a clip, got " + str(images))
+            x = shards.own_frames(x)
+            run = run if self.stack_reuse is None else returning(run)
+        run = with_reuse(self.stack_reuse, run)
         first = [x]
         del x  # the blocks free it, if nobody else names it
-        x, pending = run(first.pop(), modulation, space, temporal, (rows, columns))  # (B, F, N, D)
+        x, pending = run(first.pop(), modulation, space, temporal, (rows, columns), shards)  # (B, F, N, D)
         shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
+        x = x if shards is None else shards.whole(x)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     @property
@@ -129,17 +138,27 @@ class FastT2V(Fused, nn.Module):
         return "block" if self.gradient_checkpointing else self.recompute
 
     def run_blocks(
-        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool, grid: tuple[int, int]
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        space: BlockContextT2V,
+        temporal: bool,
+        grid: tuple[int, int],
+        shards: Shards | None = None,
     ) -> tuple[Tensor, Pending | None]:
         """Runs the space blocks, each followed by its time block if `temporal`."""
         policy, images = self.policy, space.images
-        width, frames = x.shape[3], x.shape[1] - images
+        width, frames = x.shape[3], (x.shape[1] if shards is None else shards.frames) - images
         pending: Pending | None = None
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
+            if shards is not None:
+                x, pending = shards.along("space", x, pending)
             x, pending = run_block(policy, space_block, x, pending, modulation, space)
             if not temporal:
                 continue
+            if shards is not None:
+                x, pending = shards.along("time", x, pending)
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
             context = BlockContextT2V("time", pos=pos)
             if images:

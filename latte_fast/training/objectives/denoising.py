@@ -20,6 +20,7 @@ from latte_fast.media import write
 from latte_fast.models.adapter import Adapter, DataSizes
 from latte_fast.models.config import require
 from latte_fast.models.families import family_for
+from latte_fast.modules.sequence import ParallelConfig, alone
 from latte_fast.quantization.fp8_training import convert_to_fp8
 from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
@@ -113,6 +114,8 @@ class Denoising:
             min_snr=config.diffusion.min_snr,
         )
         model = new_model(config, self.adapter, say).to(ranks.device)
+        if config.sequence > 1:
+            share_clips(model, config.sequence, self.latent)
         if config.fp8:
             convert_to_fp8(model)
         if config.compile:
@@ -194,13 +197,21 @@ class Denoising:
                 method=wanted.method,
                 scale=wanted.scale if guidable else 1.0,
             )
-            with self.learner.averaged():
+            # one rank draws alone
+            with alone(self.learner.model), self.learner.averaged():
                 clips, names = source.draw(request, range(wanted.count))
             if self.ranks.first:
                 folder.mkdir(exist_ok=True)
                 labelled = names if self.adapter.choices else ()
                 write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
         self.ranks.barrier()
+
+
+def share_clips(model: Any, degree: int, latent: tuple[int, ...]) -> None:
+    """Lets neighbouring ranks share each clip's tokens, where it has enough of them."""
+    model.enable_parallelism(ParallelConfig(sequence=degree))
+    patch = model.config.patch_size
+    model.parallel.shards(latent[0], (latent[2] // patch) * (latent[3] // patch))
 
 
 def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:

@@ -1,0 +1,213 @@
+"""Ranks that share clips, against the same model alone.
+
+python -m tests.helpers.sequence 2,3,4 prints, for each number of ranks, a line of JSON: errors, bytes, refusals.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from latte_fast import FlexLatte, Latte, LatteIMG, LatteT2V, sample, testing
+from latte_fast.modules.sequence import ParallelConfig
+from latte_fast.runs.log import LOG, read_log
+from latte_fast.training import Trainer
+from tests.helpers.forks import on_ranks
+from tests.helpers.tiny_run import tiny
+
+SMALL: dict[str, Any] = {
+    "patch_size": 2, "in_channels": 4, "hidden_size": 32, "num_heads": 4, "depth": 4, "num_classes": 5,
+}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "cross_attention_dim": 32,
+    "caption_channels": 16,
+}  # fmt: skip
+Case = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
+
+
+def latte(frames: int, side: int, images: int = 0, **keywords: Any) -> Case:
+    """A class-conditional Latte, its input's shape, and the call's keywords."""
+    kind: Any = LatteIMG if images else FlexLatte if "layout" in keywords else Latte
+    sizes = SMALL | {"input_size": 2 * side, "num_frames": frames, "extras": 2} | keywords
+    call: dict[str, Any] = {"t": torch.tensor([7, 601]), "y": torch.tensor([1, 4])}
+    if images:
+        call |= {"y_image": torch.tensor([[0] * images, [3] * images]), "use_image_num": images}
+    return lambda: kind(**sizes), (2, frames + images, 4, 2 * side, 2 * side), call
+
+
+def text(frames: int) -> Case:
+    """A LatteT2V with a mask over captions of two lengths."""
+    mask = torch.arange(6) < torch.tensor([[6], [3]])
+    states = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(5))
+    call = {"timestep": torch.tensor([7, 601]), "encoder_hidden_states": states, "encoder_attention_mask": mask.int()}
+    return lambda: LatteT2V(video_length=frames, **TEXT), (2, 4, frames, 8, 8), call | {"return_dict": False}
+
+
+CASES: dict[str, Case] = {
+    "16 frames, 16 patches": latte(16, 4),
+    "17 frames, 25 patches": latte(17, 5),
+    "5 frames, one clip at a time": latte(5, 4, time_pos="rope"),
+    "joint": latte(5, 4, images=2),
+    "text": text(5),
+    "flexible density": latte(5, 8, layout="PP GSRD DD", depth=8, sides=(4, 5)),
+    "variant 2": latte(5, 5, variant=2),
+    "variant 3": latte(5, 5, variant=3),
+    "variant 4": latte(5, 5, variant=4),
+    "variant 3, joint": latte(5, 4, images=2, variant=3, depth=2),
+    "variant 4, joint": latte(5, 4, images=2, variant=4, depth=2),
+    "all tokens": latte(5, 4, conditioning="tokens"),
+    "every block recomputed": latte(5, 4, recompute="block"),
+}
+DEFAULT = ("16 frames, 16 patches", "17 frames, 25 patches", "joint", "text", "flexible density", "variant 3",
+           "variant 4, joint", "all tokens")  # fmt: skip
+
+
+def called(model: nn.Module, x: Tensor, call: dict[str, Any]) -> Tensor:
+    out = model(x, **call)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def errors(case: Case) -> list[float]:
+    """Returns the errors of the output and of the gradients that ranks together have, relative to one rank's."""
+    make, shape, call = case
+    torch.manual_seed(0)
+    model: Any = testing.refill(make()).train()
+    if hasattr(model, "y_embedder"):
+        model.y_embedder.dropout_prob = 0.0
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    alone = called(model, x, call)
+    upstream = torch.randn(alone.shape, generator=torch.Generator().manual_seed(2))
+    alone.backward(upstream)
+    wanted = {"x": x.grad} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    x.grad = None
+    model.zero_grad(set_to_none=True)
+    model.enable_parallelism(ParallelConfig(sequence=dist.get_world_size()))
+    together = called(model, x, call)
+    together.backward(upstream)
+    model.parallel.sum_gradients(model)
+    dist.all_reduce(x.grad)  # each rank's is that of its own frames
+    got = {"x": x.grad} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert got.keys() == wanted.keys()
+    # the gradient of a bias of keys is zero but for rounding
+    least = 1e-3 * max(largest(grad) for grad in wanted.values())
+    grads = [largest(got[name] - wanted[name]) / max(largest(wanted[name]), least) for name in got]
+    with torch.no_grad():
+        half = called(model, x, call)
+    assert largest(half - together) < 1e-5 * largest(together)
+    return [largest(together - alone) / largest(alone), max(grads)]
+
+
+def largest(x: Tensor) -> float:
+    return x.abs().max().item()
+
+
+def exchanged(case: Case) -> dict[str, Any]:
+    """Returns how many bytes this rank sends to others in the blocks of one forward, and in how many exchanges."""
+    make, shape, call = case
+    model: Any = make()
+    model.enable_parallelism(ParallelConfig(sequence=dist.get_world_size()))
+    real, sent = dist.all_to_all_single, []
+
+    def counting(out: Tensor, x: Tensor, out_counts: list[int], counts: list[int], group: Any) -> Any:
+        sent.append(sum(counts) - counts[dist.get_rank()])
+        return real(out, x, out_counts, counts, group=group)
+
+    dist.all_to_all_single = counting
+    try:
+        with torch.no_grad():
+            called(model, torch.randn(shape), call)
+    finally:
+        dist.all_to_all_single = real
+    return {"bytes": sent, "blocks": len(model.blocks)}
+
+
+def refusals(ranks: Any) -> list[str]:
+    """Returns what a rank is told of wrong degrees, and of inputs that differ between ranks."""
+    make, shape, call = CASES["5 frames, one clip at a time"]
+    said = []
+    for config in (ParallelConfig(sequence=ranks.count + 1), object()):
+        try:
+            make().enable_parallelism(config)  # type: ignore[operator]
+        except (ValueError, TypeError) as error:
+            said.append(str(error))
+    model: Any = make()
+    own = torch.Generator().manual_seed(ranks.rank)
+    for wrong in (torch.ones(shape)[:, : ranks.count - 1], torch.randn(shape, generator=own)):
+        model.enable_parallelism(ParallelConfig(sequence=ranks.count))
+        try:
+            model(wrong, **call)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def trained(folder: Path) -> dict[str, list[float]]:
+    """Trains the same run alone and on ranks that share clips; returns the losses and gradient norms by run."""
+    found = {}
+    for name, count, how in (
+        ("alone", 1, {}),
+        ("two", 2, {"sequence": 2}),
+        ("four", 4, {"sequence": 2, "parallel": "fsdp"}),
+    ):
+        config = replace(tiny(folder / name), frames=3, steps=6, save_every=3, **how)
+        on_ranks(count, lambda ranks, config=config: Trainer(config, ranks, say=lambda text: None).run())
+        found[name] = [line[key] for line in read_log(folder / name / LOG) for key in ("loss", "grad_norm")]
+    return found
+
+
+def sampled(folder: Path, every: bool) -> dict[str, list[float]]:
+    """Samples the same files alone, by ranks that share tokens, by guided halves, and by both.
+
+    Returns the largest difference of pixels from those of one rank, and the share of pixels that differ.
+    """
+    ways = {"tokens": (2, ParallelConfig(sequence=2)), "halves": (2, ParallelConfig(cfg=2))}
+    ways |= {"both": (4, ParallelConfig(sequence=2, cfg=2))}
+    if every:
+        ways |= {"both, and clips": (8, ParallelConfig(sequence=2, cfg=2))}
+    found, first = {}, np.empty(0)
+    for name, (count, config) in {"alone": (1, None), **ways}.items():
+        out = folder / f"samples-{name}"
+        given: dict[str, Any] = {"samples": 6, "batch": 2, "steps": 3, "out": out, "format": "npz", "progress": False}
+        given["model"] = folder / "alone"
+        on_ranks(count, lambda ranks, g=given, c=config: sample(ranks=ranks, parallel=c, **g))
+        films = np.stack([np.load(path)["video"] for path in sorted(out.glob("*.npz"))]).astype(float)
+        first = films if config is None else first
+        apart = np.abs(films - first)
+        found[name] = [len(films), apart.max(), (apart > 0).mean()]
+    return found
+
+
+def main(counts: list[int], every: bool, folder: Path | None) -> None:
+    for count in counts:
+        found: dict[str, Any] = {}
+
+        def run(ranks: Any, found: dict[str, Any] = found) -> None:
+            torch.set_num_threads(1)
+            for name in CASES if every else DEFAULT:
+                found[name] = errors(CASES[name])
+            found["exchanged"] = exchanged(CASES["16 frames, 16 patches"])
+            found["refused"] = refusals(ranks)
+            gathered: list[Any] = [None] * ranks.count
+            dist.all_gather_object(gathered, found)
+            if ranks.first:
+                print(json.dumps({"ranks": ranks.count, "found": gathered}), flush=True)
+
+        on_ranks(count, run)
+    if folder is not None:
+        print(json.dumps({"losses": trained(folder), "files": sampled(folder, every)}), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ranks", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--all", action="store_true", help="every case")
+    parser.add_argument("--folder", type=Path, help="train and sample too, into this folder")
+    given = parser.parse_args()
+    main(given.ranks, given.all, given.folder)
