@@ -8,10 +8,10 @@ sheet of clips above what is decoded of their tokens. A quarter of an hour on tw
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+import vqgan_run
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,8 +21,7 @@ from latte_fast.media.pixels import normalise, to_pixels
 from latte_fast.media.write import write_mp4, write_sheet
 from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.runs.codec import load_run_vqgan
-from latte_fast.runs.config import VQGANTraining
-from latte_fast.training import OptimConfig, SampleConfig, TrainConfig, Trainer
+from latte_fast.training import TrainConfig
 
 FRAMES, SIZE, PART, EVERY = 8, 48, 16, 5
 STEPS, EXPECTED = 800, 26.0
@@ -47,24 +46,10 @@ def cut(films: list[Path], out: Path) -> list[Tensor]:
 
 
 def config(out: Path, steps: int) -> TrainConfig:
-    """A 3D-VQGAN of 2,304 tokens for 8 frames of 48 x 48; discriminators would trade decibels for sharpness."""
+    """A 3D-VQGAN of 2,304 tokens for 8 frames of 48 x 48."""
     model = VQGANConfig(n_hiddens=8, downsample=(2, 2, 2), embedding_dim=16, n_codes=512)
-    return TrainConfig(
-        out=str(out / "run"),
-        objective="vqgan",
-        vqgan=VQGANTraining(model=model, restart=1.0, start=steps),
-        data=DataConfig(kind="videos", path=str(out / "parts"), interval=1, flip=True),
-        optim=OptimConfig(
-            lr=2e-3, betas=(0.5, 0.9), rate="cosine", warmup=min(50, steps), clip=1.0, ema=0.99, ema_warmup=True
-        ),
-        sample=SampleConfig(every=max(1, steps // 4), count=3),
-        frames=FRAMES,
-        size=SIZE,
-        steps=steps,
-        batch=4,
-        save_every=max(1, steps // 8),
-        keep=1,
-    )
+    data = DataConfig(kind="videos", path=str(out / "parts"), interval=1, flip=True)
+    return vqgan_run.settings(out / "run", model, data, FRAMES, SIZE, steps, batch=4, saves=8)
 
 
 @torch.no_grad()
@@ -93,11 +78,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="number of updates")
     given = parser.parse_args()
     kept = cut(given.films, given.out / "parts")
-    resume = (given.out / "run" / "config.yaml").is_file()
-    if Trainer(config(given.out, given.steps), resume=resume).run() < given.steps:
-        raise SystemExit("vqgan_film: stopped before the last step; the same command goes on")
+    vqgan_run.train(config(given.out, given.steps), "vqgan_film")
     found = judge(given.out, kept)
-    (given.out / "judged.json").write_text(json.dumps(found, indent=1) + "\n")
+    vqgan_run.keep(given.out, found)
     print(f"{found['psnr']:.1f} dB over {found['clips']} clips that were not trained on, {found['codes_used']} codes")
     if found["psnr"] < EXPECTED:
         raise SystemExit(f"vqgan_film: less than the {EXPECTED:.0f} dB expected")

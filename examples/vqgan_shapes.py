@@ -8,11 +8,11 @@ classifier of the same shapes recognises at least 90 % of the decoded clips. A r
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+import vqgan_run
 from torch import Tensor
 
 from latte_fast import VQGAN
@@ -24,9 +24,8 @@ from latte_fast.media.write import write_sheet
 from latte_fast.models.tats.codebook import perplexity_of
 from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.runs.codec import load_run_vqgan
-from latte_fast.runs.config import VQGANTraining
 from latte_fast.runs.log import LOG, read_log
-from latte_fast.training import OptimConfig, SampleConfig, TrainConfig, Trainer
+from latte_fast.training import TrainConfig
 
 FRAMES, SIZE = 4, 24
 STEPS = 2000
@@ -35,24 +34,10 @@ FALL, PERPLEXITY, RECOGNISED = 5.0, 64.0, 0.9
 
 
 def config(out: Path, steps: int) -> TrainConfig:
-    """A 3D-VQGAN of 72 tokens a clip and 256 codes, trained without discriminators, which shapes do not need."""
+    """A 3D-VQGAN of 72 tokens a clip and 256 codes."""
     model = VQGANConfig(n_hiddens=8, downsample=(2, 4, 4), embedding_dim=16, n_codes=256)
-    return TrainConfig(
-        out=str(out),
-        objective="vqgan",
-        vqgan=VQGANTraining(model=model, restart=1.0, start=steps),
-        data=DataConfig(kind="shapes", clips=12000, outlines=OUTLINES),
-        optim=OptimConfig(
-            lr=2e-3, betas=(0.5, 0.9), rate="cosine", warmup=min(50, steps), clip=1.0, ema=0.99, ema_warmup=True
-        ),
-        sample=SampleConfig(every=max(1, steps // 4), count=4),
-        frames=FRAMES,
-        size=SIZE,
-        steps=steps,
-        batch=8,
-        save_every=max(1, steps // 4),
-        keep=1,
-    )
+    data = DataConfig(kind="shapes", clips=12000, outlines=OUTLINES)
+    return vqgan_run.settings(out, model, data, FRAMES, SIZE, steps, batch=8, saves=4)
 
 
 @torch.no_grad()
@@ -97,12 +82,10 @@ def main() -> None:
     parser.add_argument("--classifier-steps", type=int, default=400, help="number of updates of the classifier")
     given = parser.parse_args()
     begin = time.perf_counter()
-    resume = (given.out / "config.yaml").is_file()
-    if Trainer(config(given.out, given.steps), resume=resume).run() < given.steps:
-        raise SystemExit("vqgan_shapes: stopped before the last step; the same command goes on")
+    vqgan_run.train(config(given.out, given.steps), "vqgan_shapes")
     seconds = time.perf_counter() - begin
     found = judge(given.out, given.classifier_steps, given.per_class)
-    (given.out / "judged.json").write_text(json.dumps(found | {"seconds": round(seconds)}, indent=1) + "\n")
+    vqgan_run.keep(given.out, found | {"seconds": round(seconds)})
     print(f"error {found['error_before']:.4f} -> {found['error_after']:.4f}, {found['psnr']:.1f} dB")
     print(f"perplexity {found['perplexity']:.0f}, {found['codes_used']} codes in use")
     print(f"{found['recognised']:.0%} recognised, {found['classifier_on_clips']:.0%} of the clips themselves")

@@ -151,6 +151,8 @@ def sparse_grid(rows: int, columns: int, side: int) -> tuple[int, int]:
     """Returns the sparse grid of a grid of tokens: its shorter edge gets `side`, the longer one its share of it."""
     if not 1 <= side <= min(rows, columns):
         raise ValueError(f"FlexLatte: side must be in [1, {min(rows, columns)}], the shorter edge, got {side}")
+    if rows == columns:  # without a division, which torch.compile does not trace where the side is a symbol
+        return side, side
     longer = round(side * max(rows, columns) / min(rows, columns))
     return (side, longer) if rows <= columns else (longer, side)
 

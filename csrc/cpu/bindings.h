@@ -28,6 +28,17 @@ inline auto row_backward(const Kernel<RowBackward> (&levels)[kLevels]) {
   };
 }
 
+// h: its pointer and dtype; sizes: outputs, length, d, groups
+inline auto pooled_norm(const Kernel<PooledNorm> (&levels)[kLevels]) {
+  return [&levels](const RowsArg& x, const RowsArg& dx, const GroupsArg& shift, const GroupsArg& scale,
+                   const std::array<int64_t, 2>& h, int64_t mean, const std::array<int64_t, 4>& sizes, double eps,
+                   int64_t threads) {
+    PooledNorm a{rows_of(x), rows_of(dx), groups_of(shift), groups_of(scale), reinterpret_cast<void*>(h[0]),
+                 reinterpret_cast<void*>(mean), h[1], sizes[0], sizes[1], sizes[2], sizes[3], threads, eps};
+    launch(levels, a, a.x.dtype, a.outputs * a.length * a.d);
+  };
+}
+
 inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[kLevels]) {
   return [&levels](const RowsArg& u, const RowsArg& a_out, const RowsArg& da, const RowsArg& du, const GroupsArg& b,
                    const GroupsArg& db, const Shape& shape, int64_t threads) {
@@ -122,6 +133,8 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowBackward> norm_bwd[kLevels] = LATTE_LEVELS(norm_modulate_bwd);
   static const Kernel<RowBackward> gate_bwd[kLevels] = LATTE_LEVELS(gate_residual_bwd);
   static const Kernel<RowBackward> both_bwd[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
+  static const Kernel<PooledNorm> pooled_fwd[kLevels] = LATTE_LEVELS(pooled_norm_fwd);
+  static const Kernel<PooledNorm> pooled_bwd[kLevels] = LATTE_LEVELS(pooled_norm_bwd);
   static const Kernel<BiasGelu> gelu_fwd[kLevels] = LATTE_LEVELS(bias_gelu_fwd);
   static const Kernel<BiasGelu> gelu_bwd[kLevels] = LATTE_LEVELS(bias_gelu_bwd);
   static const Kernel<Attention> space_fwd[kLevels] = LATTE_LEVELS(space_attention_fwd);
@@ -141,6 +154,8 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("norm_modulate_bwd", row_backward(norm_bwd));
   m.def("gate_residual_bwd", row_backward(gate_bwd));
   m.def("gate_residual_norm_modulate_bwd", row_backward(both_bwd));
+  m.def("pooled_norm_fwd", pooled_norm(pooled_fwd));
+  m.def("pooled_norm_bwd", pooled_norm(pooled_bwd));
   m.def("bias_gelu_fwd", bias_gelu(gelu_fwd));
   m.def("bias_gelu_bwd", bias_gelu(gelu_bwd));
   m.def("space_attention_fwd", attention(space_fwd));

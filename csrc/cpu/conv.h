@@ -147,7 +147,8 @@ template <class T, class P> void pack_input(const Correlation& a, const Grid& g,
   });
 }
 
-// One matrix (depth x cols) a group and tap: rows of `cols`, or tiles (columns, steps) where tiles multiply bf16
+// One matrix (depth x cols) a group and tap, as panels (depth x 16), or as tiles (columns, steps) where tiles multiply
+// bf16
 template <class T, class P> struct Weights {
   const Correlation& a;
   int64_t taps, steps, cols, matrix;
@@ -165,7 +166,7 @@ template <class T, class P> struct Weights {
         for (int64_t c = 0; c < cols; c += 16) {
           P* at = to + group * taps * matrix;
           if (kTiled<P>) at += (c / 16 * steps + r / 32) * 512 + r % 32 * 16;
-          else at += r * cols + c;
+          else at += c * a.depth + r * 16;
           for (int64_t k = 0; k < taps; k += 16)
             block(from + c * a.w_stride[2] + k, r, c, min(16, taps - k), at + k * matrix);
         }

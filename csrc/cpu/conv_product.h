@@ -30,10 +30,88 @@ template <class A> LATTE_INLINE void add_to(A* to, const A* part, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store<A>(to + i, load<A>(to + i) + load<A>(part + i));
 }
 
+// `n` terms in a row of one tap: where their pixels and their rows of a panel begin
+struct Segment { int64_t x, w, n; };
+
+// The segments of a phase, in chunks that are summed up in registers. A sum of N terms in chunks of T has an error of
+// about eps sqrt(N (T + N / T) / 2): least where T is sqrt(N), whatever that is.
+struct Chunks {
+  Scratch<Segment> segments;
+  Scratch<int64_t> ends;
+  int64_t n = 0;
+  explicit Chunks(int64_t most) : segments(most), ends(most) {}
+  static int64_t most(int64_t taps, int64_t depth) { return taps * ((depth + kTerms - 1) / kTerms); }
+  void cut(const Taps& taps, int64_t depth) {
+    const int64_t total = taps.n * depth, terms = total >= 1024 ? 64 : total >= 512 ? 32 : kTerms;
+    int64_t held = 0, count = 0;
+    n = 0;
+    for (int64_t k = 0; k < taps.n; ++k)
+      for (int64_t d = 0; d < depth; d += terms) {
+        const int64_t more = min(terms, depth - d);
+        if (held && held + more > terms) ends[n++] = count, held = 0;
+        segments[count++] = {taps.distance[k] + d, taps.matrix[k] + d * 16, more};
+        held += more;
+      }
+    if (held) ends[n++] = count;
+  }
+};
+
+// Sums kRows pixels times kVecs vectors of columns over segments, b[j] being where the panel of vector j begins
+template <class A, int kRows, int kVecs>
+LATTE_INLINE void sum_tile(const A* x, int64_t a_row, const A* const (&b)[kTileVecs], const Segment* from,
+                           const Segment* end, A* c, int64_t ldc, bool add) {
+  Vec<A> acc[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 3
+    for (int j = 0; j < kVecs; ++j) acc[i][j] = Vec<A>{};
+  for (; from != end; ++from) {
+    const A* lhs = x + from->x;
+    for (int64_t k = 0; k < from->n; ++k) {
+      Vec<A> rhs[kVecs];
+#pragma GCC unroll 3
+      for (int j = 0; j < kVecs; ++j) rhs[j] = load<A>(b[j] + from->w + k * 16);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Vec<A> value = splat<A>(lhs[i * a_row + k]);
+#pragma GCC unroll 3
+        for (int j = 0; j < kVecs; ++j) acc[i][j] = fma(value, rhs[j], acc[i][j]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 3
+    for (int j = 0; j < kVecs; ++j) {
+      A* to = c + i * ldc + j * kLanes<A>;
+      store<A>(to, add ? load<A>(to) + acc[i][j] : acc[i][j]);
+    }
+}
+
+#if defined(LATTE_ISA_AVX2)
+constexpr int kPixelRows = 6;  // 12 sums, two vectors and a pixel's value in 16 registers
+#else
+constexpr int kPixelRows = kTileRows;
+#endif
+
+// 16 pixels times kVecs vectors of columns
+template <class A, int kVecs>
+LATTE_INLINE void sum_pixels(const A* x, int64_t a_row, const A* const (&b)[kTileVecs], const Segment* from,
+                             const Segment* end, A* c, int64_t ldc, bool add) {
+  constexpr int kLast = 16 % kPixelRows;
+  for (int i = 0; i + kPixelRows <= 16; i += kPixelRows)
+    sum_tile<A, kPixelRows, kVecs>(x + i * a_row, a_row, b, from, end, c + i * ldc, ldc, add);
+  if constexpr (kLast > 0) {
+    constexpr int i = 16 - kLast;
+    sum_tile<A, kLast, kVecs>(x + i * a_row, a_row, b, from, end, c + i * ldc, ldc, add);
+  }
+}
+
 // C (16 tiles x cols) = the pixels at `starts`, a_row apart, times the taps' columns from `col` on
 template <class A, class P>
 void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, const Taps& taps, const P* w,
-              int64_t depth, [[maybe_unused]] int64_t steps, int64_t pitch_cols, int64_t col, int64_t cols, A* c) {
+              int64_t depth, [[maybe_unused]] int64_t steps, int64_t col, int64_t cols, A* c,
+              [[maybe_unused]] Chunks& chunks) {
 #if defined(LATTE_TILED)
   if constexpr (kTiled<P>) {
     const Parts parts{taps.n, taps.distance, taps.matrix};
@@ -53,21 +131,24 @@ void multiply(const P* x, const int64_t* starts, int64_t tiles, int64_t a_row, c
   }
 #endif
   if constexpr (!kTiled<P>) {
-    // few terms a running fp32 sum, and the sums added up: one long sum has three times the error
-    alignas(64) A part[16 * kMostCols];
-    for (int64_t i = 0; i < tiles; ++i) {
-      A* to = c + i * 16 * cols;
-      int64_t terms = 0;
-      std::memset(to, 0, 16 * cols * sizeof(A));
-      for (int64_t k = 0; k < taps.n; ++k)
-        for (int64_t d = 0; d < depth; d += kTerms) {
-          const int64_t n = min(kTerms, depth - d);
-          const P *lhs = x + starts[i] + taps.distance[k] + d, *rhs = w + taps.matrix[k] + d * pitch_cols + col;
-          gemm<A>(16, cols, n, {lhs, a_row, 1}, rhs, pitch_cols, part, cols, terms > 0);
-          terms += n;
-          if (terms < kTerms && (k + 1 < taps.n || d + kTerms < depth)) continue;
-          add_to(to, part, 16 * cols);
-          terms = 0;
+    constexpr int L = kLanes<A>;
+    chunks.cut(taps, depth);
+    if (!chunks.n) std::memset(c, 0, tiles * 16 * cols * sizeof(A));  // a phase that no tap meets
+    // a chunk's panels stay in the first cache while all tiles meet them
+    for (int64_t k = 0; k < chunks.n; ++k) {
+      const Segment *from = chunks.segments + (k ? chunks.ends[k - 1] : 0), *end = chunks.segments + chunks.ends[k];
+      for (int64_t i = 0; i < tiles; ++i)
+        for (int64_t j = 0; j < cols;) {
+          const A* b[kTileVecs];
+          for (int v = 0; v < kTileVecs; ++v) {
+            const int64_t at = col + j + v * L;
+            b[v] = w + at / 16 * 16 * depth + at % 16;
+          }
+          A* to = c + i * 16 * cols + j;
+          const bool wide = j + kTileVecs * L <= cols;
+          if (wide) sum_pixels<A, kTileVecs>(x + starts[i], a_row, b, from, end, to, cols, k > 0);
+          else sum_pixels<A, 1>(x + starts[i], a_row, b, from, end, to, cols, k > 0);
+          j += wide ? kTileVecs * L : L;
         }
     }
   }

@@ -63,6 +63,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
     Scratch<A> c(lw.phases * batch_tiles * 16 * block), square(lw.phases * 256), line(lw.phases * 16 + 16);
     Scratch<int64_t> starts(batch_tiles);
     Taps taps(taps_most);
+    Chunks chunks(kTiled<P> ? 1 : Chunks::most(taps_most, a.depth));
 #if defined(LATTE_TILED)
     Tiles tiles_on;
 #endif
@@ -82,7 +83,7 @@ template <class A, class T, class O> void correlate(const Correlation& a) {
       for (int64_t f_w = 0; f_w < lw.phases && f_w < lw.out; ++f_w) {
         taps.find(a, g, {f_t, f_h, f_w}, weights.matrix);
         multiply<A, P>(plane, starts, tiles, lw.in_step * g.pitch, taps, w + group * taps_most * weights.matrix,
-                       a.depth, weights.steps, weights.cols, col, cols, c + f_w * c_plane);
+                       a.depth, weights.steps, col, cols, c + f_w * c_plane, chunks);
       }
       const int64_t* s = a.out.stride;
       O* out = static_cast<O*>(a.out.p) + n * s[0] + (group * a.cols + col) * s[1] + (m_t * lt.phases + f_t) * s[2] +

@@ -35,6 +35,17 @@ struct RowBackward {
   double eps;
 };
 
+// h (outputs, d): the means of runs of `length` rows of LN(x) * (1 + scale) + shift; a group has a run of outputs. In the
+// backward h is its gradient, mean (outputs, d) the means of LN(x), in fp32 or float64. h and mean are contiguous.
+struct PooledNorm {
+  Rows x, dx;
+  Groups shift, scale;
+  void *h, *mean;
+  int64_t dtype;  // of h
+  int64_t outputs, length, d, groups, threads;
+  double eps;
+};
+
 struct BiasGelu {
   Rows u, a, da, du;
   Groups b, db;
@@ -106,6 +117,8 @@ struct NearestCode {
   void gate_residual_bwd(const RowBackward&);                  \
   void gate_residual_norm_modulate_fwd(const RowForward&);     \
   void gate_residual_norm_modulate_bwd(const RowBackward&);    \
+  void pooled_norm_fwd(const PooledNorm&);                     \
+  void pooled_norm_bwd(const PooledNorm&);                     \
   void bias_gelu_fwd(const BiasGelu&);                         \
   void bias_gelu_bwd(const BiasGelu&);                         \
   void space_attention_fwd(const Attention&);                  \

@@ -40,7 +40,8 @@ using U16 = VecOf<uint16_t, kBytes / 2>::type;
 
 struct Full {};  // "all lanes" as a count known at compile time
 
-template <class A> LATTE_INLINE Vec<A> splat(A x) { return Vec<A>{} + x; }
+// x - 0 is x for every x, so that this is one broadcast; 0 + x is not where x is -0, and is added
+template <class A> LATTE_INLINE Vec<A> splat(A x) { return x - Vec<A>{}; }
 
 template <class To, class From> LATTE_INLINE To bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "bits: sizes differ");

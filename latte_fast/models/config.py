@@ -23,7 +23,8 @@ class ModelConfig:
         preset: Latte-{S,B,L,XL}/{2,4,8}; the next four options override its sizes.
         patch_size: side of a patch in latent pixels.
         hidden_size: width of the transformer.
-        depth: number of blocks, spatial and temporal together; the published text-to-video model has 56.
+        depth: number of blocks, spatial and temporal together; the published text-to-video model has 56. FlexDiT's
+            model of captions has spatial ones alone.
         num_heads: number of attention heads.
         mlp_ratio: hidden width of the MLP as a multiple of hidden_size.
         class_dropout_prob: probability of dropping a label or caption, for guidance; with 0 there is no null class.

@@ -9,6 +9,7 @@ from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
 from latte_fast.ops.nearest_code import nearest_code
 from latte_fast.ops.norm_modulate import norm_modulate
 from latte_fast.ops.norm_silu_halo import norm_silu_halo
+from latte_fast.ops.pooled_norm import pooled_norm
 
 __all__ = [
     "attention_layer",
@@ -23,4 +24,5 @@ __all__ = [
     "nearest_code",
     "norm_modulate",
     "norm_silu_halo",
+    "pooled_norm",
 ]

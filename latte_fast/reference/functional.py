@@ -24,6 +24,23 @@ def norm_modulate_ref(
     return h.reshape(x.shape).to(out_dtype or x.dtype)
 
 
+# axis -> the dimension of (B, F, N, D) that its mean is over
+POOLED = {"space": 2, "time": 1}
+
+
+def pooled_norm_ref(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    axis: str,
+    eps: float = 1e-6,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The mean over an axis of LN(x) * (1 + scale) + shift; x (B, F, N, D), shift and scale (G, D)."""
+    return norm_modulate_ref(x, shift, scale, eps, out_dtype=out_dtype).mean(POOLED[axis], keepdim=True)
+
+
 def gate_residual_ref(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + gate * y; x, y (..., D), gate (G, D)."""
     groups = gate.shape[0]

@@ -10,7 +10,15 @@ import torch
 from latte_fast.data import DataConfig
 from latte_fast.models.adapter import Adapter
 from latte_fast.models.checkpoint import load_checkpoint, load_state, read_about, read_checkpoint
-from latte_fast.models.families import FAMILIES, adapter_of_file, family_for, is_model_folder, open_model_folder
+from latte_fast.models.families import (
+    FAMILIES,
+    adapter_by,
+    adapter_of_file,
+    family_for,
+    is_model_folder,
+    open_model_folder,
+    under_own_names,
+)
 from latte_fast.models.latte.adapter import LatteAdapter
 from latte_fast.models.latte_t2v.adapter import read_about_folder
 from latte_fast.runs import checkpoint
@@ -33,7 +41,9 @@ class Trained:
         return self.adapter.classes
 
 
-def load(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> Trained:
+def load(
+    path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", config: Any | None = None
+) -> Trained:
     """Loads a trained model from a file or a folder; from a run's folder, its newest undamaged checkpoint.
 
     Args:
@@ -41,12 +51,16 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
             of a text-to-video model.
         weights: "ema", the EMA of the weights, or "model", the weights themselves.
         device: device for the model.
+        config: configuration of the model in a file that does not hold it, of the type that its family has:
+            LatteConfig (variant 0 for a DiT), FlexLatteConfig, LatteT2VConfig or FlexT2VConfig.
     """
     path = Path(path)
     if weights not in ("ema", "model"):
         raise ValueError(f"load: weights must be ema or model, got {weights!r}")
     if path.is_file():
-        return _load_file(path, weights, device)
+        return _load_file(path, weights, device, config)
+    if config is not None:
+        raise ValueError(f"load: config must be None for a folder, which holds its own, got {type(config).__name__}")
     if path.parent.name == checkpoint.FOLDER:
         folder, run = path, path.parents[1]
         checkpoint.verify(folder)
@@ -63,20 +77,20 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
     else:
         rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
         raise ValueError(f"load: path must be {rule}, got {path}")
-    config = read_config(run / CONFIG, TrainConfig)
-    if config.objective == "vqgan":
+    settings = read_config(run / CONFIG, TrainConfig)
+    if settings.objective == "vqgan":
         rule = (
             "a model that samples are drawn from; runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run"
         )
         raise ValueError(f"load: path must be the run of {rule}, got {path}")
     meta = checkpoint.read_meta(folder)
-    check_config(run, config, folder, meta)
-    family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(config.data.text), config.model)
+    check_config(run, settings, folder, meta)
+    family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(settings.data.text), settings.model)
     shape = from_mapping(family.config_type, meta["model"], str(folder / "meta.json"))
     adapter = family(shape, meta["classes"])
-    model = adapter.build(config.images)
+    model = adapter.build(settings.images)
     load_checkpoint(model, folder / f"{weights}.safetensors")
-    return Trained(model.to(device).eval(), adapter, config, meta["step"])
+    return Trained(model.to(device).eval(), adapter, settings, meta["step"])
 
 
 def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, Any]) -> None:
@@ -91,10 +105,12 @@ def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, A
         raise ValueError(f"config: {run / CONFIG}: {name} must be {rule}, got {got!r}")
 
 
-def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:
-    state, about = read_checkpoint(path, weights), read_about(path)
+def _load_file(path: Path, weights: str, device: torch.device | str, given: Any | None) -> Trained:
+    state, about = under_own_names(read_checkpoint(path, weights)), read_about(path)
     config = train_config(about, path)
-    if about is None:
+    if given is not None:
+        adapter = _adapter_by(given, path, about is not None)
+    elif about is None:
         adapter = adapter_of_file(state, str(path))
     else:
         family = FAMILIES.get(about["family"], LatteAdapter)
@@ -102,6 +118,16 @@ def _load_file(path: Path, weights: str, device: torch.device | str) -> Trained:
     model = adapter.build(config.images)
     load_state(model, state, str(path))
     return Trained(model.to(device).eval(), adapter, config, step_of(about))
+
+
+def _adapter_by(config: Any, path: Path, holds_one: bool) -> Adapter:
+    if holds_one:
+        raise ValueError(f"load: config must be None for {path}, which holds its own, got {type(config).__name__}")
+    adapter = adapter_by(config)
+    if adapter is None:
+        known = ", ".join(family.config_type.__name__ for family in FAMILIES.values())
+        raise TypeError(f"load: config must be one of {known}, got {type(config).__name__}")
+    return adapter
 
 
 def about_of(trained: Trained) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from latte_fast.config import LatteT2VConfig
-from latte_fast.models.latte_t2v.diffusers_folder import CLASSES, STEM
+from latte_fast.models.latte_t2v.diffusers_folder import STEM
+from latte_fast.models.latte_t2v.model import LatteT2V
 from latte_fast.runs.load import Trained
 from latte_fast.sampling.request import Request, TextRequest
 
@@ -75,8 +76,9 @@ def _folder_sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
 
     Half of its output channels must be the variance, as the pipeline drops that half without a check.
     """
-    if config.get("_class_name") not in CLASSES:
-        raise ValueError(f"sample: transformer must be a {' or '.join(CLASSES)}, got {config.get('_class_name')!r}")
+    known = LatteT2V.folder_classes
+    if config.get("_class_name") not in known:
+        raise ValueError(f"sample: transformer must be a {' or '.join(known)}, got {config.get('_class_name')!r}")
     sizes = {name: config.get(name, getattr(LatteT2VConfig, name)) for name in SIZES}
     if sizes["out_channels"] is None:
         sizes["out_channels"] = sizes["in_channels"]

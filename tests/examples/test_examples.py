@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
     monkeypatch.setattr(sys, "argv", [name, *args])
     monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 

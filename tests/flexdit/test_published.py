@@ -1,5 +1,6 @@
 """Files: those of the FlexDiT authors' image model, DiT's, and our own with layout and sides."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,43 @@ def test_dit_file_is_loaded_strictly(tmp_path: Path) -> None:
         load_checkpoint(model, tmp_path / "part.pt")
 
 
+@torch.no_grad()
+def test_files_without_a_configuration_are_loaded_by_one(tmp_path: Path) -> None:
+    """A DiT's and the authors'; without it the error is a call that loads the file but for what no tensor tells."""
+    oracle = authors(0, (), 3, 3)
+    plain = {key.replace("normal_blocks.", "blocks."): value.float() for key, value in oracle.state_dict().items()}
+    torch.save({"model": plain, "ema": plain}, tmp_path / "DiT.pt")
+    torch.save({"ema": authors(*GROUPS[0][:3], depth=12).float().state_dict()}, tmp_path / "flex.pt")
+    with pytest.raises(
+        ValueError, match=r"DiT\.pt: must hold temp_embed, .* latte_fast\.load\(path, config="
+    ) as refused:
+        latte_fast.load(tmp_path / "DiT.pt")
+    assert called(refused, tmp_path / "DiT.pt").model.config == LatteConfig(**DIT | {"depth": 3, "num_heads": 1})
+    with pytest.raises(ValueError, match=r"flex\.pt: must be loaded with a configuration") as refused:
+        latte_fast.load(tmp_path / "flex.pt")
+    assert called(refused, tmp_path / "flex.pt").model.config.kinds == "PGSSRDGGSRDD"
+    x, t, y = arguments()
+    trained = latte_fast.load(tmp_path / "DiT.pt", config=LatteConfig(**DIT, depth=3))
+    want = oracle(x, t, y)
+    assert testing.relative_error(trained.model.double()(x[:, None], t, y)[:, 0], want) <= 1e-6
+    assert trained.adapter.sample_shape(64, 8) == (1, 4, 8, 8)
+    config = FlexLatteConfig(**DIT, depth=12, layout=GROUPS[0][3], sides=(1, 3))
+    assert latte_fast.load(tmp_path / "flex.pt", config=config).adapter.config.sides == (1, 3)
+    with pytest.raises(CheckpointError, match="not this model"):
+        latte_fast.load(tmp_path / "flex.pt", config=replace(config, layout="P GSSRD GSSR DD"))
+    with pytest.raises(TypeError, match=r"config must be one of LatteConfig, FlexLatteConfig, .*, got dict"):
+        latte_fast.load(tmp_path / "flex.pt", config=DIT)
+    with pytest.raises(ValueError, match="config must be None for a folder, which holds its own, got LatteConfig"):
+        latte_fast.load(tmp_path, config=LatteConfig())
+
+
+def called(refused: pytest.ExceptionInfo, path: Path) -> Trained:
+    """Loads as the error says."""
+    text = str(refused.value).split("latte_fast.load", 1)[1]
+    found: Trained = eval(f"latte_fast.load{text}", {"latte_fast": latte_fast, "path": path})
+    return found
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pt", marks=pytest.mark.slow)])
 def test_files_hold_layout_and_sides(tmp_path: Path, suffix: str) -> None:
     """Through conversions too; a file from elsewhere gets sides of a quarter to half of its grid."""
@@ -116,6 +154,8 @@ def test_files_hold_layout_and_sides(tmp_path: Path, suffix: str) -> None:
         assert latte_fast.load(tmp_path / name).adapter.config == config
     save_state(read_checkpoint(tmp_path / f"own{suffix}"), tmp_path / f"bare{suffix}")
     assert latte_fast.load(tmp_path / f"bare{suffix}").adapter.config.sides == (2, 3, 4)
+    with pytest.raises(ValueError, match=r"config must be None for .*, which holds its own"):
+        latte_fast.load(tmp_path / f"own{suffix}", config=config)
     odd = about | {"model": about["model"] | {"layout": "PD GSRD", "sids": [3]}}
     save_state(model.state_dict(), tmp_path / f"odd{suffix}", odd)
     with pytest.raises(ValueError, match="sids"):

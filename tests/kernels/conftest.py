@@ -36,7 +36,8 @@ if DEVICE == "cpu" and not why_not():
         import latte_fast.kernels.gate_residual_norm_modulate
         import latte_fast.kernels.nearest_code
         import latte_fast.kernels.norm_modulate
-        import latte_fast.kernels.norm_silu_halo  # noqa: F401
+        import latte_fast.kernels.norm_silu_halo
+        import latte_fast.kernels.pooled_norm  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

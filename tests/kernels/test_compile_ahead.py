@@ -45,22 +45,28 @@ def resident(record: dict) -> int:
     return round(record["occupancy"] * 64 / record["warps"])
 
 
+def environment(triton: str) -> tuple[dict[str, str], str]:
+    """The environment of a process that compiles with the installed Triton or the one beside, and its version."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if triton != "beside":
+        return env, importlib.metadata.version("triton")
+    if importlib.metadata.version("triton") == BESIDE:
+        pytest.skip(f"Triton {BESIDE} is the installed one")
+    if not FOLDER.is_dir():
+        pytest.skip(f"no Triton {BESIDE} beside the installed one: `make triton-beside`, or TRITON_BESIDE=folder")
+    env["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [env.get("PYTHONPATH")])])
+    return env, BESIDE
+
+
 @functools.cache
 def compiled(triton: str, size: str, dtype: str, target: int) -> list[dict]:
     """The records of a process of its own, as this one interprets."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if triton == "beside":
-        if importlib.metadata.version("triton") == BESIDE:
-            pytest.skip(f"Triton {BESIDE} is the installed one")
-        if not FOLDER.is_dir():
-            pytest.skip(f"no Triton {BESIDE} beside the installed one: `make triton-beside`, or TRITON_BESIDE=folder")
-        env["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [env.get("PYTHONPATH")])])
+    env, want = environment(triton)
     command = [sys.executable, "-m", "benchmarks.kernel_resources", "--sizes", size, "--dtypes", dtype]
     command += ["--targets", str(target), "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
-    want = BESIDE if triton == "beside" else importlib.metadata.version("triton")
     assert {r["triton"] for r in records} == {want}
     return records
 

@@ -1,22 +1,15 @@
-"""The helpers of models' tests as fixtures."""
+"""Fixtures of the tests of models: `pair` makes a Latte and its oracle."""
 
 from typing import Any
 
 import pytest
 
-from tests.helpers.pairs import build_inputs, build_pair, forward_backward
+from tests.helpers.model_fixtures import inputs, run
+from tests.helpers.pairs import build_pair
+
+__all__ = ["inputs", "pair", "run"]
 
 
 @pytest.fixture
 def pair() -> Any:
     return build_pair
-
-
-@pytest.fixture
-def inputs() -> Any:
-    return build_inputs
-
-
-@pytest.fixture
-def run() -> Any:
-    return forward_backward

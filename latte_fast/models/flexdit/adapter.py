@@ -15,7 +15,7 @@ from latte_fast.models.flexdit.model import FlexLatte, FlexLatteIMG
 from latte_fast.models.latte.adapter import LatteAdapter
 from latte_fast.models.latte.from_dit import init_from_dit
 from latte_fast.models.latte.model import Latte
-from latte_fast.models.latte.published import config_of
+from latte_fast.models.latte.published import call_of_load, config_of, image_config_of
 
 
 class FlexLatteAdapter(LatteAdapter):
@@ -27,14 +27,19 @@ class FlexLatteAdapter(LatteAdapter):
 
     @classmethod
     def of_file(cls, state: dict[str, Tensor], source: str) -> "FlexLatteAdapter":
-        """Returns the adapter of a file by its tensors' shapes.
+        """Returns the adapter of a file of clips by its tensors' shapes.
 
-        They do not tell the sides, which are taken as a quarter to half of the grid's.
+        They do not tell the sides, which are taken as a quarter to half of the grid's. A file of images, as the FlexDiT
+        authors' are, is refused: ValueError says what to pass.
         """
-        kinds = kinds_of(state)
-        base = config_of(state, source)
+        images = "temp_embed" not in state
+        base = image_config_of(state, source, any_heads=True) if images else config_of(state, source)
         sides = tuple(range(max(1, base.grid // 4), max(1, base.grid // 2) + 1))
-        return cls(FlexLatteConfig(**asdict(base), layout=kinds, sides=sides))
+        config = cls.config_type(**asdict(base), layout=kinds_of(state), sides=sides)
+        if images:
+            rule = "be loaded with a configuration, as its tensors do not tell the sides of its sparse grid"
+            raise ValueError(f"{source}: must {rule}, for instance {call_of_load(config)}")
+        return cls(config)
 
     def build(self, images: int = 0, recompute: str = "none") -> FlexLatte:
         """Returns a new model, its own label dropout off: the data drops labels by sample number."""

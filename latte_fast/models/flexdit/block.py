@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.models.flexdit.density import Grid, upsample_tokens
-from latte_fast.models.latte.block import Block, Rope, parted
+from latte_fast.models.latte.block import Block, BlockContext, Rope, parted
 from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.linear import split_bias
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
@@ -46,10 +46,14 @@ class PoolingAttention(nn.Module):
         mean = h.mean(2 if axis == "space" else 1, keepdim=True)  # (B, F, 1, D) or (B, 1, N, D)
         if is_changed(self):  # hooks see one tensor
             return self.proj(self.v(mean)).expand(*h.shape[:3], -1)
-        y, bias = split_bias(self.proj, self.v(mean))
-        return y.expand(*h.shape[:3], -1), bias
+        return self.of_mean(mean, h)
 
     fused: Any = forward
+
+    def of_mean(self, mean: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the projected mean as a view with x's tokens, and the bias still to be added, if any."""
+        y, bias = split_bias(self.proj, self.v(mean))
+        return y.expand(*x.shape[:3], -1), bias
 
 
 class CrossAttention(nn.Module):
@@ -79,6 +83,32 @@ class PoolBlock(Block):
         super().__init__(width, heads, mlp_ratio)
         self.attn = PoolingAttention(width, width)
 
+    def forward(
+        self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+    ) -> tuple[Tensor, Pending] | Tensor:
+        """As Block's; where nothing but a norm has to pass over x, the mean is all that it writes."""
+        attn = self.attn
+        if not (pools_alone(pending, context.pos) and isinstance(attn, PoolingAttention)) or is_changed(attn):
+            return super().forward(x, pending, silu_c, context)
+        modulation = self.modulation(silu_c)
+        shift, scale = modulation[:2]
+        x = resolve(x, pending)
+        mean = ops.pooled_norm(x, shift, scale, context.axis, out_dtype=shift.dtype)
+        held = [x, *attn.of_mean(mean, x)]
+        del x, pending, mean
+        return self.add_mlp(held, modulation, context.whole)
+
+    fused: Any = forward
+
+
+def pools_alone(pending: Pending | None, pos: Tensor | None) -> bool:
+    """Whether a block reads its tokens fewer times with `pooled_norm` than with the norm that adds what is pending.
+
+    A pending residual without a bias is added by a pass that the other norm does not need, but its normed rows are not
+    written and read again; a bias or positions would take two passes more.
+    """
+    return pos is None and (pending is None or pending.y_bias is None)
+
 
 class GenerateBlock(Block):
     """A block over the sparse tokens, whose keys and values are the module's dense input (G)."""
@@ -105,18 +135,12 @@ class GenerateBlock(Block):
         self, held: list[Tensor], modulation: tuple[Tensor, ...], whole: bool
     ) -> tuple[Tensor, Pending] | Tensor:
         """Takes x, its norm h and keys out of `held`; returns x, attention added, and the MLP's residual pending."""
-        gate_a, shift_m, scale_m, gate_m = modulation[2:]
         x, h, keys = held
         # freed before the MLP, the peak of memory in sampling
         held.clear()
-        y, bias = parted(self.attn(h, keys))
-        del h, keys
-        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
-        del y
-        y, bias = parted(self.mlp(h))
-        # a copy, so that the next block reads no parameter of this one
-        last = Pending(y, gate_m, None if bias is None else bias.clone())
-        return resolve(x, last) if whole else (x, last)
+        rest = [x, *parted(self.attn(h, keys))]
+        del x, h, keys
+        return self.add_mlp(rest, modulation, whole)
 
 
 class RecoverBlock(GenerateBlock):

@@ -110,6 +110,13 @@ def kinds_of(state: dict[str, Tensor]) -> str:
     return kinds
 
 
+def is_flex_text(state: dict[str, Tensor]) -> bool:
+    """Returns whether tensors are a FlexLatteT2V's: it merges tokens, or some block has values and no queries."""
+    values = [key for key in state if key.endswith(".attn1.to_v.weight")]
+    merges = any(".merged_layer1." in key for key in state)
+    return merges or any(key.replace("to_v", "to_q") not in state for key in values)
+
+
 def is_flex(state: dict[str, Tensor]) -> bool:
     """Returns whether tensors are a FlexLatte's: some block has attention without a packed qkv."""
     return any(key.endswith((".attn.v.weight", ".attn.kv.weight")) for key in state)

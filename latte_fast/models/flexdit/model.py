@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latte_fast.config import TEXT_WIDTH_JOINT
 from latte_fast.flex_config import FlexLatteConfig, sparse_grid
 from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
 from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
 from latte_fast.models.latte.block import BlockContext, Rope
 from latte_fast.models.latte.checks import check_guided, check_inputs
-from latte_fast.models.latte.model import Latte, RunBlocks
+from latte_fast.models.latte.model import Latte, LatteIMG, RunBlocks
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.sequence import Shards
@@ -122,17 +121,8 @@ class FlexLatte(Latte):
         return self.guide(out, cfg_scale)
 
 
-class FlexLatteIMG(FlexLatte):
+class FlexLatteIMG(FlexLatte, LatteIMG):
     """FlexLatte for joint training: n images follow the video frames, share t, and skip all attention over time."""
-
-    text_width = TEXT_WIDTH_JOINT
-
-    def __init__(self, *, extras: int = 2, **kwargs: Any):
-        if kwargs.get("patch_frames", 1) > 1:
-            raise ValueError(
-                f"FlexLatteIMG: patch_frames must be 1, got {kwargs['patch_frames']}: an image fills no patch of frames"
-            )
-        super().__init__(extras=extras, **kwargs)
 
     def forward(  # type: ignore[override]
         self,
@@ -146,9 +136,5 @@ class FlexLatteIMG(FlexLatte):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """x (B, F+n, C, H, W), the last n frames images, with labels y_image (B, n); the same in train and eval."""
-        if use_fp16:
-            x = x.to(torch.float16)
-        check_inputs(self, x, t, y, text_embedding, images=use_image_num)
-        label = self.embed_condition(y, text_embedding)
-        stills = self.embed_stills(x, y_image, use_image_num)
-        return self.run(x, self.t_embedder(t), label, stills, use_image_num, self.at_density(x, side))
+        inputs = self.joint_inputs(x, t, y, use_fp16, y_image, use_image_num, text_embedding)
+        return self.run(*inputs, self.at_density(x, side))

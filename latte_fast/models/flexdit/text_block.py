@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.models.flexdit.block import start_as_skip, take_dense
+from latte_fast.models.flexdit.block import pools_alone, start_as_skip, take_dense
 from latte_fast.models.flexdit.density import Grid, upsample_tokens
 from latte_fast.models.latte_t2v.block import BlockT2V, Text
-from latte_fast.modules.residual import Pending, add_and_norm
+from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
 
 class FlexContextT2V(NamedTuple):
@@ -44,9 +44,18 @@ class PoolBlockT2V(BlockT2V):
         super().__init__(width, heads, bias, eps, space)
         self.attn1 = PoolingT2V(width, bias)  # type: ignore[assignment]
 
+    def add_and_norm(
+        self, x: Tensor, pending: Pending | None, shift: Tensor, scale: Tensor, pos: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x with what is pending, and the mean of its norm, (B, F, 1, D), which may be all that is written."""
+        if not pools_alone(pending, pos):
+            x, h = add_and_norm(x, pending, shift, scale, pos, eps)
+            return x, h.mean(2, keepdim=True)
+        x = resolve(x, pending)
+        return x, ops.pooled_norm(x, shift, scale, "space", eps, out_dtype=shift.dtype)
+
     def attention(self, h: Tensor, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
-        """Returns one row a frame, (B, F, 1, D): the mean is taken first."""
-        return self.attn1.to_v(h.mean(2, keepdim=True))
+        return self.attn1.to_v(h)
 
 
 class GenerateBlockT2V(BlockT2V):

@@ -28,11 +28,16 @@ class FlexLatteT2V(LatteT2V):
     """
 
     config_type = FlexT2VConfig
+    folder_classes = ("FlexLatteT2V",)
     config: FlexT2VConfig
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.extend_time = "sincos"  # without time blocks any F will do
+        self.start_modules()
+
+    def start_modules(self) -> None:
+        """Makes every module start as a skip: its dense input passes through as it is."""
         for block in self.transformer_blocks:
             if isinstance(block, RecoverBlockT2V):
                 block.start()

@@ -121,7 +121,8 @@ class Block(nn.Module):
         self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
     ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, N, D), silu_c = SiLU(condition) (G, D) -> x and the MLP's residual, which is still to be added."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(silu_c)  # (G, D) each
+        modulation = self.modulation(silu_c)  # (G, D) each
+        shift_a, scale_a, gate_a = modulation[:3]
         pos = None if self.order == "sequential" else context.pos
         x, h = add_and_norm(x, pending, shift_a, scale_a, pos)  # (B, F, N, D) each
         if self.order == "one":
@@ -132,16 +133,24 @@ class Block(nn.Module):
             y, bias = self.temporal_attention(h, context)
         else:
             y, bias = self.in_parallel(h, context)
+        held = [x, y, bias]
         # freed before the MLP, the peak of memory in sampling
-        del h, pending
+        del x, h, y, pending
+        return self.add_mlp(held, modulation, context.whole)
+
+    fused: Any = forward
+
+    def add_mlp(self, held: list[Any], modulation: tuple[Tensor, ...], whole: bool) -> tuple[Tensor, Pending] | Tensor:
+        """Takes x, attention's residual and its bias out of `held`; returns x with them, and the MLP's residual."""
+        gate_a, shift_m, scale_m, gate_m = modulation[2:]
+        x, y, bias = held
+        held.clear()
         x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
         del y
         y, bias = parted(self.mlp(h))
         # a copy, so that the next block reads no parameter of this one
         last = Pending(y, gate_m, None if bias is None else bias.clone())
-        return resolve(x, last) if context.whole else (x, last)
-
-    fused: Any = forward
+        return resolve(x, last) if whole else (x, last)
 
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""

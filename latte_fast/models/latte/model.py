@@ -285,14 +285,6 @@ class Latte(Fused, Sharing, nn.Module):
         guided = uncond + scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=2)
 
-    def embed_stills(self, x: Tensor, y_image: list[Tensor] | Tensor | None, images: int) -> Tensor | None:
-        """Embeds the labels (B, n) of the images beside each clip, (B, n, D); None where there are none."""
-        if self.extras != 2 or not images:
-            return None
-        check_labels(self, "y_image", y_image, (x.shape[0], images))
-        assert y_image is not None
-        return torch.stack([self.y_embedder(row, self.training) for row in y_image])
-
 
 class LatteIMG(Latte):
     """The joint image-video Latte: n images follow the video frames, share t, and skip all attention over time."""
@@ -302,7 +294,8 @@ class LatteIMG(Latte):
     def __init__(self, *, extras: int = 2, **kwargs: Any):
         if kwargs.get("patch_frames", 1) > 1:
             raise ValueError(
-                f"LatteIMG: patch_frames must be 1, got {kwargs['patch_frames']}: an image fills no patch of frames"
+                f"{type(self).__name__}: patch_frames must be 1, got {kwargs['patch_frames']}: "
+                "an image fills no patch of frames"
             )
         super().__init__(extras=extras, **kwargs)
 
@@ -317,12 +310,32 @@ class LatteIMG(Latte):
         text_embedding: Tensor | None = None,
     ) -> Tensor:
         """x (B, F+n, C, H, W), the last n frames images, with labels y_image (B, n); the same in train and eval."""
+        return self.run(*self.joint_inputs(x, t, y, use_fp16, y_image, use_image_num, text_embedding))
+
+    def joint_inputs(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        use_fp16: bool,
+        y_image: list[Tensor] | Tensor | None,
+        images: int,
+        text: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]:
+        """Checks inputs; returns x, the embeddings of time, condition and images' labels, and the number of images."""
         if use_fp16:
             x = x.to(torch.float16)
-        check_inputs(self, x, t, y, text_embedding, images=use_image_num)
-        label = self.embed_condition(y, text_embedding)
-        stills = self.embed_stills(x, y_image, use_image_num)
-        return self.run(x, self.t_embedder(t), label, stills, use_image_num)
+        check_inputs(self, x, t, y, text, images=images)
+        label = self.embed_condition(y, text)
+        return x, self.t_embedder(t), label, self.embed_stills(x, y_image, images), images
+
+    def embed_stills(self, x: Tensor, y_image: list[Tensor] | Tensor | None, images: int) -> Tensor | None:
+        """Embeds the labels (B, n) of the images beside each clip, (B, n, D); None where there are none."""
+        if self.extras != 2 or not images:
+            return None
+        check_labels(self, "y_image", y_image, (x.shape[0], images))
+        assert y_image is not None
+        return torch.stack([self.y_embedder(row, self.training) for row in y_image])
 
 
 class _Registry(dict):

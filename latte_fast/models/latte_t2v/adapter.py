@@ -15,7 +15,6 @@ from latte_fast.models.adapter import Captions, Condition, DataSizes
 from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint
 from latte_fast.models.config import ModelConfig, require
 from latte_fast.models.latte_t2v.diffusers_folder import (
-    CLASSES,
     PIXART_CLASSES,
     folder_of,
     read_config,
@@ -27,6 +26,8 @@ from latte_fast.models.latte_t2v.initialize import initialize, silence_time
 from latte_fast.models.latte_t2v.model import LatteT2V
 
 FILES = (".safetensors", ".pt")
+# options of ModelConfig that have one value in this family
+FIXED = ("variant", "layout", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio")
 # file in an exported folder that says what run its weights are of
 ABOUT_FILE = "latte_fast.json"
 
@@ -48,8 +49,13 @@ def read_about_folder(path: Path) -> dict[str, Any] | None:
 class LatteT2VAdapter:
     """The Adapter of LatteT2V; a dropped caption is the empty caption's embedding under the dropped one's mask."""
 
-    name, labels, config_type = "latte_t2v", "captions", LatteT2VConfig
+    name, labels = "latte_t2v", "captions"
+    config_type: type[LatteT2VConfig] = LatteT2VConfig
     starts_from, in_pipelines = "a file, or a model's folder", True
+    model_type: type[LatteT2V] = LatteT2V
+    starts_with = LatteT2V.folder_classes  # classes of the folders to start from, PixArt-alpha's besides
+    blocks_each = 2  # blocks that a layer of the config stands for
+    fixed: tuple[str, ...] = FIXED
 
     def __init__(self, config: LatteT2VConfig, classes: Sequence[str] = (), captions: Captions | None = None):
         self.config, self.captions = config, captions
@@ -66,36 +72,49 @@ class LatteT2VAdapter:
         data's side, so that training starts from the same function.
         """
         assert captions is not None
-        for name in ("variant", "layout", "patch_frames", "conditioning", "time_pos", "full_attention", "mlp_ratio"):
+        for name in cls.fixed:
             only = getattr(ModelConfig, name)
             require(getattr(model, name) == only, f"model.{name}", f"{only} for text to video", getattr(model, name))
         known: dict[str, int] = {}
         kept: dict[str, Any] = {"sample_size": sizes.side}
-        begin = start_config(start)
+        begin = cls.start_config(start)
         if begin:
             begin = asdict(LatteT2VConfig()) | begin
             kept = {name: begin[name] for name in ("sample_size", "norm_eps", "attention_bias")}
             heads = int(begin["num_attention_heads"])
             known = {"patch_size": int(begin["patch_size"]), "hidden_size": heads * int(begin["attention_head_dim"]),
-                     "depth": 2 * int(begin["num_layers"]), "num_heads": heads}  # fmt: skip
+                     "depth": cls.blocks_each * int(begin["num_layers"]), "num_heads": heads}  # fmt: skip
         own = model.sizes(known)
         width, heads, depth, patch = (own[name] for name in ("hidden_size", "num_heads", "depth", "patch_size"))
         require(width % heads == 0, "model.hidden_size", f"a multiple of the {heads} heads", width)
-        require(depth % 2 == 0, "model.depth", "even, a space and a time block a pair", depth)
+        require(depth % cls.blocks_each == 0, "model.depth", "even, a space and a time block a pair", depth)
         require(sizes.side % patch == 0, "model.patch_size", f"a divisor of the data's side of {sizes.side}", patch)
-        config = LatteT2VConfig(
+        config = cls.config_type(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
             cross_attention_dim=width,
-            num_layers=depth // 2,
+            num_layers=depth // cls.blocks_each,
             patch_size=patch,
             in_channels=sizes.channels,
             out_channels=sizes.channels * (1 + model.learn_sigma),
             caption_channels=captions.channels,
             video_length=sizes.frames,
             **kept,
+            **cls.more_fields(model),
         )
         return cls(config, classes, captions)
+
+    @classmethod
+    def more_fields(cls, model: ModelConfig) -> dict[str, Any]:
+        """Returns the fields that a family's configuration has besides LatteT2VConfig's."""
+        return {}
+
+    @classmethod
+    def start_config(cls, path: str | None) -> dict[str, Any]:
+        """Reads the config of a text-to-video or PixArt-alpha folder to start from; {} for anything else."""
+        if path is None or not Path(path).is_dir():
+            return {}
+        return read_config(folder_of(path), (*cls.starts_with, *PIXART_CLASSES))
 
     @classmethod
     def can_start(cls, path: Path) -> bool:
@@ -117,23 +136,22 @@ class LatteT2VAdapter:
                 partial.write_text(json.dumps(about, indent=1) + "\n")
 
     def build(self, images: int = 0, recompute: str = "none") -> LatteT2V:
-        model = LatteT2V(**asdict(self.config), recompute=recompute)
+        model = self.model_type(**asdict(self.config), recompute=recompute)
         initialize(model)
         return model
 
     def start(self, model: nn.Module, path: str) -> str:
         """Loads a text-to-video model's folder or file strictly, or the space blocks of a PixArt-alpha folder."""
-        assert isinstance(model, LatteT2V)
         if Path(path).is_file():
-            state = read_checkpoint(path)
-        else:
-            folder = folder_of(path)
-            if read_config(folder, CLASSES + PIXART_CLASSES)["_class_name"] in PIXART_CLASSES:
-                report = start_from_pixart(model, folder)
-                silence_time(model)
-                return f"{path}: {report}"
-            state = read_weights(folder)
-        state = without_strays(state)
+            return self.start_from(model, without_strays(read_checkpoint(path)), path)
+        folder = folder_of(path)
+        if read_config(folder, (*self.starts_with, *PIXART_CLASSES))["_class_name"] in PIXART_CLASSES:
+            report = start_from_pixart(model, folder)
+            silence_time(model)
+            return f"{path}: {report}"
+        return self.start_from(model, without_strays(read_weights(folder)), path)
+
+    def start_from(self, model: nn.Module, state: dict[str, Tensor], path: str) -> str:
         load_state(model, state, path)
         return f"{path}: {len(state)} tensors taken"
 
@@ -179,10 +197,3 @@ class LatteT2VAdapter:
         conditions["encoder_hidden_states"] = conditions["encoder_hidden_states"].to(x.dtype)
         out: Tensor = model(x.transpose(1, 2), t, **conditions).sample.transpose(1, 2)
         return out
-
-
-def start_config(path: str | None) -> dict[str, Any]:
-    """Reads the config of a text-to-video or PixArt-alpha folder to start from; {} for anything else."""
-    if path is None or not Path(path).is_dir():
-        return {}
-    return read_config(folder_of(path), CLASSES + PIXART_CLASSES)

@@ -96,7 +96,7 @@ class BlockT2V(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # (B, D) each
         eps, eps_m = self.norm1.eps, (self._modules.get("norm2") or self.norm1).eps
         # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
-        x, h = add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each
+        x, h = self.add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each
         out = self.attention(h, context, shift_a, scale_a)  # (B, F, N, D)
         del h, pending
         if context.text is None:
@@ -115,6 +115,12 @@ class BlockT2V(nn.Module):
         return resolve(x, last) if context.whole else (x, last)
 
     fused = forward
+
+    def add_and_norm(
+        self, x: Tensor, pending: Pending | None, shift: Tensor, scale: Tensor, pos: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x with what is pending, and what `attention` needs of its norm."""
+        return add_and_norm(x, pending, shift, scale, pos, eps)
 
     def attention(self, h: Tensor, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
         """h (B, F, N, D), modulated by shift and scale -> its self-attention before the output projection."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from latte_fast.config import LatteT2VConfig
 from latte_fast.files import atomic
 from latte_fast.models.checkpoint import (
     CheckpointError,
@@ -22,7 +21,6 @@ from latte_fast.models.checkpoint import (
 )
 
 T = TypeVar("T", bound=nn.Module)
-CLASSES = ("LatteTransformer3DModel", "LatteT2V")
 PIXART_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 STEM = "diffusion_pytorch_model"
 # diffusers 0.24 saved it with the caption projection; no model reads it
@@ -31,6 +29,8 @@ STRAY = ("caption_projection.y_embedding",)
 
 def load_t2v(
     cls: type[T],
+    config_type: type,
+    classes: Sequence[str],
     folder: str | os.PathLike,
     *,
     subfolder: str | None = None,
@@ -42,7 +42,9 @@ def load_t2v(
     """Loads the model of folder[/subfolder]; everything is checked before any parameter is allocated.
 
     Args:
-        cls: LatteT2V.
+        cls: LatteT2V, or a model that extends it.
+        config_type: dataclass of its constructor keywords.
+        classes: names that the class may have in config.json.
         folder: folder with config.json and the weights, or a pipeline's folder, whose subfolder `transformer` has them.
         subfolder: name of the model's subfolder; `transformer` is found without it.
         dtype: dtype of the parameters; by default that of the file.
@@ -51,8 +53,8 @@ def load_t2v(
         **overrides: constructor keywords that replace the config's: video_length, recompute, ...
     """
     path = folder_of(folder, subfolder)
-    config = read_config(path, CLASSES)
-    known = {f.name for f in fields(LatteT2VConfig)}
+    config = read_config(path, classes)
+    known = {f.name for f in fields(config_type)}
     kwargs = {k: v for k, v in config.items() if k in known} | overrides
     state = cast(without_strays(read_weights(path, variant)), dtype or torch_dtype)
     with torch.device("meta"):
@@ -61,14 +63,14 @@ def load_t2v(
     return model.eval()
 
 
-def save_t2v(model: nn.Module, folder: str | os.PathLike, config: dict[str, Any]) -> None:
-    """Writes config.json and one safetensors file; each appears whole or not at all, the config last."""
+def save_t2v(model: nn.Module, name: str, folder: str | os.PathLike, config: dict[str, Any]) -> None:
+    """Writes a safetensors file, then config.json with this class name; each appears whole or not at all."""
     path = Path(folder)
     if path.is_file():
         raise ValueError(f"save_pretrained: folder must not be a file, got {path}")
     path.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, path / f"{STEM}.safetensors")
-    content = json.dumps({"_class_name": CLASSES[0]} | config, indent=2, sort_keys=True) + "\n"
+    content = json.dumps({"_class_name": name} | config, indent=2, sort_keys=True) + "\n"
     with atomic(path / "config.json") as partial:
         partial.write_text(content)
 

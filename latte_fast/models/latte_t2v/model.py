@@ -256,6 +256,7 @@ class LatteT2V(FastT2V):
     """
 
     config_type: type[LatteT2VConfig] = LatteT2VConfig
+    folder_classes: tuple[str, ...] = ("LatteTransformer3DModel", "LatteT2V")  # in config.json; the first is written
 
     def __init__(self, *, recompute: str = "none", extend_time: str = "error", **kwargs: Any):
         super().__init__()
@@ -305,10 +306,10 @@ class LatteT2V(FastT2V):
         """Loads the model of a local folder; see latte_fast.models.latte_t2v.diffusers_folder.load_t2v."""
         from latte_fast.models.latte_t2v.diffusers_folder import load_t2v
 
-        return load_t2v(cls, folder, **kwargs)
+        return load_t2v(cls, cls.config_type, cls.folder_classes, folder, **kwargs)
 
     def save_pretrained(self, folder: Any) -> None:
         """Writes config.json and the weights as safetensors, as diffusers' LatteTransformer3DModel reads them."""
         from latte_fast.models.latte_t2v.diffusers_folder import save_t2v
 
-        save_t2v(self, folder, asdict(self.config))
+        save_t2v(self, self.folder_classes[0], folder, asdict(self.config))

@@ -1,5 +1,6 @@
 """Time: a still clip has one latent, tokens move with the film, and films go through in chunks exactly."""
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from latte_fast import VQGAN
 from latte_fast.models.tats import chunks
 from latte_fast.models.tats.config import VQGANConfig
-from latte_fast.testing import max_error, relative_error
+from latte_fast.testing import assert_no_worse_than_torch, max_error, relative_error
 from tests.helpers.tiny_vqgan import clip, pair
 
 # the authors' strides, which decide how far a latent looks
@@ -112,6 +113,28 @@ def test_what_is_asked_for_at_a_time_changes_no_bit() -> None:
         assert torch.equal(tokens, results[0][0]) and torch.equal(made, results[0][1])
     assert torch.equal(results[0][0][sure], wide.quantise(want)[sure]) and sure.float().mean() > 0.95
     assert relative_error(results[0][1], whole) <= 3e-6
+
+
+@torch.no_grad()
+def test_chunks_in_bf16() -> None:
+    """No further from the whole film in float64 than the authors' formula in bf16, and no bit from other chunks."""
+    ours, oracle = pair(**LONG)
+    for p in [*ours.parameters(), *ours.buffers()]:
+        if p.is_floating_point():
+            p.copy_(p.bfloat16())  # norms stay in fp32 here, and would be rounded there
+    oracle.load_state_dict(ours.state_dict())
+    half, rounded = ours.to(torch.bfloat16), copy.deepcopy(oracle).to(torch.bfloat16)
+    x = clip(1, 160, 8, width=16).bfloat16()
+    want = oracle.latents(0.5 * x.double())
+    z = joined(chunks.latents_of(half, lambda a, b: x[:, :, a:b], 40))
+    assert_no_worse_than_torch("latents", z, rounded.latents(0.5 * x), want)
+    codes = want.bfloat16()
+    made = [
+        joined(chunks.in_pieces(chunks.pixels_of(half, lambda a, b: codes[:, :, a:b], 40), n)) for n in (16, 28, 160)
+    ]
+    same = 2 * rounded.decoder(rounded.post_vq_conv(codes))
+    assert_no_worse_than_torch("pixels", made[0], same, 2 * oracle.decoder(oracle.post_vq_conv(codes.double())))
+    assert all(torch.equal(made[0], other) for other in made[1:])
 
 
 def test_memory_does_not_grow_with_the_film() -> None:

@@ -1,0 +1,58 @@
+"""Compiles the kernels of the 3D-VQGAN and of FlexDiT for GPUs that are not here and prints what each holds.
+
+A process of its own, as the tests interpret kernels.
+
+python -m tests.kernels.ahead vqgan|flexdit TARGET
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+import triton
+
+from benchmarks import compile_ahead
+from latte_fast.kernels import nearest_code, norm_silu_halo, pooled_norm
+
+PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=dtype)
+
+
+def vqgan() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        for channels in (64, 256):
+            x = meta(2, channels, 16, 32, 32, dtype=dtype).to(memory_format=torch.channels_last_3d)
+            scale = meta(1, channels)
+            for pads in ((1,) * 6, (0,) * 6):
+                out = norm_silu_halo.norm_silu_halo_fwd(x, scale, scale, pads)
+                norm_silu_halo.norm_silu_halo_bwd(out, x, scale, scale, pads)
+    nearest_code.nearest_code_fwd(meta(2048, 256), meta(16384, 256))
+
+
+def flexdit() -> None:
+    for wide, narrow in PAIRS:
+        for width in (1152, 768, 384):
+            x = meta(4, 16, 256, width, dtype=wide)
+            shift, scale = meta(4, 6 * width, dtype=narrow).chunk(6, dim=-1)[:2]
+            for axis in ("space", "time"):
+                h = pooled_norm.pooled_norm_fwd(x, shift, scale, axis, 1e-6, narrow)
+                pooled_norm.pooled_norm_bwd(h, x, scale, axis, 1e-6)
+
+
+MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit}
+
+
+def main(model: str, target: int) -> None:
+    with compile_ahead.compiling_for(target) as compiled:
+        MODELS[model]()
+    found = [asdict(compile_ahead.usage(kernel)) | {"triton": triton.__version__} for kernel in compiled]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,32 @@
+"""The kernels of the 3D-VQGAN and of FlexDiT, compiled for GPUs that are not here by each Triton that a GPU may meet.
+
+No stack, no local memory, accesses of 16 bytes; a pass over rows has the next row on its way.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.test_compile_ahead import ROOT, environment
+
+pytest.importorskip("triton")
+LEAST = {"vqgan": 9, "flexdit": 18}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["80", "90", "100"])
+@pytest.mark.parametrize("triton", ["installed", "beside"])
+@pytest.mark.parametrize("model", list(LEAST))
+def test_compile_ahead(model: str, triton: str, target: str) -> None:
+    env, version = environment(triton)
+    command = [sys.executable, "-m", "tests.kernels.ahead", model, target]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout.splitlines()[-1])
+    assert len(records) >= LEAST[model] and {r["triton"] for r in records} == {version}
+    assert not [r for r in records if r["stack"] or r["local"]]
+    assert all(r["wide"] >= 0.5 for r in records), [(r["kernel"], r["wide"]) for r in records]
+    rows = [r for r in records if r["kernel"].startswith("pooled_norm")]
+    assert bool(rows) == (model == "flexdit") and not [r for r in rows if r["waits"]]
