@@ -11,6 +11,7 @@ from latte_fast.models.flexdit.text_block import FlexContextT2V, GenerateBlockT2
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
 from latte_fast.models.latte_t2v.model import LatteT2V
+from latte_fast.modules.modulation import Conditioning, of_block
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
 
@@ -78,7 +79,7 @@ class FlexLatteT2V(LatteT2V):
         return self.output(sample) if return_dict else (sample,)
 
     def run_layout(
-        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool, grid: Grid, *, sparse: Grid
+        self, x: Tensor, modulation: Conditioning, space: BlockContextT2V, temporal: bool, grid: Grid, *, sparse: Grid
     ) -> tuple[Tensor, Pending | None]:
         """Runs the blocks of the layout: dense ones on the grid's N tokens, those of a module on the sparse M."""
         assert space.text is not None
@@ -89,6 +90,6 @@ class FlexLatteT2V(LatteT2V):
                 module = FlexContextT2V([resolve(x, pending)], grid, sparse, space.text)
                 x, pending = pool_tokens(module.dense[0], grid, sparse), None  # (B, F, M, D)
             context = module if kind in "GR" else space
-            x, pending = run_block(self.policy, block, x, pending, modulation, context)
+            x, pending = run_block(self.policy, block, x, pending, of_block(modulation, block), context)
             module = None if kind == "R" else module
         return x, pending

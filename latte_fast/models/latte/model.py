@@ -17,6 +17,7 @@ from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
 from latte_fast.models.latte.checks import check_dense, check_inputs, check_labels
 from latte_fast.models.latte.initialize import initialize
+from latte_fast.modules.caching import Caching
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.modules.embed import (
     LabelEmbedder,
@@ -29,6 +30,7 @@ from latte_fast.modules.embed import (
     time_table,
 )
 from latte_fast.modules.hooks import is_changed
+from latte_fast.modules.modulation import Conditioning, ModulationTable, of_block
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
@@ -37,7 +39,7 @@ RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
-class Latte(nn.Module):
+class Latte(Caching, nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
 
     Args:
@@ -55,7 +57,8 @@ class Latte(nn.Module):
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
-    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
+    modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     config: LatteConfig
 
     def __init__(
@@ -106,7 +109,15 @@ class Latte(nn.Module):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding)
-        return self.run(x, self.t_embedder(t), self.embed_condition(y, text_embedding))
+        return self.run(x, *self.embed(t, y, text_embedding))
+
+    def embed(self, t: Tensor, y: Tensor | None, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Embeds the time step and the condition, (B, D) each; None where a table has all that they are for."""
+        if self.stack_reuse is not None:
+            self.stack_reuse.begin(t)
+        if self.modulation_table is not None:
+            return None, None
+        return self.t_embedder(t), self.embed_condition(y, text)
 
     def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
         """Embeds the class or the text, (B, D); None for an unconditional model."""
@@ -120,7 +131,7 @@ class Latte(nn.Module):
     def run(
         self,
         x: Tensor,
-        time: Tensor,
+        time: Tensor | None,
         label: Tensor | None,
         stills: Tensor | None = None,
         images: int = 0,
@@ -132,10 +143,17 @@ class Latte(nn.Module):
         x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
         frames = x.shape[1] - images
         extra = config.extra_tokens
-        if extra:  # all-tokens conditioning
+        silu_space: Conditioning = None
+        silu_time: Conditioning = None
+        silu_head: Conditioning = None
+        if self.modulation_table is not None:
+            assert stills is None
+            silu_space = silu_time = silu_head = self.modulation_table.at(x.shape[0])
+        elif extra:  # all-tokens conditioning
+            assert time is not None
             x = torch.cat([self.tokens(time, label, stills, frames, images).to(x.dtype), x], dim=2)
-            silu_space = silu_time = silu_head = None
         else:  # S-AdaLN
+            assert time is not None
             silu_space, silu_time, silu_head = self.conditions(time, label, stills, frames)  # (G, D) each
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
@@ -149,14 +167,14 @@ class Latte(nn.Module):
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
         if is_changed(self.final_layer):
             x, pending = resolve(x, pending), None
-        x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
+        x = self.final_layer(x, pending, of_block(silu_head, None))  # (B, F, N, P*P*2C)
         return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
 
     def run_blocks(
         self,
         x: Tensor,
-        silu_space: Tensor | None,
-        silu_time: Tensor | None,
+        silu_space: Conditioning,
+        silu_time: Conditioning,
         pos: Tensor | None,
         rope: Rope | None,
         images: int,
@@ -166,12 +184,12 @@ class Latte(nn.Module):
         for i, block in enumerate(self.blocks):
             axis = config.axis(i)
             context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
-            silu_c = silu_time if axis == "time" else silu_space
+            silu_c = of_block(silu_time if axis == "time" else silu_space, block)
             x, pending = self.run_one(block, x, pending, silu_c, context)
         return x, pending
 
     def run_one(
-        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Any, context: BlockContext
     ) -> tuple[Tensor, Pending | None]:
         if context.axis == "time" and context.images:
             return self.beside_images(block, x, pending, silu_c, context), None
@@ -199,7 +217,7 @@ class Latte(nn.Module):
         return torch.stack(out, dim=2)
 
     def beside_images(
-        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Any, context: BlockContext
     ) -> Tensor:
         """Applies a time block to the video frames of (B, F+n, N, D); the n images only get their pending residual."""
         batch, frames = x.shape[0], x.shape[1] - context.images
@@ -310,9 +328,9 @@ class LatteIMG(Latte):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding, images=use_image_num)
-        label = self.embed_condition(y, text_embedding)
+        time, label = self.embed(t, y, text_embedding)
         stills = self.embed_stills(x, y_image, use_image_num)
-        return self.run(x, self.t_embedder(t), label, stills, use_image_num)
+        return self.run(x, time, label, stills, use_image_num)
 
 
 class _Registry(dict):

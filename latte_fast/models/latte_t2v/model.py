@@ -13,6 +13,7 @@ from latte_fast.config import LatteT2VConfig
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
+from latte_fast.modules.caching import Caching
 from latte_fast.modules.embed import (
     called_on_patches,
     embed_patches,
@@ -22,6 +23,7 @@ from latte_fast.modules.embed import (
     timestep_wave,
 )
 from latte_fast.modules.linear import is_plain, share_storage, weight_of
+from latte_fast.modules.modulation import Conditioning, ModulationTable, of_block
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
@@ -37,14 +39,15 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
-class FastT2V(nn.Module):
+class FastT2V(Caching, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
     # class attributes, so that a patched model has them too
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
-    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
+    modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     config: Any
 
     @property
@@ -112,14 +115,23 @@ class FastT2V(nn.Module):
         else:
             x = called_on_patches(x.transpose(1, 2), proj)
         x = x + table.to(weight_of(proj).dtype)
-        time = self.embed_time(t)  # (B, D)
-        modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
+        modulation: Conditioning
+        if self.stack_reuse is not None:
+            self.stack_reuse.begin(t)
+        if self.modulation_table is not None:
+            modulation = self.modulation_table.at(x.shape[0])
+        else:
+            time = self.embed_time(t)  # (B, D)
+            modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
         run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), modulation, space, temporal, (rows, columns))  # (B, F, N, D)
-        shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
+        if self.modulation_table is not None:
+            shift, scale = of_block(modulation, None)
+        else:
+            shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
@@ -128,7 +140,7 @@ class FastT2V(nn.Module):
         return "block" if self.gradient_checkpointing else self.recompute
 
     def run_blocks(
-        self, x: Tensor, modulation: Tensor, space: BlockContextT2V, temporal: bool, grid: tuple[int, int]
+        self, x: Tensor, modulation: Conditioning, space: BlockContextT2V, temporal: bool, grid: tuple[int, int]
     ) -> tuple[Tensor, Pending | None]:
         """Runs the space blocks, each followed by its time block if `temporal`."""
         policy, images = self.policy, space.images
@@ -136,15 +148,15 @@ class FastT2V(nn.Module):
         pending: Pending | None = None
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
-            x, pending = run_block(policy, space_block, x, pending, modulation, space)
+            x, pending = run_block(policy, space_block, x, pending, of_block(modulation, space_block), space)
             if not temporal:
                 continue
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            context = BlockContextT2V("time", pos=pos)
+            context, own = BlockContextT2V("time", pos=pos), of_block(modulation, time_block)
             if images:
-                x, pending = self.beside_images(policy, time_block, x, pending, modulation, context, images), None
+                x, pending = self.beside_images(policy, time_block, x, pending, own, context, images), None
             else:
-                x, pending = run_block(policy, time_block, x, pending, modulation, context)
+                x, pending = run_block(policy, time_block, x, pending, own, context)
         return x, pending
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
@@ -174,7 +186,7 @@ class FastT2V(nn.Module):
         block: nn.Module,
         x: Tensor,
         pending: Pending | None,
-        modulation: Tensor,
+        modulation: Any,
         context: BlockContextT2V,
         images: int,
     ) -> Tensor:
