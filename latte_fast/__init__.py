@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from latte_fast.cost_model import cost as cost
     from latte_fast.integrations.patch import patch as patch
     from latte_fast.integrations.patch import unpatch as unpatch
+    from latte_fast.integrations.step_cache import StepCache as StepCache
     from latte_fast.models.flexdit.model import FlexLatte as FlexLatte
     from latte_fast.models.latte.model import Latte as Latte
     from latte_fast.models.latte.model import Latte_models as Latte_models
@@ -33,6 +34,7 @@ _HOMES = {
     "Latte_models": "latte_fast.models.latte.model",
     "VQGAN": "latte_fast.models.tats.vqgan",
     "Replay": "latte_fast.sampling.replay",
+    "StepCache": "latte_fast.integrations.step_cache",
     "cost": "latte_fast.cost_model",
     "load": "latte_fast.runs.load",
     "patch": "latte_fast.integrations.patch",

@@ -35,7 +35,6 @@ ARROWS = {
     "runs": {"models", "codecs", "data", "diffusion", "distributed", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
-        "config",
         "runs",
         "models",
         "modules",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from latte_fast.calibration.search import FEWEST, TIERS, Found, calibrate
+from latte_fast.calibration.search import FEWEST, Found, budget_of, calibrate
 from latte_fast.files import atomic
 from latte_fast.locks import one_writer
 from latte_fast.runs.load import load
@@ -19,6 +19,7 @@ def find_plans(
     run: str | Path,
     *,
     psnr: float | None = None,
+    speed: float | None = None,
     steps: int = 50,
     method: Any = "ddim",
     guidance: float | None = None,
@@ -40,13 +41,16 @@ def find_plans(
         raise ValueError("calibrate: method must be another than ddpm, whose noise a plan does not hold")
     if steps < FEWEST + 2:
         raise ValueError(f"calibrate: steps must be at least {FEWEST + 2}, got {steps}")
-    tiers = TIERS if psnr is None else {f"psnr-{psnr:g}": psnr}
+    speeds = {} if speed is None else {f"speed-{speed:g}": speed}
+    tiers = {} if psnr is None else {f"psnr-{psnr:g}": psnr}
+    if speed is not None:
+        budget_of(Request(steps=steps, method=method).calls, speed)  # refuses one out of range
     folder = Path(out) if out is not None else run / PLANS
     source = open_source(load(run, weights, device), vae, (), torch.float32, device)
     scale = guidance if guidance is not None else 4.0 if source.adapter.choices else 1.0
     request = Request(count=samples, seed=seed, steps=steps, method=method, scale=scale)
     with one_writer(folder, "calibrate"):
-        found, curve = calibrate(source, request, tiers, progress)
+        found, curve = calibrate(source, request, tiers, progress, speeds)
         written = {}
         for name, best in found.items():
             path = folder / f"{name}.json"

@@ -153,8 +153,7 @@ class Edges:
 
     @property
     def fewest(self) -> int:
-        """Number of computed steps below which a stretch would be too long."""
-        return math.ceil((self.count - 1) / LONGEST) + 1
+        return fewest_computed(self.count)
 
     def path(self, computed: int, objective: str) -> Path:
         """Returns (step, order of what follows it) for the best path over this many computed steps."""
@@ -223,6 +222,11 @@ class Edges:
                 if to not in steps:
                     for other in range(min(n, HIGHEST) + 1):
                         yield in_order([*path[:n], (to, other), *path[n + 1 :]])
+
+
+def fewest_computed(steps: int) -> int:
+    """Returns the number of computed steps below which a stretch would be too long."""
+    return math.ceil((steps - 1) / LONGEST) + 1
 
 
 def in_order(path: Path) -> Path:

@@ -4,7 +4,6 @@ What a plan loses is measured, not predicted: the PSNR of its films to those of 
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, in_order
+from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, fewest_computed, in_order
+from latte_fast.calibration.trials import Trials, improved
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.plan import Plan
 from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan
@@ -21,9 +21,11 @@ from latte_fast.sampling.source import ModelSource
 
 TIERS = {"high": 40.0, "fast": 32.0}  # least PSNR in dB
 FEWEST = 6  # computed steps of the cheapest plan that is tried
-RUNS = 24  # runs that refine a tier's plan
+RUNS = 60  # runs that refine a plan
+FEW = 4  # samples of these runs: two were seen to mislead
+NEAR = 4.0  # dB below a tier from which a plan is refined
 MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
-BEYOND = 4.0  # dB above the highest tier at which the curve ends
+BEYOND = 2.0  # dB above the highest tier at which the curve ends
 
 
 @dataclass(frozen=True)
@@ -117,24 +119,24 @@ class Search:
         plain = self.trajectory.plan
         return max((self.measure(plan_of(plain, path)) for path in tried.values()), key=lambda f: f.psnr)
 
-    def refined(self, found: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
-        """Moves steps and changes orders of a plan as long as its measured PSNR rises, within a number of runs."""
-        best, path = found, path_of(found.plan)
-        moves = iter(self.edges.by_promise(path))
-        for _ in range(runs):
-            move = next(moves, None)
-            if move is None or best.psnr >= enough:
-                break
-            tried = self.measure(plan_of(self.trajectory.plan, move))
-            if tried.psnr > best.psnr:
-                best, path = tried, move
-                moves = iter(self.edges.by_promise(path))
-        return best
+    def refined(self, found: Found, runs: int = RUNS) -> Found:
+        """Moves steps and changes orders of a plan as long as its PSNR on a few samples rises, within so many runs."""
+        trials, plain = Trials(self.trajectory, FEW), self.trajectory.plan
+        film = self.film[:FEW]
+
+        def moves(plan: Plan) -> list[Plan]:
+            return [plan_of(plain, path) for path in self.edges.by_promise(path_of(plan))]
+
+        def value(plan: Plan) -> float:
+            return psnr(self.decode(trials.run(plan)), film)
+
+        tried = self.measure(improved(found.plan, moves, value, trials.keep, runs))
+        return max(found, tried, key=lambda f: f.psnr)
 
     def tier(self, curve: Sequence[Found], least: float) -> Found | None:
         """Returns the cheapest plan with at least this PSNR, after refining those that are just below it."""
-        for near in (found for found in curve if least - 3 <= found.psnr < least):
-            if self.refined(near, RUNS, least).psnr >= least:
+        for near in (found for found in curve if least - NEAR <= found.psnr < least):
+            if self.refined(near).psnr >= least:
                 break
         good = [found for found in self.found if found.psnr >= least]
         return min(good, key=lambda found: (found.plan.forwards, -found.psnr)) if good else None
@@ -157,16 +159,29 @@ def hand_made(count: int, computed: int) -> dict[str, list[int]]:
     return out
 
 
+def budget_of(steps: int, speed: float) -> int:
+    """Returns how many of the steps are computed for this many times fewer forwards."""
+    fewest = fewest_computed(steps)
+    if not 1 <= speed <= steps / fewest:
+        raise ValueError(f"calibrate: speed must be from 1 to {steps / fewest:.2f} at {steps} steps, got {speed:g}")
+    return int(steps / speed + 1e-9)
+
+
 def calibrate(
-    source: ModelSource, request: Request, tiers: dict[str, float] | None = None, progress: bool = False
+    source: ModelSource,
+    request: Request,
+    tiers: dict[str, float] | None = None,
+    progress: bool = False,
+    speeds: dict[str, float] | None = None,
 ) -> tuple[dict[str, Found], list[Found]]:
     """Searches plans for a model and a sampler: the cheapest for each tier, and the best for each number of steps.
 
     Args:
         source: model, its conditions and its decoder.
         request: sampler, steps and guidance; its first `count` samples are what the loss is measured on.
-        tiers: least PSNR in dB by name.
+        tiers: least PSNR in dB by name; by default TIERS, or none with speeds.
         progress: whether to show progress bars.
+        speeds: by name, how many times fewer forwards than with every step computed; the best plan of each is found.
     """
     numbers = range(request.count)
     condition = source.condition_for(numbers, request.seed)
@@ -176,19 +191,23 @@ def calibrate(
     plain = plain_plan(source.whole, request.method, request.steps, request.scale, keywords, **source.made_for())
     assert source.network is not None
     noise = source.noise(numbers, source.shape, request.seed)
-    search = Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
     last = len(plain.rows) - 1
+    wanted = tiers or ({} if speeds else TIERS)
+    exactly = {name: budget_of(len(plain.rows), speed) for name, speed in (speeds or {}).items()}
+    search = Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
     budgets = range(max(FEWEST, search.edges.fewest), max(last * 3 // 5, FEWEST + 1))
-    wanted = TIERS if tiers is None else tiers
     curve: list[Found] = []
     with tqdm(desc="plans", unit="plan", disable=not progress) as bar:
-        for computed in budgets:
+        for computed in budgets if wanted else sorted(set(exactly.values())):
             curve.append(search.budget(computed))
             bar.update(len(search.found) - bar.n)
             # the curve ends where it has risen well above what is asked for
-            if curve[-1].psnr > max(wanted.values()) + BEYOND:
+            if wanted and curve[-1].psnr > max(wanted.values()) + BEYOND:
                 break
         found = {name: search.tier(curve, least + MARGIN) for name, least in wanted.items()}
+        known = {at.plan.computed: at for at in curve}
+        for name, computed in exactly.items():
+            found[name] = search.refined(known[computed] if computed in known else search.budget(computed))
         bar.update(len(search.found) - bar.n)
     for name, best in found.items():
         if best is None:

@@ -11,8 +11,9 @@ from latte_fast.cli.endings import sentence
 def calibrate(
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     psnr: float | None = None,
+    speed: float | None = None,
     steps: int = 50,
-    method: Literal["ddim", "dpm++", "unipc", "heun"] = "ddim",
+    method: Literal["ddim", "dpm++", "unipc", "euler", "heun"] = "ddim",
     guidance: float | None = None,
     samples: int = 8,
     seed: int = 0,
@@ -32,6 +33,7 @@ def calibrate(
     Args:
         run: folder of a run; plans are written to its folder plans/.
         psnr: least PSNR in dB of a single plan, named psnr-<number>, instead of the two.
+        speed: how many times fewer forwards the single best plan makes, named speed-<number>, instead of the two.
         steps: number of sampling steps.
         method: sampler.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, without classes 1.
@@ -49,6 +51,7 @@ def calibrate(
         written = find_plans(
             run,
             psnr=psnr,
+            speed=speed,
             steps=steps,
             method=method,
             guidance=guidance,

@@ -31,7 +31,7 @@ def sample(
     batch: int = 4,
     seed: int = 0,
     steps: int = 50,
-    method: Annotated[Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] | None, DDIM] = None,
+    method: Annotated[Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"] | None, DDIM] = None,
     quality: str = "exact",
     plan: Path | None = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None,
@@ -66,8 +66,10 @@ def sample(
         batch: number of samples in a batch; another number may change their last bits. Prompts are sampled one by one.
         seed: seed of all noise; sample i depends on the seed and i alone.
         steps: number of sampling steps.
-        method: sampler of a trained model: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), or heun.
-        quality: exact computes every step; high and fast follow the plans that `latte-fast calibrate` has found.
+        method: sampler of a trained model: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), heun, or euler, which
+            is ddim's step.
+        quality: exact computes every step; lossless too, with other roundings; high and fast follow the plans that
+            `latte-fast calibrate` has found.
         plan: file of another plan.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5, without classes 1.
         eta: noise of ddim's steps, from 0 (none) to 1 (as much as ddpm).
@@ -101,7 +103,7 @@ def sample(
             raise ValueError("sample: --pretrained needs --prompt or --prompts")
         given: dict[str, Any] = {"eta": eta, "frames": frames, "seed": seed, "batch": batch, "steps": steps}
         given |= {"format": format, "fps": fps}
-        wanted = samples if samples is not None else len(asked) or 8
+        wanted, said = samples if samples is not None else len(asked) or 8, ""
         with start() as ranks:
             parallel = ParallelConfig(sequence, cfg)
             if pretrained is not None:
@@ -135,8 +137,8 @@ def sample(
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
                 follows = plan or plan_path(path, quality)
-                if follows and ranks.first:
-                    print(f"{follows}: {load_plan(follows).summary()}")
+                if follows:
+                    said = f", by {follows}: {load_plan(follows).summary()}"
                 run = load(path, weights or "ema", ranks.device)
                 if asked and run.adapter.labels != "captions":
                     flag = "prompts" if prompts is not None else "prompt"
@@ -152,6 +154,7 @@ def sample(
                     guidance=guidance,
                     method=method or "ddim",
                     plan=follows,
+                    quality="lossless" if quality == "lossless" else "exact",
                     vae=vae,
                     dtype=DTYPES[dtype],
                     out=out,
@@ -161,7 +164,7 @@ def sample(
                     **given,
                 )
             if ranks.first:
-                print(f"{out}: {wanted} samples, {NAMES} says what each shows")
+                print(f"{out}: {wanted} samples, {NAMES} says what each shows{said}")
     except (ValueError, OSError) as error:
         raise SystemExit(sentence(error, "sample")) from None
 

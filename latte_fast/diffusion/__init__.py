@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from latte_fast.diffusion.guidance import guided
 from latte_fast.diffusion.samplers import METHODS, Diffusion
-from latte_fast.diffusion.schedule import beta_schedule, respaced_betas, space_timesteps
+from latte_fast.diffusion.schedule import beta_schedule, respaced_betas, space_timesteps, straight_levels
 from latte_fast.diffusion.timesteps import sample_timesteps
 
 __all__ = ["METHODS", "Diffusion", "create_diffusion", "guided", "sample_timesteps"]
@@ -34,14 +34,18 @@ def create_diffusion(
         learn_sigma: whether the model's last C channels are its variance.
         rescale_learned_sigmas: whether to weight the bound's term by T / 1000.
         diffusion_steps: number of steps of the original process.
-        prediction: "epsilon", "start_x" or "v"; overrides predict_xstart.
+        prediction: "epsilon", "start_x", "v" or "flow" (rectified flow, whatever the noise schedule); overrides
+            predict_xstart.
         min_snr: gamma of min-SNR weighting, 5 is usual.
     """
-    betas = beta_schedule(noise_schedule, diffusion_steps)
     kept = space_timesteps(diffusion_steps, timestep_respacing)
+    if prediction == "flow":
+        levels = straight_levels(diffusion_steps, kept)
+    else:
+        levels = respaced_betas(beta_schedule(noise_schedule, diffusion_steps), kept)
     fixed = "fixed_small" if sigma_small else "fixed_large"
     return Diffusion(
-        respaced_betas(betas, kept),
+        levels,
         timestep_map=kept,
         prediction=prediction or ("start_x" if predict_xstart else "epsilon"),
         variance="learned_range" if learn_sigma else fixed,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from latte_fast.diffusion.likelihood import discretized_gaussian_log_likelihood, normal_kl
-from latte_fast.diffusion.schedule import Tables
+from latte_fast.diffusion.schedule import StraightTables, Tables
 
 Model = Callable[..., Tensor]
-PREDICTIONS = ("epsilon", "start_x", "v")
+PREDICTIONS = ("epsilon", "start_x", "v", "flow")
 VARIANCES = ("learned_range", "fixed_large", "fixed_small")
 LOSSES = ("mse", "rescaled_mse", "kl", "rescaled_kl")
 
@@ -21,9 +21,10 @@ class Process:
     """A diffusion process over (B, F, C, H, W), or any layout whose channels are axis 2.
 
     Args:
-        betas: noise variances of the process's steps, (T,).
+        betas: noise variances of the process's steps, (T,); for rectified flow its noise levels.
         timestep_map: original step of each step, which is what the model is given; by default the step itself.
-        prediction: meaning of the model's first C channels: "epsilon", "start_x" or "v".
+        prediction: meaning of the model's first C channels: "epsilon", "start_x", "v", or for rectified flow "flow",
+            noise - x_0.
         variance: "learned_range" reads the model's last C channels as a fraction between the posterior's and the
             schedule's log variance; "fixed_small" is the posterior's, "fixed_large" the schedule's.
         loss: "mse" adds the bound's term with the mean detached; the rescaled forms multiply the bound by T / 1000
@@ -47,7 +48,10 @@ class Process:
                 raise ValueError(f"Process: {name} must be one of {', '.join(known)}, got {value!r}")
         if min_snr is not None and min_snr <= 0:
             raise ValueError(f"Process: min_snr must be positive or None, got {min_snr}")
-        self.tables = Tables(betas)
+        flow = prediction == "flow"
+        if flow and (variance == "learned_range" or loss != "mse" or min_snr is not None):
+            raise ValueError("Process: rectified flow has no learned variance, and its loss is the plain mse")
+        self.tables: Tables = StraightTables(betas) if flow else Tables(betas)
         self.num_timesteps = len(betas)
         self.timestep_map = list(range(len(betas))) if timestep_map is None else list(timestep_map)
         self.prediction, self.variance, self.loss, self.min_snr = prediction, variance, loss, min_snr
@@ -95,6 +99,8 @@ class Process:
         """Computes x_0 from the model's prediction."""
         if self.prediction == "start_x":
             return out
+        if self.prediction == "flow":
+            return x_t - self.at("sqrt_one_minus_alphas_cumprod", t, x_t) * out
         if self.prediction == "v":
             signal, noise = self.at("sqrt_alphas_cumprod", t, x_t), self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
             return signal * x_t - noise * out
@@ -197,6 +203,8 @@ class Process:
             return noise
         if self.prediction == "start_x":
             return x_start
+        if self.prediction == "flow":
+            return noise - x_start
         signal, sigma = self.at("sqrt_alphas_cumprod", t, noise), self.at("sqrt_one_minus_alphas_cumprod", t, noise)
         return signal * noise - sigma * x_start
 

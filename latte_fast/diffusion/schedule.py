@@ -166,6 +166,23 @@ class Tables:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
 
+class StraightTables(Tables):
+    """Coefficients of rectified flow, x_t = (1 - s) x_0 + s * noise, for noise levels s (T,)."""
+
+    def __init__(self, levels: np.ndarray):
+        self.sqrt_one_minus_alphas_cumprod = levels.astype(np.float64)
+        self.sqrt_alphas_cumprod = 1 - self.sqrt_one_minus_alphas_cumprod
+
+    @property
+    def betas(self) -> np.ndarray:  # type: ignore[override]
+        raise ValueError("rectified flow has no betas: its samplers are euler and heun, and those without noise")
+
+
+def straight_levels(steps: int, kept: Sequence[int]) -> np.ndarray:
+    """Returns the noise levels of rectified flow at the kept ones of its steps: 1 at the last, 1 / steps at step 0."""
+    return (np.array(kept, dtype=np.float64) + 1) / steps
+
+
 def respaced_betas(betas: np.ndarray, kept: Sequence[int]) -> np.ndarray:
     """Returns betas for which the kept steps have the original process's cumulative alphas."""
     bars = np.cumprod(1 - betas)[list(kept)]

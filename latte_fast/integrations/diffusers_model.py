@@ -30,6 +30,9 @@ class PatchedT2V(FastT2V):
         return super().output(sample) if kind is None else kind(sample=sample)
 
     def enable_cache(self, config: Any) -> None:
+        if hasattr(config, "start_steps"):
+            super().enable_cache(config)
+            return
         raise RuntimeError(f"patch: {_CACHE_REASON}; latte_fast.unpatch the model to use {type(config).__name__}")
 
 

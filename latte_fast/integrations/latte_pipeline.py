@@ -13,10 +13,10 @@ from latte_fast.diffusion.noise import Use, generator, normal
 from latte_fast.diffusion.schedule import beta_schedule
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.integrations.patch import patch
+from latte_fast.integrations.pipeline_folder import check_folder
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
 from latte_fast.sampling.files import all_files, check_room, sample_files
-from latte_fast.sampling.pipeline_folder import check_folder
 from latte_fast.sampling.request import Request, TextRequest
 
 # diffusers' names for the predictions of a run's model

@@ -70,5 +70,6 @@ def restore(module: nn.Module) -> None:
     if before is not None:
         forget_own_forward(module)
         module.__class__ = before
-        module.__dict__.pop("_prompt_cache", None)
+        for ours in ("_prompt_cache", "stack_reuse"):
+            module.__dict__.pop(ours, None)
         rebind(module)

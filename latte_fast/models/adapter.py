@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast.models.config import ModelConfig
+from latte_fast.modules.modulation import ModulationTable
 
 Conditions = dict[str, Tensor]
 
@@ -124,4 +125,8 @@ class Adapter(Protocol):
 
     def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         """Calls the model on x (B, F, C, h, w) -> (B, F, C or 2C, h, w)."""
+        ...
+
+    def tabulate(self, model: nn.Module, times: Tensor, **conditions: Any) -> ModulationTable:
+        """Returns the model's modulations at time steps (S,) for a batch with these conditions."""
         ...

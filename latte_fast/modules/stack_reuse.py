@@ -18,6 +18,8 @@ class StackReuse:
     A batch that was computed with two halves (with and without the condition) may be reused with its first half alone.
     """
 
+    static = False  # whether a CUDA graph may read the sums
+
     def __init__(self, keep: int = HIGHEST_ORDER + 1):
         self.keep = keep
         self.kept: list[tuple[float, Tensor]] = []  # (position, sum), the newest first
@@ -27,6 +29,9 @@ class StackReuse:
     def skips(self) -> bool:
         """Whether the blocks are left out of the forward that follows."""
         return bool(self.weights)
+
+    def begin(self, time: Tensor) -> None:
+        """Is told the time steps (B,) of every forward, before anything is computed."""
 
     def compute(self, position: float) -> None:
         """Announces a step whose blocks are run; positions are in any unit of the steps' spacing."""

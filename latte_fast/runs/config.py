@@ -20,7 +20,8 @@ class DiffusionConfig:
     Args:
         schedule: noise schedule.
         steps: number of steps of the process.
-        prediction: what the model predicts: the noise (epsilon), x_0 (start_x), or v.
+        prediction: what the model predicts: the noise (epsilon), x_0 (start_x), v, or for rectified flow the
+            difference of noise and x_0 (flow), which has a schedule of its own.
         timesteps: distribution of the time steps in training: uniform, or lognormal, dense in the middle.
         shift: mean of lognormal time steps, sigmoid(N(shift, 1)); below 0 favours less noise.
         min_snr: gamma of min-SNR loss weighting, usually 5; by default no weighting.
@@ -28,7 +29,7 @@ class DiffusionConfig:
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     steps: int = 1000
-    prediction: Literal["epsilon", "start_x", "v"] = "epsilon"
+    prediction: Literal["epsilon", "start_x", "v", "flow"] = "epsilon"
     timesteps: Literal["uniform", "lognormal"] = "uniform"
     shift: float = 0.0
     min_snr: float | None = None
@@ -77,16 +78,19 @@ class SampleConfig:
     Args:
         every: number of training steps between previews; 0 draws none.
         count: number of samples.
-        method: sampler: ddpm, ddim, or dpm++ (DPM-Solver++(2M)).
+        method: sampler: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), heun, or euler, which is ddim's step.
         steps: number of sampling steps.
         scale: guidance scale; 1 is no guidance.
+        plan: file of a plan that `latte-fast calibrate` wrote for this sampler, these steps, guidance and size, of
+            whatever weights: what it loses with those in training is not known.
     """
 
     every: int = 0
     count: int = 8
-    method: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    method: Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"] = "ddim"
     steps: int = 50
     scale: float = 4.0
+    plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,9 +215,17 @@ class TrainConfig:
         require(diffusion.steps >= 1, "diffusion.steps", "at least 1", diffusion.steps)
         min_snr = diffusion.min_snr
         require(min_snr is None or min_snr > 0, "diffusion.min_snr", "positive", min_snr)
+        if diffusion.prediction == "flow" and self.objective == "denoising":
+            require(not self.model.learn_sigma, "model.learn_sigma", "False for rectified flow", True)
+            require(min_snr is None, "diffusion.min_snr", "left out for rectified flow", min_snr)
+            require(
+                diffusion.schedule == "linear", "diffusion.schedule", "left out for rectified flow", diffusion.schedule
+            )
+            require(sample.method != "ddpm", "sample.method", "other than ddpm for rectified flow", sample.method)
         require(math.isfinite(diffusion.shift), "diffusion.shift", "finite", diffusion.shift)
         require(0 <= sample.scale < math.inf, "sample.scale", "at least 0, and finite", sample.scale)
         require(sample.every >= 0, "sample.every", "at least 0", sample.every)
         require(sample.count >= 1, "sample.count", "at least 1", sample.count)
         rule = f"in [2, diffusion.steps = {diffusion.steps}]"
+        require(not sample.plan or sample.method != "ddpm", "sample.plan", "left out for ddpm", sample.plan)
         require(sample.every == 0 or 2 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)

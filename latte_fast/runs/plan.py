@@ -14,6 +14,7 @@ from latte_fast.diffusion.solvers import Row, Sum
 
 FORMAT = 1
 PLANS = "plans"  # folder in a run
+COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def digest(body: dict[str, Any]) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Returns a checksum of a model's weights, the same in fp32 and rounded to bf16, on any device."""
     total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    # parameters alone: buffers are tables, which not every library keeps
+    for name, value in sorted(model.named_parameters()):
         total.update(f"{name} {tuple(value.shape)}".encode())
         total.update(value.detach().bfloat16().cpu().contiguous().view(torch.int16).numpy().tobytes())
     return total.hexdigest()
@@ -161,13 +163,13 @@ def check_made_for(plan: Plan, plain: Plan) -> None:
 
 
 def plan_path(run: str | Path, quality: str) -> str:
-    """Returns the file of a run's plan for a quality; empty for "exact", which needs none."""
-    if quality == "exact":
+    """Returns the file of a run's plan for a quality; empty for one of COMPUTED, which needs none."""
+    if quality in COMPUTED:
         return ""
     path = Path(run) / PLANS / f"{quality}.json"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.json"))
-        names = ", ".join(["exact", *known])
+        names = ", ".join([*COMPUTED, *known])
         rule = f"one of {names}; `latte-fast calibrate {run}` makes plans"
         raise ValueError(f"sample: quality must be {rule}, got {quality!r}")
     return str(path)

@@ -55,7 +55,7 @@ def sample_files(
         every = chunks(request.count, batch)
         left = [chunk for chunk in every if not done.issuperset(files_of(chunk, request))]
         mine = share(left, ranks.team, ranks.teams, in_step)
-        steps, begun = len(every) * request.steps, (len(every) - len(left)) * request.steps
+        steps, begun = len(every) * request.calls, (len(every) - len(left)) * request.calls
         try:
             with tqdm(
                 total=steps, initial=begun, desc="sample", unit="step", disable=None if ranks.first else True

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latte_fast.diffusion import Diffusion, create_diffusion, space_timesteps
 from latte_fast.diffusion.solvers import Level, rows, solve
+from latte_fast.modules.modulation import ModulationTable
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.plan import Plan, PlanRow
@@ -35,7 +36,7 @@ def plain_plan(
     times = space_timesteps(process.num_timesteps, str(steps))[::-1]
     signal, noise = process.tables.sqrt_alphas_cumprod, process.tables.sqrt_one_minus_alphas_cumprod
     levels: list[Level] = [(float(signal[t]), float(noise[t])) for t in times]
-    made = rows(method, [*levels, (1.0, 0.0)])
+    made = rows(method, [*levels, (1.0, 0.0)], process.prediction == "flow")
     guidance = "both" if scale != 1.0 else "off"
     sides = [given.get("side") for given in keywords] or [None] * steps
     plan = tuple(
@@ -74,6 +75,21 @@ class Denoiser:
         self.scale, self.reuse, self.clip, self.dtype = scale, reuse, clip, dtype
         self.doubled = {name: torch.cat([value, null[name]]) for name, value in condition.items()} if null else None
         self.difference: Tensor | None = None
+        self.table: ModulationTable | None = None  # attached to the model, with a step for each row
+        self.replays: tuple[Call, Call] | None = None  # called in the model's place for reused and computed steps
+
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """The model's keywords for the whole batch, both halves of it under guidance."""
+        return self.doubled or self.given
+
+    def of_first(self, count: int) -> "Denoiser":
+        """Returns a denoiser of the first samples alone, with a store of its own."""
+        given = {name: value[:count] for name, value in self.given.items()}
+        doubled = self.doubled or {}
+        null = {name: value[len(self.given[name]) :][:count] for name, value in doubled.items()}
+        reuse = StackReuse(self.reuse.keep)
+        return Denoiser(self.model, self.process, given, null, self.scale, reuse, self.clip, self.dtype)
 
     def __call__(self, x: Tensor, row: PlanRow, time: Tensor, position: int) -> Tensor:
         """Returns the x_0 prediction at x; `time` is the row's step as a tensor on x's device."""
@@ -81,6 +97,8 @@ class Denoiser:
             self.reuse.compute(position)
         else:
             self.reuse.reuse(position, row.order)
+        if self.table is not None:
+            self.table.select(position)
         out = self.guided(x, row, time)
         t = time.expand(x.shape[0])
         start = self.process.predict_start(out, x, t)
@@ -88,19 +106,24 @@ class Denoiser:
 
     def guided(self, x: Tensor, row: PlanRow, time: Tensor) -> Tensor:
         channels, batch = x.shape[2], x.shape[0]
+        model = self.model if self.replays is None else self.replays[row.compute]
         more: dict[str, Any] = {} if row.side is None else {"side": row.side}
         if row.guidance == "both":
             assert self.doubled is not None
             both = torch.cat([x, x]).to(self.dtype)
-            out = self.model(both, time.expand(2 * batch), **self.doubled, **more).float()
+            out = model(both, time.expand(2 * batch), **self.doubled, **more).float()
             cond, uncond = out[:, :, :channels].chunk(2)
             self.difference = cond - uncond
             return uncond + self.scale * self.difference
-        out = self.model(x.to(self.dtype), time.expand(batch), **self.given, **more).float()[:, :, :channels]
+        out = model(x.to(self.dtype), time.expand(batch), **self.given, **more).float()[:, :, :channels]
         if row.guidance == "off":
             return out
         assert self.difference is not None
         return out + (self.scale - 1) * self.difference
+
+
+def times_of(plan: Plan, device: torch.device) -> Tensor:
+    return torch.tensor([row.time for row in plan.rows]).to(device)
 
 
 def run_plan(
@@ -115,7 +138,7 @@ def run_plan(
     `net` is the model whose blocks are reused; None for a plan that computes every step.
     """
     # made before the loop: a copy from the host would wait for the device at every step
-    times = torch.tensor([row.time for row in plan.rows]).to(noise.device)
+    times = times_of(plan, noise.device)
 
     def predict(x: Tensor, number: int) -> Tensor:
         start = denoiser(x, plan.rows[number], times[number], number)

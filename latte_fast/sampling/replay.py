@@ -148,10 +148,14 @@ def graph_key(model: nn.Module, inputs: tuple) -> list | str:
             return "training mode"
         if is_hooked(module):
             return "hooks"
+        reuse = vars(module).get("stack_reuse")
+        if reuse is not None and not reuse.static:
+            return "blocks that are left out as the host says"
         key.append(module)
         if not type(module).__module__.startswith("torch.nn."):
             # attributes: the length set by extend_time, whether a LoRA is on, and the like
-            key += [(n, comparable(x)) for n, x in vars(module).items() if n not in _ALL_HAVE]
+            # by name, as a run takes some away at its end and sets them again
+            key += [(n, comparable(x)) for n, x in sorted(vars(module).items()) if n not in _ALL_HAVE]
         for group in (module._parameters, module._buffers):
             for x in group.values():
                 if x is None:

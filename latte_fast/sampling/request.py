@@ -14,7 +14,7 @@ FORMATS = ("mp4", "gif", "png", "npz")
 SCHEDULERS = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
               "PNDM", "HeunDiscrete", "DEISMultistep", "KDPM2AncestralDiscrete")  # fmt: skip
 # samplers that only the loop over a plan has
-PLANNED = ("unipc", "heun")
+PLANNED = ("unipc", "euler", "heun")
 # fields whose option has another name
 FLAGS = {"count": "samples", "scale": "guidance"}
 # number of frames that a VAE, temporal or not, decodes at once, as upstream does
@@ -29,15 +29,17 @@ class Request:
     batch: int = 4
     seed: int = 0
     steps: int = 50
-    method: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] = "ddim"
+    method: Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"] = "ddim"
     scale: float = 4.0
     eta: float = 0.0
     frames: int | None = None
     format: Literal["mp4", "gif", "png", "npz"] = "mp4"
     fps: float = 8.0
     plan: str = ""  # file of a plan; empty computes every step
+    lossless: bool = False  # whether a run without a plan takes its modulations from a table
 
     def __post_init__(self) -> None:
+        followed = "a plan" if self.plan else "lossless" if self.lossless else ""
         for name in ("count", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample: {FLAGS.get(name, name)} must be at least 1, got {getattr(self, name)}")
@@ -49,14 +51,20 @@ class Request:
             ("scale", 0 <= self.scale < math.inf, "at least 0, and finite"),
             ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
             ("eta", self.method == "ddim" or not self.eta, f"left out for {self.method}, as it is ddim's"),
-            ("method", not self.plan or self.method != "ddpm", "another than ddpm with a plan, which holds no noise"),
-            ("eta", not self.plan or not self.eta, "left out with a plan, which holds no noise"),
+            ("method", not followed or self.method != "ddpm", f"other than ddpm with {followed}, which holds no noise"),
+            ("eta", not followed or not self.eta, f"left out with {followed}, which holds no noise"),
+            ("lossless", not self.lossless or not self.plan, "left out with a plan, whose runs have tables anyway"),
             ("frames", self.frames is None or self.frames >= 1, "at least 1"),
             ("fps", FPS[0] <= self.fps <= FPS[1], f"from {FPS[0]} to {FPS[1]}"),
         )
         for name, ok, rule in rules:
             if not ok:
                 raise ValueError(f"sample: {FLAGS.get(name, name)} must be {rule}, got {getattr(self, name)}")
+
+    @property
+    def calls(self) -> int:
+        """Number of the model's calls for a batch: one a step, of heun two for all steps but the last."""
+        return 2 * self.steps - 1 if self.method == "heun" else self.steps
 
 
 @dataclass(frozen=True)

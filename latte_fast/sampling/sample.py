@@ -16,6 +16,7 @@ from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.load import Trained, load
+from latte_fast.runs.plan import COMPUTED, plan_path
 from latte_fast.sampling.chunks import chunks
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource, trained_source
@@ -35,7 +36,7 @@ def sample(
     samples: int | None = None,
     guidance: float | None = None,
     steps: int = 50,
-    method: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] = "ddim",
+    method: Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"] = "ddim",
     eta: float = 0.0,
     frames: int | None = None,
     seed: int = 0,
@@ -50,6 +51,7 @@ def sample(
     progress: bool = True,
     resume: bool = False,
     plan: str | Path = "",
+    quality: str = "exact",
     parallel: ParallelConfig | None = None,
 ) -> Samples | None:
     """Draws clips from a trained model: returned as pixels, or written to the folder `out` as they are made.
@@ -62,7 +64,7 @@ def sample(
         samples: number of samples, by default 8.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, or 1 for a model without classes.
         steps: number of sampling steps.
-        method: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2) or heun.
+        method: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), heun, or euler, which is ddim's step.
         eta: noise of ddim's steps; 1 is as noisy as ddpm.
         frames: number of frames in a clip; longer clips than the model's are made of overlapping windows.
         seed: seed of all noise.
@@ -77,17 +79,26 @@ def sample(
         ranks: processes that share the work; see distributed.ranks.start.
         progress: whether to show a progress bar.
         plan: file of a plan that `latte-fast calibrate` wrote, which computes fewer steps.
+        quality: exact; lossless, which computes the same in another order of roundings; or a plan by name, as high or
+            fast, of the run that `model` is the folder of.
         resume: whether to go on with the same request into the same folder, keeping the files that are there.
         parallel: how several ranks share each clip, rather than each rank drawing clips of its own.
     """
     if ranks is None:
         ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if quality not in COMPUTED:
+        if plan:
+            raise ValueError(f"sample: quality must be left out with a plan, got {quality!r}")
+        if not isinstance(model, str | Path):
+            rule = "exact or lossless for a model that is not given by its run's folder; plan takes a file"
+            raise ValueError(f"sample: quality must be {rule}, got {quality!r}")
+        plan = plan_path(model, quality)
     if parallel is not None:
         together = parallel.sequence * parallel.cfg
         if ranks.count % together:
             raise ValueError(f"sample: sequence * cfg must divide the {ranks.count} processes, got {together}")
-        if parallel.cfg > 1 and plan:
-            raise ValueError("sample: cfg must be 1 with a plan, which may leave out half of a batch, got 2")
+        if parallel.cfg > 1 and (plan or quality != "exact"):
+            raise ValueError("sample: cfg must be 1 but for exact samples, whose every forward has both halves, got 2")
         ranks = replace(ranks, together=together)
     source = open_source(model, vae, classes, dtype, device or ranks.device)
     if ranks.together > 1:
@@ -108,6 +119,7 @@ def sample(
         format=format,
         fps=fps,
         plan=str(plan),
+        lossless=quality == "lossless",
     )
     if out is not None:
         # imported here, as it loads PyAV, which pixels do not need
@@ -118,7 +130,7 @@ def sample(
     drawn: list[Tensor] = []
     names: list[str] = []
     shares = chunks(request.count, request.batch)
-    with tqdm(total=len(shares) * request.steps, desc="sample", unit="step", disable=None if progress else True) as bar:
+    with tqdm(total=len(shares) * request.calls, desc="sample", unit="step", disable=None if progress else True) as bar:
         for chunk in shares:
             videos, shown = source.draw(request, chunk.numbers, bar.update)
             drawn.append(videos[: chunk.wanted])

@@ -1,5 +1,6 @@
 """Sources of samples: a trained model, or one in training, with its VAE; integrations/ has a source for pipelines."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from latte_fast.diffusion import Diffusion
 from latte_fast.diffusion.noise import Use, normal
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.adapter import Adapter, Condition, Conditions
+from latte_fast.modules.modulation import ModulationTable
 from latte_fast.modules.sequence import in_halves
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
@@ -20,7 +22,8 @@ from latte_fast.runs.load import Trained
 from latte_fast.runs.plan import Plan, check_made_for, load_plan, weights_digest
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.engine import generate, sampling_process
-from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan, whole_process
+from latte_fast.sampling.graphs import PlanGraphs, held_back
+from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan, times_of, whole_process
 from latte_fast.sampling.request import PLANNED, Request
 from latte_fast.sampling.windows import windowed
 
@@ -60,6 +63,7 @@ class ModelSource:
         device: device of the model.
         dtype: data type of the model's input.
         wanted: labels, in turn over the samples; where there are none, they are drawn by the seed.
+        in_training: whether the weights change: plans of other weights are then followed, and no tables are made.
     """
 
     def __init__(
@@ -73,12 +77,15 @@ class ModelSource:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         wanted: Sequence[int] = (),
+        in_training: bool = False,
     ):
+        self.in_training = in_training
         self.model, self.adapter, self.process, self.vae = model, adapter, process, vae
         self.shape, self.guidable, self.device, self.dtype = tuple(shape), guidable, device, dtype
         self.wanted = list(wanted)
         self.network: nn.Module | None = None  # whose weights a resumed request must find again
         self._made_for: dict[str, Any] | None = None
+        self._graphs: PlanGraphs | None = None
 
     def batch(self, request: Request) -> int:
         return request.batch
@@ -114,16 +121,19 @@ class ModelSource:
                 f"sample: guidance must be 1 for a model trained without dropped labels, got {request.scale}"
             )
 
+        if plan is not None:
+            null = condition.null if request.scale != 1.0 else {}
+            noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed)
+            denoiser = self.denoiser(model, condition.given, null, plan.scale)
+            tables = request.lossless or bool(request.plan and not self.in_training)
+            latents = self.follow(plan, denoiser, noise, tables, lambda *_: tick())
+            return to_pixels(self.vae.decode(latents)), condition.names
+
         def ticking(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
             out = model(x, t, **kwargs)
             tick()
             return out
 
-        if plan is not None:
-            null = condition.null if request.scale != 1.0 else {}
-            noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed)
-            latents = self.follow(plan, self.denoiser(ticking, condition.given, null, plan.scale), noise)
-            return to_pixels(self.vae.decode(latents)), condition.names
         latents = generate(
             sampling_process(self.process, request.steps, self.adapter.learns_sigma()),
             ticking,
@@ -144,15 +154,19 @@ class ModelSource:
 
     def plan_for(self, request: Request) -> Plan | None:
         """Returns the plan that a request asks for or needs, checked against this model; None for the plain loops."""
-        if not request.plan and request.method not in PLANNED:
+        flow = self.process.prediction == "flow"
+        if flow and (request.method == "ddpm" or request.eta):
+            raise ValueError("sample: method must be one without noise for rectified flow, such as euler or heun")
+        if not request.plan and not request.lossless and not flow and request.method not in PLANNED:
             return None
+        followed = "a plan" if request.plan else "lossless" if request.lossless else ""
+        if followed and request.frames not in (None, self.shape[0]):
+            rule = f"the model's {self.shape[0]} with {followed}, as windows are not planned"
+            raise ValueError(f"sample: frames must be {rule}, got {request.frames}")
         keywords = self.adapter.step_keywords(request.steps)
         sampler = (self.whole, request.method, request.steps, request.scale, keywords)
         if not request.plan:
             return plain_plan(*sampler)
-        if request.frames not in (None, self.shape[0]):
-            rule = f"the model's {self.shape[0]} with a plan, as windows do not reuse"
-            raise ValueError(f"sample: frames must be {rule}, got {request.frames}")
         plan = load_plan(request.plan)
         check_made_for(plan, plain_plan(*sampler, **self.made_for()))
         return plan
@@ -166,7 +180,8 @@ class ModelSource:
         if self._made_for is None:
             assert self.network is not None
             process = {"schedule": self.process.schedule, "prediction": self.process.prediction}
-            self._made_for = {"weights": weights_digest(self.network), "shape": list(self.shape), **process}
+            weights = {} if self.in_training else {"weights": weights_digest(self.network)}
+            self._made_for = {**weights, "shape": list(self.shape), **process}
         return self._made_for
 
     def denoiser(self, model: Callable[..., Tensor], given: Conditions, null: Conditions, scale: float) -> Denoiser:
@@ -177,10 +192,50 @@ class ModelSource:
     def noise(self, numbers: Sequence[int], shape: Sequence[int], seed: int) -> Tensor:
         return torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(self.device)
 
-    def follow(self, plan: Plan, denoiser: Denoiser, noise: Tensor) -> Tensor:
-        """Returns the latents that a plan makes of noise."""
-        reused = plan.computed < len(plan.rows)
-        return run_plan(plan, self.network if reused else None, denoiser, noise)
+    def follow(
+        self,
+        plan: Plan,
+        denoiser: Denoiser,
+        noise: Tensor,
+        tables: bool = False,
+        seen: Callable[..., object] = lambda *_: None,
+        graphs: bool | None = None,
+    ) -> Tensor:
+        """Returns the latents that a plan makes of noise.
+
+        Args:
+            plan: plan to follow.
+            denoiser: what makes the predictions of its rows.
+            noise: x_T.
+            tables: whether all modulations are computed before the first step.
+            seen: function called after each step.
+            graphs: whether steps are replayed as CUDA graphs; by default where the GPU would wait for the host.
+        """
+        net = self.network
+        with contextlib.ExitStack() as stack:
+            if tables:
+                assert net is not None
+                times = times_of(plan, self.device)
+                denoiser.table = self.adapter.tabulate(net, times, **denoiser.conditions)
+                if graphs is None:
+                    graphs = held_back(lambda: denoiser.guided(noise, plan.rows[0], times[0]), self.device)
+                if graphs:
+                    denoiser.reuse, denoiser.table = self.graphs_for(plan, denoiser, noise.shape[0])
+                stack.enter_context(denoiser.table.attached(net))
+            return run_plan(plan, net if plan.computed < len(plan.rows) else None, denoiser, noise, seen)
+
+    def graphs_for(self, plan: Plan, denoiser: Denoiser, batch: int) -> tuple[StackReuse, ModulationTable]:
+        """Gives a denoiser the graphs of a plan, kept from the batch before where they fit, and what they read."""
+        assert self.network is not None and denoiser.table is not None
+        if self._graphs is not None and self._graphs.fits(plan, denoiser.table, batch):
+            self._graphs.table.take(denoiser.table)
+        else:
+            self._graphs = PlanGraphs(self.network, self.call, plan, denoiser.table, batch)
+        denoiser.replays = (self._graphs.reused, self._graphs.computed)
+        return self._graphs.reuse, self._graphs.table
+
+    def call(self, net: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        return self.adapter.call(net, x, t, **conditions)
 
 
 def trained_source(

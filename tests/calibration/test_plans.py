@@ -107,7 +107,7 @@ def test_files(run: Path, tmp_path: Path) -> None:
         latte_fast.sample(run, samples=1, steps=12, guidance=2.0, plan=path, progress=False)
     with pytest.raises(ValueError, match="frames must be the model's 2 with a plan"):
         latte_fast.sample(run, samples=1, steps=12, frames=3, plan=path, progress=False)
-    with pytest.raises(ValueError, match="method must be another than ddpm with a plan"):
+    with pytest.raises(ValueError, match="method must be other than ddpm with a plan"):
         latte_fast.sample(run, samples=1, steps=12, method="ddpm", plan=path, progress=False)
     trained = latte_fast.load(run)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_files(run: Path, tmp_path: Path) -> None:
     edited.write_text("{}")
     with pytest.raises(ValueError, match="must be a plan that calibrate wrote"):
         load_plan(edited)
-    with pytest.raises(ValueError, match="quality must be one of exact, psnr-20"):
+    with pytest.raises(ValueError, match="quality must be one of exact, lossless, psnr-20"):
         plan_path(run, "fast")
 
 
@@ -151,6 +151,8 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         ({"psnr": 0.0}, r"psnr must be in \(0, 80\] dB, got 0"),
         ({"method": "ddpm"}, "method must be another than ddpm"),
         ({"steps": 1}, "steps must be at least 8, got 1"),
+        ({"speed": 0.5}, r"speed must be from 1 to 7\.14 at 50 steps, got 0\.5"),
+        ({"speed": 9.0, "steps": 20}, r"speed must be from 1 to 5\.00 at 20 steps, got 9"),
     ):
         with pytest.raises(ValueError, match=message):
             find_plans(run, out=tmp_path / "plans", **given)

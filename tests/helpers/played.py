@@ -12,6 +12,7 @@ class Played:
 
     def __init__(self) -> None:
         self.captures = self.replays = 0
+        self.playing = False  # whether what runs stands for a graph's kernels
         self.pools: list[Any] = []
 
     def capture(self, call: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
@@ -23,8 +24,10 @@ class Played:
 
         def again() -> None:
             self.replays += 1
+            self.playing = True
             with torch.no_grad():
                 output.copy_(call())
+            self.playing = False
 
         return again, output
 

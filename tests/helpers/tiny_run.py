@@ -4,6 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from latte_fast import testing
 from latte_fast.data import DataConfig
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import ModelConfig, OptimConfig, TrainConfig
@@ -31,6 +35,16 @@ def tiny(out: str | Path, **changes: Any) -> TrainConfig:
 
 def tiny_flex(out: str | Path, **changes: Any) -> TrainConfig:
     return tiny(out, **{"model": FLEX, **changes})
+
+
+def stirred(network: nn.Module) -> nn.Module:
+    """Gives the layers that start at zero weights of the usual size: a few steps of training leave them near it."""
+    names = ("adaLN", "final_layer", "proj_out", "adaln_single.linear")
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if any(part in name for part in names):
+                p.zero_()
+    return testing.refill(network)
 
 
 def losses(out: Path) -> list[float]:

@@ -10,10 +10,10 @@ import torch
 
 from latte_fast.diffusion import create_diffusion
 from latte_fast.integrations.latte_pipeline import open_pipeline, sample_text
+from latte_fast.integrations.pipeline_folder import check_folder
 from latte_fast.models.latte_t2v.adapter import LatteT2VAdapter
 from latte_fast.models.latte_t2v.model import LatteT2V
 from latte_fast.runs.load import Trained
-from latte_fast.sampling.pipeline_folder import check_folder
 from latte_fast.sampling.request import SCHEDULERS, Request, TextRequest
 from latte_fast.training import DiffusionConfig, Ranks, TrainConfig
 from tests.helpers.pipelines import PUBLISHED, SMALL, diffusers, pipeline

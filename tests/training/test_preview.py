@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from latte_fast.diffusion import create_diffusion
-from latte_fast.training import SampleConfig, Trainer
+from latte_fast.sampling.planned import plain_plan, whole_process
+from latte_fast.training import DiffusionConfig, SampleConfig, Trainer
 from tests.helpers.tiny_run import MODEL, tiny
 
 
@@ -45,3 +46,25 @@ def test_preview_is_of_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "step_keywords": (),
     }  # fmt: skip
     assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["step-0000003.png"]
+
+
+def test_preview_follows_a_plan(tmp_path: Path) -> None:
+    """A plan of other weights is followed in training; one for other steps is refused before the first step."""
+    process = whole_process(DiffusionConfig(), True)
+    made = plain_plan(
+        process, "ddim", 5, 2.5, shape=[2, 3, 8, 8], schedule="linear", prediction="epsilon", weights="00"
+    )
+    rows = (*made.rows[:2], *(replace(row, compute=False, order=1) for row in made.rows[2:4]), made.rows[4])
+    path = tmp_path / "plan.json"
+    replace(made, rows=rows).save(path)
+    asked = SampleConfig(every=4, count=3, steps=5, scale=2.5, plan=str(path))
+    trainer = Trainer(tiny(tmp_path / "run", sample=asked, seed=8))
+    ran: list[int] = []
+    trainer.objective.learner.model.blocks[0].register_forward_hook(lambda *args: ran.append(1))
+    (tmp_path / "run").mkdir()
+    trainer.objective.preview(4, tmp_path / "run" / "samples")
+    assert len(ran) == 3 and (tmp_path / "run" / "samples" / "step-0000004.png").is_file()
+    with pytest.raises(ValueError, match="plan: steps must be 5, for which the plan was made, got 6"):
+        Trainer(tiny(tmp_path / "other", sample=replace(asked, steps=6)))
+    with pytest.raises(ValueError, match=r"sample\.plan must be left out for ddpm"):
+        tiny(tmp_path / "other", sample=replace(asked, method="ddpm"))

@@ -14,6 +14,7 @@ from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
 from latte_fast.models.latte.block import BlockContext, Rope
 from latte_fast.models.latte.checks import check_guided, check_inputs
 from latte_fast.models.latte.model import Latte, LatteIMG, RunBlocks
+from latte_fast.modules.modulation import Conditioning, of_block
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.sequence import Shards
@@ -30,8 +31,8 @@ class AtDensity:
     def run_blocks(
         self,
         x: Tensor,
-        silu_space: Tensor,
-        silu_time: Tensor,
+        silu_space: Conditioning,
+        silu_time: Conditioning,
         pos: Tensor | None,
         rope: Rope | None,
         images: int,
@@ -49,11 +50,12 @@ class AtDensity:
                 module = ModuleContext([resolve(x, pending)], self.grid, self.sparse)
                 x, pending = pool_tokens(module.dense[0], self.grid, self.sparse), None  # (B, F, M, D)
             if kind in "GR":
-                x, pending = run_block(model.recompute, block, x, pending, silu_space, module)
+                x, pending = run_block(model.recompute, block, x, pending, of_block(silu_space, block), module)
                 module = None if kind == "R" else module
                 continue
             context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
-            x, pending = model.run_one(block, x, pending, silu_time if axis == "time" else silu_space, context)
+            silu_c = of_block(silu_time if axis == "time" else silu_space, block)
+            x, pending = model.run_one(block, x, pending, silu_c, context)
         return x, pending
 
 
@@ -94,8 +96,7 @@ class FlexLatte(Latte):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding)
-        label = self.embed_condition(y, text_embedding)
-        return self.run(x, self.t_embedder(t), label, run_blocks=self.at_density(x, side))
+        return self.run(x, *self.embed(t, y, text_embedding), run_blocks=self.at_density(x, side))
 
     def at_density(self, x: Tensor, side: int | None) -> RunBlocks:
         """Returns the call of all blocks with the sparse grid of this side."""

@@ -85,11 +85,11 @@ class RecoverBlockT2V(GenerateBlockT2V):
         start_as_skip(self)
 
     def forward(
-        self, x: Tensor, pending: Pending | None, t_modulation: Tensor, context: Any
+        self, x: Tensor, pending: Pending | None, t_modulation: Tensor | tuple[Tensor, ...], context: Any
     ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, M, D) -> all tokens (B, F, N, D) and the MLP's residual, which is still to be added."""
-        modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
-        x, keys = add_and_norm(x, pending, modulation[:, 0], modulation[:, 1], eps=self.norm1.eps)  # (B, F, M, D) each
+        shift, scale = self.modulation(t_modulation)[:2]
+        x, keys = add_and_norm(x, pending, shift, scale, eps=self.norm1.eps)  # (B, F, M, D) each
         sparse = self.merged_layer1(x)
         merged = self.merged_layer2(take_dense(context.dense))
         x = (merged + upsample_tokens(sparse, context.grid, context.sparse)).to(x.dtype)  # (B, F, N, D)

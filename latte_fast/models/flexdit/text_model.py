@@ -11,6 +11,7 @@ from latte_fast.models.flexdit.text_block import FlexContextT2V, GenerateBlockT2
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
 from latte_fast.models.latte_t2v.model import LatteT2V
+from latte_fast.modules.modulation import Conditioning, of_block
 from latte_fast.modules.recompute import run_block
 from latte_fast.modules.residual import Pending, resolve
 from latte_fast.modules.sequence import Shards
@@ -86,7 +87,7 @@ class FlexLatteT2V(LatteT2V):
     def run_layout(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Conditioning,
         space: BlockContextT2V,
         temporal: bool,
         grid: Grid,
@@ -103,6 +104,6 @@ class FlexLatteT2V(LatteT2V):
                 module = FlexContextT2V([resolve(x, pending)], grid, sparse, space.text)
                 x, pending = pool_tokens(module.dense[0], grid, sparse), None  # (B, F, M, D)
             context = module if kind in "GR" else space
-            x, pending = run_block(self.policy, block, x, pending, modulation, context)
+            x, pending = run_block(self.policy, block, x, pending, of_block(modulation, block), context)
             module = None if kind == "R" else module
         return x, pending

@@ -14,6 +14,8 @@ from latte_fast.models.checkpoint import cast, load_state, read_checkpoint, save
 from latte_fast.models.config import ModelConfig
 from latte_fast.models.latte.from_dit import init_from_dit
 from latte_fast.models.latte.model import Latte, LatteIMG
+from latte_fast.models.latte.modulation import tabulate
+from latte_fast.modules.modulation import ModulationTable
 
 FILES = (".safetensors", ".pt")
 
@@ -120,3 +122,7 @@ class LatteAdapter:
     def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         out: Tensor = model(x, t, **conditions)
         return out
+
+    def tabulate(self, model: nn.Module, times: Tensor, **conditions: Any) -> ModulationTable:
+        assert isinstance(model, Latte)
+        return tabulate(model, times, conditions.get("y"))

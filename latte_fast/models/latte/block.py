@@ -111,16 +111,18 @@ class Block(nn.Module):
     def hidden(self) -> int:
         return weight_of(self.mlp.fc1).shape[0]
 
-    def modulation(self, silu_c: Tensor | None) -> tuple[Tensor, ...]:
+    def modulation(self, silu_c: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         """Returns shift, scale, gate of attention, then of the MLP, (G, D) each; (1, D) with gates of 1 where plain."""
+        if isinstance(silu_c, tuple):  # computed before the run
+            return silu_c
         if not self.plain:
             return self.adaLN_modulation[1](silu_c).chunk(6, dim=-1)
         return (*affine(self.norm1), *affine(self.norm2))
 
     def forward(
-        self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, x: Tensor, pending: Pending | None, silu_c: Tensor | tuple[Tensor, ...] | None, context: BlockContext
     ) -> tuple[Tensor, Pending] | Tensor:
-        """x (B, F, N, D), silu_c = SiLU(condition) (G, D) -> x and the MLP's residual, which is still to be added."""
+        """x (B, F, N, D), silu_c = SiLU(condition) (G, D) or a modulation -> x and the residual still to be added."""
         modulation = self.modulation(silu_c)  # (G, D) each
         shift_a, scale_a, gate_a = modulation[:3]
         pos = None if self.order == "sequential" else context.pos
@@ -193,8 +195,10 @@ class FinalLayer(nn.Module):
         if not plain:
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, pending: Pending | None, silu_c: Tensor | None) -> Tensor:
-        if self.plain:
+    def forward(self, x: Tensor, pending: Pending | None, silu_c: Tensor | tuple[Tensor, ...] | None) -> Tensor:
+        if isinstance(silu_c, tuple):
+            shift, scale = silu_c
+        elif self.plain:
             shift, scale = affine(self.norm_final)[:2]
         else:
             shift, scale = self.adaLN_modulation[1](silu_c).chunk(2, dim=-1)

@@ -18,6 +18,7 @@ from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
 from latte_fast.models.latte.checks import check_guided, check_inputs, check_labels
 from latte_fast.models.latte.initialize import initialize
 from latte_fast.models.latte.parts import LATTE
+from latte_fast.modules.caching import Caching
 from latte_fast.modules.conv_transpose3d import ConvTranspose3d
 from latte_fast.modules.embed import (
     LabelEmbedder,
@@ -30,6 +31,7 @@ from latte_fast.modules.embed import (
     time_table,
 )
 from latte_fast.modules.hooks import is_changed
+from latte_fast.modules.modulation import Conditioning, ModulationTable, of_block
 from latte_fast.modules.parts import Fused
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
@@ -40,7 +42,7 @@ RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
 ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
-class Latte(Fused, Sharing, nn.Module):
+class Latte(Fused, Sharing, Caching, nn.Module):
     """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
 
     Args:
@@ -59,7 +61,8 @@ class Latte(Fused, Sharing, nn.Module):
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
-    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
+    modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     parallel: Parallel | None = None  # set by enable_parallelism
     config: LatteConfig
 
@@ -111,7 +114,15 @@ class Latte(Fused, Sharing, nn.Module):
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text_embedding)
-        return self.run(x, self.t_embedder(t), self.embed_condition(y, text_embedding))
+        return self.run(x, *self.embed(t, y, text_embedding))
+
+    def embed(self, t: Tensor, y: Tensor | None, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Embeds the time step and the condition, (B, D) each; None where a table has all that they are for."""
+        if self.stack_reuse is not None:
+            self.stack_reuse.begin(t)
+        if self.modulation_table is not None:
+            return None, None
+        return self.t_embedder(t), self.embed_condition(y, text)
 
     def embed_condition(self, y: Tensor | None, text: Tensor | None) -> Tensor | None:
         """Embeds the class or the text, (B, D); None for an unconditional model."""
@@ -125,7 +136,7 @@ class Latte(Fused, Sharing, nn.Module):
     def run(
         self,
         x: Tensor,
-        time: Tensor,
+        time: Tensor | None,
         label: Tensor | None,
         stills: Tensor | None = None,
         images: int = 0,
@@ -137,10 +148,17 @@ class Latte(Fused, Sharing, nn.Module):
         x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
         frames = x.shape[1] - images
         extra = config.extra_tokens
-        if extra:  # all-tokens conditioning
+        silu_space: Conditioning = None
+        silu_time: Conditioning = None
+        silu_head: Conditioning = None
+        if self.modulation_table is not None:
+            assert stills is None
+            silu_space = silu_time = silu_head = self.modulation_table.at(x.shape[0])
+        elif extra:  # all-tokens conditioning
+            assert time is not None
             x = torch.cat([self.tokens(time, label, stills, frames, images).to(x.dtype), x], dim=2)
-            silu_space = silu_time = silu_head = None
         else:  # S-AdaLN
+            assert time is not None
             silu_space, silu_time, silu_head = self.conditions(time, label, stills, frames)  # (G, D) each
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
@@ -160,7 +178,7 @@ class Latte(Fused, Sharing, nn.Module):
             x, pending = resolve(x, pending), None
         if shards is not None and shards.axis == "space":
             silu_head = shards.own_rows(silu_head, batch)
-        x = self.final_layer(x, pending, silu_head)  # (B, F, N, P*P*2C)
+        x = self.final_layer(x, pending, of_block(silu_head, None))  # (B, F, N, P*P*2C)
         if shards is not None:
             x = shards.whole(x)[:, :, extra:]
         return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
@@ -168,8 +186,8 @@ class Latte(Fused, Sharing, nn.Module):
     def run_blocks(
         self,
         x: Tensor,
-        silu_space: Tensor | None,
-        silu_time: Tensor | None,
+        silu_space: Conditioning,
+        silu_time: Conditioning,
         pos: Tensor | None,
         rope: Rope | None,
         images: int,
@@ -184,12 +202,12 @@ class Latte(Fused, Sharing, nn.Module):
                 x, pending = shards.along(axis, x, pending)
                 if axis == "both":
                     context = context._replace(pos=shards.own_positions(context.pos), shards=shards)
-            silu_c = silu_time if axis == "time" else silu_space
+            silu_c = of_block(silu_time if axis == "time" else silu_space, block)
             x, pending = self.run_one(block, x, pending, silu_c, context)
         return x, pending
 
     def run_one(
-        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Any, context: BlockContext
     ) -> tuple[Tensor, Pending | None]:
         if context.axis == "time" and context.images:
             return self.beside_images(block, x, pending, silu_c, context), None
@@ -217,7 +235,7 @@ class Latte(Fused, Sharing, nn.Module):
         return torch.stack(out, dim=2)
 
     def beside_images(
-        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Any, context: BlockContext
     ) -> Tensor:
         """Applies a time block to the video frames of (B, F+n, N, D); the n images only get their pending residual."""
         batch, frames = x.shape[0], x.shape[1] - context.images
@@ -321,13 +339,13 @@ class LatteIMG(Latte):
         y_image: list[Tensor] | Tensor | None,
         images: int,
         text: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
         """Checks inputs; returns x, the embeddings of time, condition and images' labels, and the number of images."""
         if use_fp16:
             x = x.to(torch.float16)
         check_inputs(self, x, t, y, text, images=images)
-        label = self.embed_condition(y, text)
-        return x, self.t_embedder(t), label, self.embed_stills(x, y_image, images), images
+        time, label = self.embed(t, y, text)
+        return x, time, label, self.embed_stills(x, y_image, images), images
 
     def embed_stills(self, x: Tensor, y_image: list[Tensor] | Tensor | None, images: int) -> Tensor | None:
         """Embeds the labels (B, n) of the images beside each clip, (B, n, D); None where there are none."""

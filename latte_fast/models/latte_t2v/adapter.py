@@ -24,6 +24,8 @@ from latte_fast.models.latte_t2v.diffusers_folder import (
 )
 from latte_fast.models.latte_t2v.initialize import initialize, silence_time
 from latte_fast.models.latte_t2v.model import LatteT2V
+from latte_fast.models.latte_t2v.modulation import tabulate
+from latte_fast.modules.modulation import ModulationTable
 
 FILES = (".safetensors", ".pt")
 # options of ModelConfig that have one value in this family
@@ -197,3 +199,7 @@ class LatteT2VAdapter:
         conditions["encoder_hidden_states"] = conditions["encoder_hidden_states"].to(x.dtype)
         out: Tensor = model(x.transpose(1, 2), t, **conditions).sample.transpose(1, 2)
         return out
+
+    def tabulate(self, model: nn.Module, times: Tensor, **conditions: Any) -> ModulationTable:
+        assert isinstance(model, LatteT2V)
+        return tabulate(model, times)

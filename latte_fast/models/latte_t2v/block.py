@@ -88,12 +88,21 @@ class BlockT2V(nn.Module):
         """Cache of the text's keys and values; made on first use, so that a patched block has it too."""
         return self.__dict__.setdefault("_prompt_cache", PromptCache())
 
+    def modulation(self, shared: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns shift, scale, gate of attention, then of the MLP, (B, D) each, or (1, D) out of a table."""
+        if isinstance(shared, tuple):  # computed before the run
+            return shared
+        return (self.scale_shift_table + shared).to(shared.dtype).unbind(1)
+
     def forward(
-        self, x: Tensor, pending: Pending | None, t_modulation: Tensor, context: BlockContextT2V
+        self,
+        x: Tensor,
+        pending: Pending | None,
+        t_modulation: Tensor | tuple[Tensor, ...],
+        context: BlockContextT2V,
     ) -> tuple[Tensor, Pending] | Tensor:
         """x (B, F, N, D), t_modulation (B, 6, D) -> x and the MLP's residual, which is still to be added."""
-        modulation = (self.scale_shift_table + t_modulation).to(t_modulation.dtype)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # (B, D) each
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(t_modulation)  # (B, D) each
         eps, eps_m = self.norm1.eps, (self._modules.get("norm2") or self.norm1).eps
         # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
         x, h = self.add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each

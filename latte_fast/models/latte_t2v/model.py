@@ -14,6 +14,7 @@ from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
 from latte_fast.models.latte_t2v.parts import LATTE_T2V
+from latte_fast.modules.caching import Caching
 from latte_fast.modules.embed import (
     called_on_patches,
     embed_patches,
@@ -23,6 +24,7 @@ from latte_fast.modules.embed import (
     timestep_wave,
 )
 from latte_fast.modules.linear import is_plain, share_storage, weight_of
+from latte_fast.modules.modulation import Conditioning, ModulationTable, of_block
 from latte_fast.modules.parts import Fused
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
@@ -40,7 +42,7 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
-class FastT2V(Fused, Sharing, nn.Module):
+class FastT2V(Fused, Sharing, Caching, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
     # class attributes, so that a patched model has them too
@@ -48,7 +50,8 @@ class FastT2V(Fused, Sharing, nn.Module):
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
-    stack_reuse: StackReuse | None = None  # set for a run with reuse; see modules/stack_reuse.py
+    stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
+    modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     parallel: Parallel | None = None  # set by enable_parallelism
     config: Any
 
@@ -115,10 +118,16 @@ class FastT2V(Fused, Sharing, nn.Module):
         else:
             x = called_on_patches(x.transpose(1, 2), proj)
         x = x + table.to(weight_of(proj).dtype)
-        time = self.embed_time(t)  # (B, D)
-        modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
+        modulation: Conditioning
+        if self.stack_reuse is not None:
+            self.stack_reuse.begin(t)
+        if self.modulation_table is not None:
+            modulation = self.modulation_table.at(x.shape[0])
+        else:
+            time = self.embed_time(t)  # (B, D)
+            modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run, shards = run_blocks or self.run_blocks, self.shards_of(x, time)
+        run, shards = run_blocks or self.run_blocks, self.shards_of(x, t)
         if shards is not None:
             if images:
                 raise ValueError("LatteT2V: use_image_num must be 0 where ranks share a clip, got " + str(images))
@@ -128,7 +137,10 @@ class FastT2V(Fused, Sharing, nn.Module):
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), modulation, space, temporal, (rows, columns), shards)  # (B, F, N, D)
-        shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
+        if self.modulation_table is not None:
+            shift, scale = of_block(modulation, None)
+        else:
+            shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
         x = x if shards is None else shards.whole(x)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
@@ -140,7 +152,7 @@ class FastT2V(Fused, Sharing, nn.Module):
     def run_blocks(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Conditioning,
         space: BlockContextT2V,
         temporal: bool,
         grid: tuple[int, int],
@@ -154,17 +166,17 @@ class FastT2V(Fused, Sharing, nn.Module):
         for i, (space_block, time_block) in enumerate(blocks):
             if shards is not None:
                 x, pending = shards.along("space", x, pending)
-            x, pending = run_block(policy, space_block, x, pending, modulation, space)
+            x, pending = run_block(policy, space_block, x, pending, of_block(modulation, space_block), space)
             if not temporal:
                 continue
             if shards is not None:
                 x, pending = shards.along("time", x, pending)
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            context = BlockContextT2V("time", pos=pos)
+            context, own = BlockContextT2V("time", pos=pos), of_block(modulation, time_block)
             if images:
-                x, pending = self.beside_images(policy, time_block, x, pending, modulation, context, images), None
+                x, pending = self.beside_images(policy, time_block, x, pending, own, context, images), None
             else:
-                x, pending = run_block(policy, time_block, x, pending, modulation, context)
+                x, pending = run_block(policy, time_block, x, pending, own, context)
         return x, pending
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
@@ -194,7 +206,7 @@ class FastT2V(Fused, Sharing, nn.Module):
         block: nn.Module,
         x: Tensor,
         pending: Pending | None,
-        modulation: Tensor,
+        modulation: Any,
         context: BlockContextT2V,
         images: int,
     ) -> Tensor:

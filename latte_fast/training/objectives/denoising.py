@@ -122,6 +122,9 @@ class Denoising:
             compile_blocks(model)
         self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
         self.learners: Mapping[str, Learner] = {"model": self.learner}
+        if config.sample.every and config.sample.plan:
+            source, request = self.previewed()
+            source.plan_for(request)
 
     def about(self) -> str:
         count = sum(p.numel() for p in self.learner.weights.own.values())
@@ -172,34 +175,42 @@ class Denoising:
         adapter = self.adapter
         return {"family": adapter.name, "model": asdict(adapter.config), "classes": adapter.classes}
 
+    def previewed(self) -> tuple[ModelSource, Request]:
+        """Returns what previews are drawn from, and the request for one."""
+        config, wanted = self.config, self.config.sample
+        assert self.vae is not None
+        shape = (self.latent[0] - config.images, *self.latent[1:])
+        guidable = self.dropout > 0
+        source = ModelSource(
+            self.sample,
+            self.adapter,
+            config.diffusion,
+            self.vae,
+            shape,
+            guidable,
+            self.ranks.device,
+            wanted=range(self.adapter.choices),
+            in_training=True,
+        )
+        source.network = self.learner.model
+        request = Request(
+            count=wanted.count,
+            seed=config.seed,
+            steps=wanted.steps,
+            method=wanted.method,
+            scale=wanted.scale if guidable else 1.0,
+            plan=wanted.plan,
+        )
+        return source, request
+
     @torch.no_grad()
     def preview(self, step: int, folder: Path) -> None:
         """Writes folder/step-<n>.png from the EMA weights; ranks of a sharded model draw the same samples."""
-        config, wanted = self.config, self.config.sample
         if self.ranks.first or self.learner.sharded:
-            assert self.vae is not None
-            shape = (self.latent[0] - config.images, *self.latent[1:])
-            guidable = self.dropout > 0
-            source = ModelSource(
-                self.sample,
-                self.adapter,
-                config.diffusion,
-                self.vae,
-                shape,
-                guidable,
-                self.ranks.device,
-                wanted=range(self.adapter.choices),
-            )
-            request = Request(
-                count=wanted.count,
-                seed=config.seed,
-                steps=wanted.steps,
-                method=wanted.method,
-                scale=wanted.scale if guidable else 1.0,
-            )
+            source, request = self.previewed()
             # one rank draws alone
             with alone(self.learner.model), self.learner.averaged():
-                clips, names = source.draw(request, range(wanted.count))
+                clips, names = source.draw(request, range(request.count))
             if self.ranks.first:
                 folder.mkdir(exist_ok=True)
                 labelled = names if self.adapter.choices else ()

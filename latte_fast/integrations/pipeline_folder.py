@@ -121,6 +121,8 @@ def _check_scheduler(config: dict[str, Any], name: str, request: Request, traine
     steps = config.get("num_train_timesteps", 1000) if process is None else process.steps
     if request.steps > steps:
         raise ValueError(f"sample: steps must be in [1, {steps}], got {request.steps}")
+    if process is not None and process.prediction == "flow":
+        raise ValueError("sample: --pretrained must be left out for rectified flow, which these schedulers do not have")
     if process is not None and process.prediction == "start_x" and name not in OF_START:
         rule = f"one of {', '.join(OF_START)} for a run that predicts start_x"
         raise ValueError(f"sample: scheduler must be {rule}, got {name!r}")
