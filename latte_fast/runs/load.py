@@ -64,10 +64,12 @@ def load(path: str | Path, weights: str = "ema", device: torch.device | str = "c
         rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
         raise ValueError(f"load: path must be {rule}, got {path}")
     config = read_config(run / CONFIG, TrainConfig)
-    if config.objective == "vqgan":
-        rule = (
-            "a model that samples are drawn from; runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run"
-        )
+    if config.objective != "denoising":
+        others = {
+            "vqgan": "runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run",
+            "tokens": "runs.tokens.load_tokens and `latte-fast sample` take a token transformer's run",
+        }
+        rule = f"a model that denoises; {others[config.objective]}"
         raise ValueError(f"load: path must be the run of {rule}, got {path}")
     meta = checkpoint.read_meta(folder)
     check_config(run, config, folder, meta)
