@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +92,10 @@ class TokenSource:
         return self._names(range(request.count), request.seed)
 
     def notes(self, request: Request) -> dict[str, Any]:
-        return dict(request.__dict__) | {"tokens": asdict(replace(self.options, between="", chunk=1))}
+        kept = {name: getattr(request, name) for name in ("count", "batch", "seed", "frames", "format", "fps")}
+        # what films do not depend on, or what may be moved, is left out
+        options = {name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk")}
+        return kept | {f"tokens.{name}": x for name, x in options.items()}
 
     def _labels(self, numbers: Sequence[int], seed: int) -> Tensor | None:
         choices = self.trained.layout.conditions
