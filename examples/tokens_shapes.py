@@ -24,8 +24,8 @@ from latte_fast.media.write import write_mp4, write_sheet
 from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.runs.config import TokenTraining, VQGANTraining
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_sample import open_tokens
-from latte_fast.sampling.token_source import TokenOptions
+from latte_fast.token_films.sample import open_tokens
+from latte_fast.token_films.source import TokenOptions
 from latte_fast.training import OptimConfig, TrainConfig, Trainer
 
 FRAMES, SIZE = 4, 24

@@ -16,8 +16,8 @@ from latte_fast.runs.tokens import is_token_run
 from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
-from latte_fast.sampling.token_sample import sample_tokens
-from latte_fast.sampling.token_source import TokenOptions
+from latte_fast.token_films.sample import sample_tokens
+from latte_fast.token_films.source import TokenOptions
 from latte_fast.training.folder import ema_is_noise
 
 # defaults in --help of flags that are None unless given, as they are refused where they would have no effect

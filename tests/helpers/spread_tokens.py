@@ -13,8 +13,8 @@ from latte_fast.models.tats.files import save_vqgan
 from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_sample import sample_tokens
-from latte_fast.sampling.token_source import TokenOptions
+from latte_fast.token_films.sample import sample_tokens
+from latte_fast.token_films.source import TokenOptions
 from latte_fast.training import Ranks, Trainer
 from tests.helpers.forks import on_ranks
 from tests.helpers.tiny_tokens import tiny_tokens_run, write_tokens

@@ -71,9 +71,9 @@ def write_tokens(
     return folder
 
 
-def tiny_tokens_run(out: str | Path, data: str | Path = "", **changes: Any) -> TrainConfig:
-    """Returns a run on eleven clips of tokens, which are written beside it where `data` names none."""
-    folder = Path(data or Path(out).parent / "token-shards")
+def tiny_tokens_run(out: str | Path, shards: str | Path = "", **changes: Any) -> TrainConfig:
+    """Returns a run on eleven clips of tokens, which are written beside it where `shards` names none."""
+    folder = Path(shards or Path(out).parent / "token-shards")
     if not (folder / "index.json").is_file():
         write_tokens(folder)
     given: dict[str, Any] = {

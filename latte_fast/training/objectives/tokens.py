@@ -23,7 +23,7 @@ from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.tokens import TokenLayout, TrainedTokens
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_source import TokenOptions, TokenSource
+from latte_fast.token_films.source import TokenOptions, TokenSource
 from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
 

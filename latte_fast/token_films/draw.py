@@ -54,7 +54,7 @@ def pick(logits: Tensor, uniform: Tensor, how: Drawing) -> Tensor:
     if kept < count:
         values, order = values.topk(kept)
     elif how.top_p < 1:
-        values, order = values.sort(1, descending=True, stable=True)
+        values, order = values.sort(stable=True, dim=1, descending=True)
     sums = values.double().softmax(1).cumsum(1)
     last = torch.full_like(logits[:, :1], kept - 1, dtype=torch.int64)
     if how.top_p < 1:

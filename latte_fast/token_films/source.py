@@ -15,9 +15,9 @@ from latte_fast.models.tats.chunks import decode_in_chunks
 from latte_fast.runs.tokens import TrainedTokens
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_draw import Drawing
-from latte_fast.sampling.token_films import Drawer, Films, Part, Tick, draw, mark_of
-from latte_fast.sampling.token_schedule import Span, gaps, windows
+from latte_fast.token_films.draw import Drawing
+from latte_fast.token_films.films import Drawer, Films, Part, Tick, draw, mark_of
+from latte_fast.token_films.schedule import Span, gaps, windows
 
 
 @dataclass(frozen=True)

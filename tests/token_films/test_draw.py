@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from latte_fast.diffusion.noise import Use, generator
-from latte_fast.sampling.token_draw import Drawing, pick, uniforms
-from latte_fast.sampling.token_schedule import Span, gaps, windows
+from latte_fast.token_films.draw import Drawing, pick, uniforms
+from latte_fast.token_films.schedule import Span, gaps, windows
 
 
 def authors(logits: Tensor, how: Drawing) -> Tensor:

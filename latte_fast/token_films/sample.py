@@ -11,7 +11,7 @@ from latte_fast.distributed.ranks import Ranks
 from latte_fast.runs.codec import is_vqgan, open_vqgan
 from latte_fast.runs.tokens import TrainedTokens, load_tokens
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_source import TokenOptions, TokenSource
+from latte_fast.token_films.source import TokenOptions, TokenSource
 
 
 def sample_tokens(

@@ -15,11 +15,11 @@ from latte_fast.models.tats.chunks import latents_of, pixels_of
 from latte_fast.models.tats.decoder import Decoder
 from latte_fast.models.tats.files import fingerprint
 from latte_fast.runs.tokens import TokenLayout, TrainedTokens
-from latte_fast.sampling import token_films
 from latte_fast.sampling.files import NAMES, sample_files
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.token_draw import Drawing, pick, uniforms
-from latte_fast.sampling.token_source import TokenOptions, TokenSource
+from latte_fast.token_films import films as token_films
+from latte_fast.token_films.draw import Drawing, pick, uniforms
+from latte_fast.token_films.source import TokenOptions, TokenSource
 from latte_fast.training import Ranks, TrainConfig
 from tests.helpers.films import decode
 from tests.helpers.tiny_tokens import pair

@@ -15,8 +15,8 @@ from torch import Tensor
 from latte_fast.files import atomic
 from latte_fast.models.tats.decoder import Context, Decoder, causal_context, gap_context
 from latte_fast.runs.tokens import TrainedTokens
-from latte_fast.sampling.token_draw import Drawing, pick, uniforms
-from latte_fast.sampling.token_schedule import Span
+from latte_fast.token_films.draw import Drawing, pick, uniforms
+from latte_fast.token_films.schedule import Span
 
 Tick = Callable[[int], object]
 # seconds between writes of a film's tokens
