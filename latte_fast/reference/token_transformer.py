@@ -90,7 +90,8 @@ class TokenTransformer(nn.Module):
     def forward(self, tokens: Tensor, box: tuple[slice, slice, slice] | None = None, conditions: int = 1) -> Tensor:
         x = self.tok_emb(tokens) + self.pos_emb[:, : tokens.shape[1]]
         if box is not None:
-            added = self.vtokens_pos_emb[(slice(None), *box)].flatten(1, 3)[:, : tokens.shape[1] - conditions]
+            where = (slice(None), *box)
+            added = self.vtokens_pos_emb[where].flatten(1, 3)[:, : tokens.shape[1] - conditions]
             x = torch.cat([x[:, :conditions], x[:, conditions:] + added], 1)
         for block in self.blocks:
             x, _ = block(x)

@@ -18,7 +18,7 @@ from latte_fast.runs.tokens import TrainedTokens
 from latte_fast.token_films.draw import Drawing, pick, uniforms
 from latte_fast.token_films.schedule import Span
 
-Tick = Callable[[int], object]
+Tick = Callable[..., object]  # called with a number of steps
 # seconds between writes of a film's tokens
 KEPT_EVERY = 5.0
 

@@ -148,7 +148,8 @@ class TokenTransformer(nn.Module):
             raise ValueError(f"TokenTransformer: box must be {rule}, got {box}")
         if not 0 <= length <= math.prod(b - a for a, b in box):
             raise ValueError(f"TokenTransformer: box must hold the {length} codes of the input, got {box}")
-        return self.vtokens_pos_emb[(slice(None), *(slice(*edge) for edge in box))].flatten(1, 3)[:, :length]
+        where = (slice(None), *(slice(*edge) for edge in box))
+        return self.vtokens_pos_emb[where].flatten(1, 3)[:, :length]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.config).items())
