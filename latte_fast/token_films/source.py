@@ -155,7 +155,7 @@ class TokenSource:
             self._known = {request: contents(self, request)}
         return self._known[request]
 
-    def draw(self, request: Request, numbers: Sequence[int], tick: Tick = lambda n: None) -> tuple[Tensor, list[str]]:
+    def draw(self, request: Request, numbers: Sequence[int], tick: Tick = lambda *n: None) -> tuple[Tensor, list[str]]:
         """Draws samples `numbers` as uint8 (B, F, H, W, 3), and their names."""
         tokens = self.tokens(request, numbers, tick)
         videos = [torch.cat(list(self.decoded(film))) for film in tokens]
