@@ -40,7 +40,7 @@ def sample_tokens(
         ranks: processes that share the work.
         resume: whether to go on with the same request into the same folder, keeping what is there.
     """
-    # imported here, as it loads PyAV, which tokens do not need
+    # imported here because it loads PyAV, which tokens do not need
     from latte_fast.sampling.files import sample_files
 
     source = open_tokens(path, weights, vae, classes, dtype, options, ranks.device)

@@ -1,4 +1,4 @@
-"""A source of films from token transformers: one that draws them, one that fills gaps, and the VQGAN that decodes."""
+"""A source of films: a token transformer that draws them, one that fills gaps, and the VQGAN that decodes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
