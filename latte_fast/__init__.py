@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latte_fast.models.latte.model import LatteIMG as LatteIMG
     from latte_fast.models.latte.model import LatteIMG_models as LatteIMG_models
     from latte_fast.models.latte_t2v.model import LatteT2V as LatteT2V
+    from latte_fast.models.tats.transformer import TokenTransformer as TokenTransformer
     from latte_fast.models.tats.vqgan import VQGAN as VQGAN
     from latte_fast.runs.load import load as load
     from latte_fast.sampling.replay import Replay as Replay
@@ -32,6 +33,7 @@ _HOMES = {
     "LatteIMG_models": "latte_fast.models.latte.model",
     "LatteT2V": "latte_fast.models.latte_t2v.model",
     "Latte_models": "latte_fast.models.latte.model",
+    "TokenTransformer": "latte_fast.models.tats.transformer",
     "VQGAN": "latte_fast.models.tats.vqgan",
     "Replay": "latte_fast.sampling.replay",
     "StepCache": "latte_fast.integrations.step_cache",

@@ -48,8 +48,10 @@ ARROWS = {
         "files",
         "locks",
     },
+    "token_films": {"sampling", "runs", "models", "codecs", "media", "diffusion", "distributed", "files"},
     "integrations": {"models", "modules", "sampling", "runs", "diffusion", "distributed", "config"},
     "training": {
+        "token_films",
         "sampling",
         "runs",
         "models",

@@ -8,14 +8,17 @@ import torch
 import tyro
 
 from latte_fast.cli.endings import sentence
-from latte_fast.distributed.ranks import start
+from latte_fast.distributed.ranks import Ranks, start
 from latte_fast.integrations.latte_pipeline import sample_text
 from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.load import load
 from latte_fast.runs.plan import load_plan, plan_path
+from latte_fast.runs.tokens import is_token_run
 from latte_fast.sampling.files import NAMES
 from latte_fast.sampling.request import Request, TextRequest, read_prompts
 from latte_fast.sampling.sample import sample as draw
+from latte_fast.token_films.sample import sample_tokens
+from latte_fast.token_films.source import TokenOptions
 from latte_fast.training.folder import ema_is_noise
 
 # defaults in --help of flags that are None unless given, as they are refused where they would have no effect
@@ -52,11 +55,14 @@ def sample(
     over_time: bool = True,
     temporal_decoder: bool = False,
     seed_rule: Literal["philox", "old"] = "philox",
+    tokens: TokenOptions = TokenOptions(),  # noqa: B008  frozen
     resume: bool = False,
     sequence: int = 1,
     cfg: Literal[1, 2] = 1,
 ) -> None:
     """Draw clips from a trained model or from text; several processes under torchrun write the same files as one.
+
+    From a token transformer's run, films of any length: latte-fast sample RUN --frames 1024 --vae VQGAN.
 
     Args:
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
@@ -91,6 +97,7 @@ def sample(
         temporal_decoder: decode with the folder's vae_temporal_decoder.
         seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as
             version 0.1 did, until the next release).
+        tokens: options of token transformers.
         resume: go on with a stopped run of the same options into the same folder; samples that are there are kept.
         sequence: number of processes that share the tokens of each clip, instead of drawing clips of their own.
         cfg: 2 lets two processes, or two groups of them, compute a guided clip with and without its condition.
@@ -136,6 +143,16 @@ def sample(
                     guidance = 7.5
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
+                if is_token_run(path):
+                    refuse("for a token transformer", guidance=guidance, method=method, plan=plan, prompt=prompt)
+                    refuse("for a token transformer", prompts=prompts, quality="" if quality == "exact" else quality)
+                    kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
+                    asks = Request(count=wanted, **kept)
+                    trained_tokens = (path, weights or "ema", vae, classes, DTYPES[dtype])
+                    sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume)
+                    done(ranks, out, wanted)
+                    return
+                refuse("without a token transformer", tokens=None if tokens == TokenOptions() else tokens)
                 follows = plan or plan_path(path, quality)
                 if follows:
                     said = f", by {follows}: {load_plan(follows).summary()}"
@@ -163,10 +180,14 @@ def sample(
                     parallel=parallel if sequence * cfg > 1 else None,
                     **given,
                 )
-            if ranks.first:
-                print(f"{out}: {wanted} samples, {NAMES} says what each shows{said}")
+            done(ranks, out, wanted, said)
     except (ValueError, OSError) as error:
         raise SystemExit(sentence(error, "sample")) from None
+
+
+def done(ranks: Ranks, out: str, count: int) -> None:
+    if ranks.first:
+        print(f"{out}: {count} samples, {NAMES} says what each shows{said}")
 
 
 def refuse(where: str, **flags: object) -> None:

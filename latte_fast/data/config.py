@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from latte_fast.data.shapes import SHAPES
 
-Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "shapes"]
+Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "tokens", "shapes"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -15,7 +15,8 @@ class DataConfig:
 
     Args:
         kind: layout of the data: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames
-            (a folder of images for each clip), latents (of `latte-fast encode`), or shapes (drawn on the fly).
+            (a folder of images for each clip), latents (of `latte-fast encode`), tokens (of `latte-fast encode
+            --tokens`), or shapes (drawn on the fly).
         path: folder of the data set; shapes has none.
         split: text file that lists the clips to take, one a line as a path below `path`, with or without suffix; words
             after it are ignored, so that UCF101's trainlist01.txt serves; empty to take all.
@@ -65,7 +66,8 @@ class DataConfig:
                 )
         if self.kind != "shapes" and not self.path:
             raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
-        if self.split and self.kind == "latents":
-            raise ValueError(f"data: split must be empty for latents, which are all of their folder, got {self.split}")
+        if self.split and self.kind in ("latents", "tokens"):
+            rule = f"empty for {self.kind}, which are all of their folder"
+            raise ValueError(f"data: split must be {rule}, got {self.split}")
         if self.image_list and not self.image_path:
             raise ValueError(f"data: image_path must be the folder of the pictures in {self.image_list}, got none")

@@ -87,6 +87,12 @@ TEXT_FIELDS: Fields = {
 }
 
 
+def require_setting(name: str, value: Any, ok: bool, rule: str) -> None:
+    """Raises ValueError where a setting does not fit stored tokens."""
+    if not ok:
+        raise ValueError(f"tokens: {name} must be {rule}, got {value}")
+
+
 def check_fields(index: dict[str, Any], fields: Fields, where: str) -> None:
     """Raises ValueError naming the first field that is missing or not what it must be."""
     for name, (rule, test) in fields.items():

@@ -9,7 +9,8 @@ class Item(TypedDict, total=False):
     """One clip with its labels; a batch has the same names and stacked tensors."""
 
     video: Tensor  # (F + n, 3, H, W) float32 in [-1, 1], the last n single images; or
-    latent: Tensor  # (F + n, C, h, w) float32, scaled
+    latent: Tensor  # (F + n, C, h, w) float32, scaled; or
+    tokens: Tensor  # (t, h, w) int64, of a 3D-VQGAN
     label: Tensor  # () int64, the number of a class or caption
     image_labels: Tensor  # (n,) int64, labels of the single images
 

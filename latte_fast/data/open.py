@@ -8,13 +8,17 @@ from latte_fast.data.shapes import Shapes
 if TYPE_CHECKING:
     from latte_fast.data.clips import Clips
     from latte_fast.data.latents import Latents
+    from latte_fast.data.token_clips import TokenClips
 
 
-def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) -> "Shapes | Clips | Latents":
+def open_dataset(
+    config: DataConfig, frames: int, size: int, images: int = 0
+) -> "Shapes | Clips | Latents | TokenClips":
     """Opens a data set whose item `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
 
-    An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], or "latent", scaled; "label" when the set
-    has classes, and "image_labels" (images,) too in joint training. With config.text, labels are captions' numbers.
+    An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], "latent", scaled, or "tokens"; "label"
+    when the set has classes, and "image_labels" (images,) too in joint training. With config.text, labels are numbers
+    of captions.
 
     Args:
         config: configuration of the data set.
@@ -36,6 +40,13 @@ def open_dataset(config: DataConfig, frames: int, size: int, images: int = 0) ->
         from latte_fast.data.latents import Latents
 
         return Latents(config, frames, size, images, texts)
+    if config.kind == "tokens":
+        from latte_fast.data.token_clips import TokenClips
+
+        if images or texts is not None:
+            got = f"{images} images" if images else f"captions of {config.text}"
+            raise ValueError(f"tokens: clips must have neither images nor captions, got {got}")
+        return TokenClips(config, frames, size)
     if config.image_path and not images:
         raise ValueError(f"open_dataset: images must be at least 1 to take any of {config.image_path}, got 0")
     # these load PyAV, which moving shapes and latents do without

@@ -42,6 +42,7 @@ class TokenFolder:
         self.fingerprint, self.vae = str(index["fingerprint"]), str(index["vae"])
         self.n_codes, self.factor, self.frame_factor = index["n_codes"], index["factor"], index["frame_factor"]
         self.flip: bool = index["flip"]
+        self.size, self.every = index["size"], index["every"]
         self.shards = [self.folder / name for name, *_ in index["shards"]]
 
     def __len__(self) -> int:

@@ -7,11 +7,12 @@ from latte_fast.data.config import DataConfig
 from latte_fast.data.latents import LATENTS
 from latte_fast.data.shards import Contents
 from latte_fast.data.text import NULL, TEXT
+from latte_fast.data.tokens import TOKENS
 from latte_fast.files import sha256_of
 
 
 class Verifier:
-    """Reads every shard of latents and captions in a thread; `wrong` names the first that is not as it was written.
+    """Reads every shard of latents, tokens and captions in a thread; `wrong` names the first that was changed.
 
     Hashing leaves Python's lock alone: training goes on meanwhile. Folders of version 1 have no checksums.
 
@@ -23,6 +24,7 @@ class Verifier:
         self.wrong: str | None = None
         self._stopped = threading.Event()
         folders: list[tuple[Contents, str]] = [(LATENTS, config.path)] if config.kind == "latents" else []
+        folders += [(TOKENS, config.path)] if config.kind == "tokens" else []
         folders += [(TEXT, config.text)] if config.text else []
         self._files = [row for contents, folder in folders for row in checksums(contents, Path(folder))]
         self._thread = threading.Thread(target=self._read, daemon=True)

@@ -26,6 +26,7 @@ class Use(IntEnum):
     FRAME = 6  # the frame of a training clip that a discriminator of pictures sees
     CODES = 7  # the latents that codes start from, by step
     DENSITY = 8  # the interval of time steps that an update trains
+    TOKEN = 9  # the tokens of a generated film, by latent frame
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:

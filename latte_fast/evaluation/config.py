@@ -15,7 +15,7 @@ PROTOCOL = {
     "fid": {"images": 50_000, "batch": 64},
     "is": {"clips": 2048, "frames": 16, "batch": 8},
 }
-REAL_KINDS = tuple(kind for kind in KINDS if kind not in ("latents", "shapes"))
+REAL_KINDS = tuple(kind for kind in KINDS if kind not in ("latents", "tokens", "shapes"))
 # least clips or frames: a covariance needs two, and so does each split of the inception score
 LEAST = {"fvd": 2, "fid": 2, "is": 2 * SPLITS}
 

@@ -135,17 +135,47 @@ class VQGANTraining:
 
 
 @dataclass(frozen=True)
+class TokenTraining:
+    """The transformer that `--objective tokens` trains on a 3D-VQGAN's tokens; its other sizes come from the data.
+
+    Args:
+        n_layer: number of blocks.
+        n_head: number of attention heads.
+        n_embd: width.
+        every: distance of a clip's latent frames that the model sees: 1 takes all, 4 key frames for a hierarchy.
+        gap: whether the model fills the latent frames between the first and the last of a clip, as a hierarchy needs.
+        classes: whether the class of a clip is given to the model, where the data has classes.
+    """
+
+    n_layer: int = 24
+    n_head: int = 16
+    n_embd: int = 1024
+    every: int = 1
+    gap: bool = False
+    classes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "every"):
+            require(getattr(self, name) >= 1, f"tokens.{name}", "at least 1", getattr(self, name))
+        rule = f"a multiple of tokens.n_head = {self.n_head}"
+        require(self.n_embd % self.n_head == 0, "tokens.n_embd", rule, self.n_embd)
+        require(self.every == 1 or not self.gap, "tokens.every", "1 for a model that fills gaps", self.every)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """Train a Latte or a 3D-VQGAN: a folder of clips in, a run folder with weights, logs and checkpoints out.
+    """Train a Latte, a 3D-VQGAN or a transformer on its tokens: clips in, a run folder with weights and logs out.
 
     Args:
         out: folder of the run; a folder with files in it is refused unless the run is resumed.
         objective: what is trained: a Latte that denoises clips (denoising), or a 3D-VQGAN that turns clips into tokens
-            and back (vqgan), which takes its options from `vqgan` and none from `model`, `diffusion` and `vae`.
+            and back (vqgan), which takes its options from `vqgan` and none from `model`, `diffusion` and `vae`; or a
+            transformer on tokens (tokens), which takes its options from `tokens`, and whose `vae` is a VQGAN.
         frames: number of frames in a clip.
         size: height and width in pixels.
         images: number of single images beside each clip (joint image-video training).
-        vae: folder of a diffusers AutoencoderKL, or "identity" for pixels; with latents it only decodes samples.
+        vae: folder of a diffusers AutoencoderKL, or "identity" for pixels; with latents or tokens it only decodes
+            samples.
         steps: total number of updates.
         batch: number of clips in an update, over all ranks and micro-batches.
         micro_batch: number of clips in one forward of a rank, which accumulates gradients; by default its whole share.
@@ -167,13 +197,14 @@ class TrainConfig:
     """
 
     out: str = "run"
-    objective: Literal["denoising", "vqgan"] = "denoising"
+    objective: Literal["denoising", "vqgan", "tokens"] = "denoising"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     vqgan: VQGANTraining = field(default_factory=VQGANTraining)
+    tokens: TokenTraining = field(default_factory=TokenTraining)
     frames: int = 16
     size: int = 256
     images: int = 0

@@ -78,10 +78,12 @@ def load(
         rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
         raise ValueError(f"load: path must be {rule}, got {path}")
     settings = read_config(run / CONFIG, TrainConfig)
-    if settings.objective == "vqgan":
-        rule = (
-            "a model that samples are drawn from; runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run"
-        )
+    if settings.objective != "denoising":
+        others = {
+            "vqgan": "runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run",
+            "tokens": "runs.tokens.load_tokens and `latte-fast sample` take a token transformer's run",
+        }
+        rule = f"a model that denoises; {others[settings.objective]}"
         raise ValueError(f"load: path must be the run of {rule}, got {path}")
     meta = checkpoint.read_meta(folder)
     check_config(run, settings, folder, meta)

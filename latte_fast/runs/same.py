@@ -15,7 +15,7 @@ PLACES = ("vae", "data.path", "data.text", "data.image_path", "data.image_list",
 
 def difference(config: TrainConfig, before: TrainConfig, free: Collection[str] = FREE) -> tuple[str, Any, Any] | None:
     """Returns the first setting that differs and is not free: its name, the value before and now."""
-    free = [*free, "vae"] if config.data.kind == "latents" else free
+    free = [*free, "vae"] if config.data.kind in ("latents", "tokens") else free
     if config.objective == "vqgan" and config.vqgan.model.norm == "batch":
         free = [name for name in free if name != "micro_batch"]  # whose statistics are those of a micro-batch
     new, old = asdict(config), asdict(before)

@@ -3,6 +3,7 @@
 import json
 import os
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from latte_fast.locks import one_writer
 from latte_fast.media import write
 from latte_fast.sampling.chunks import Chunk, chunks, share
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.source import Source
+from latte_fast.sampling.source import FilmSource, Source
 
 # file beside the samples that holds the request and a name for each sample
 NAMES = "samples.json"
@@ -61,6 +62,9 @@ def sample_files(
                 total=steps, initial=begun, desc="sample", unit="step", disable=None if ranks.first else True
             ) as bar:
                 for chunk in mine:
+                    if request.format == "mp4" and isinstance(source, FilmSource):
+                        stream_chunk(source, out, chunk, request, bar.update)
+                        continue
                     videos, shown = source.draw(request, chunk.numbers, bar.update)
                     if chunk.wanted and ranks.leads:
                         write_chunk(out, chunk, videos[: chunk.wanted], shown[: chunk.wanted], request)
@@ -72,6 +76,13 @@ def sample_files(
         if ranks.first and (out / BEGUN).exists():
             with naming(out / NAMES):
                 os.replace(out / BEGUN, out / NAMES)
+
+
+def stream_chunk(source: FilmSource, out: Path, chunk: Chunk, request: Request, tick: Callable[[int], object]) -> None:
+    """Writes the films of a chunk frame by frame as they are decoded."""
+    with source.films(request, chunk.numbers, out, tick) as (films, _):
+        for file, film in zip(files_of(chunk, request), films, strict=False):
+            write.stream_mp4(out / file, film, request.fps)
 
 
 def contents(source: Source, request: Request) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,20 @@ class Source(Protocol):
         self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
     ) -> tuple[Tensor, list[str]]:
         """Draws samples `numbers` as uint8 (B, F, H, W, 3), and their names; calls `tick` at each step."""
+        ...
+
+
+@runtime_checkable
+class FilmSource(Source, Protocol):
+    """A source whose films may be longer than memory holds."""
+
+    def films(
+        self, request: Request, numbers: Sequence[int], out: Path, tick: Callable[[int], object]
+    ) -> AbstractContextManager[tuple[Sequence[Iterator[Tensor]], list[str]]]:
+        """Draws samples `numbers`: each film's frames, uint8 (n, H, W, 3), a part at a time, and their names.
+
+        The folder `out` may hold what a stopped call left, as long as the context lasts.
+        """
         ...
 
 

@@ -46,7 +46,7 @@ def ending(config: TrainConfig, step: int) -> str:
     if step < config.steps:
         said = f"train: stopped at step {step} with a checkpoint; --resume goes on"
     else:
-        vae = " --vae FOLDER" if config.data.kind == "latents" and config.vae == "identity" else ""
+        vae = " --vae FOLDER" if config.data.kind in ("latents", "tokens") and config.vae == "identity" else ""
         said = f"train: done, {step} steps; `latte-fast sample {config.out}{vae}` draws from it"
     noise = ema_is_noise(config, step)
     return f"{said}; {noise}" if noise else said

@@ -1,6 +1,6 @@
 """One network in training: its weights, their EMA, its optimizer, and how it is spread over ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -24,9 +24,18 @@ class Learner:
         parallel: none, ddp or fsdp.
         ranks: processes that the network is spread over.
         precision: fp32; bf16, autocast on fp32 weights; bf16-weights, with an fp32 master.
+        decayed: names of the weights that decay; by default all.
     """
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, parallel: str, ranks: Ranks, precision: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        parallel: str,
+        ranks: Ranks,
+        precision: str,
+        decayed: Collection[str] | None = None,
+    ):
         self.model = model.train()
         self.optim, self.parallel, self.ranks, self.precision = optim, parallel, ranks, precision
         self.sharded = parallel == "fsdp"
@@ -36,7 +45,7 @@ class Learner:
         if not self.sharded:
             self.call = spread(model, parallel, ranks)
         self.optimizer = torch.optim.AdamW(
-            list(self.weights.trained.values()),
+            groups_of(self.weights.trained, decayed),
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
@@ -90,3 +99,12 @@ class Learner:
 
     def loaded(self) -> None:
         self.weights.update_model()
+
+
+def groups_of(weights: Mapping[str, Tensor], decayed: Collection[str] | None) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups: the weights that decay, and those that never do."""
+    if decayed is None:
+        return [{"params": list(weights.values())}]
+    kept = [p for name, p in weights.items() if name not in decayed]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in weights.items() if name in decayed]}]
+    return [*groups, {"params": kept, "weight_decay": 0.0}]

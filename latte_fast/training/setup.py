@@ -15,6 +15,7 @@ from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
 from latte_fast.runs.same import difference
 from latte_fast.runs.yaml import read_config
+from latte_fast.training.objectives.tokens_checks import check_tokens
 from latte_fast.training.objectives.vqgan_checks import check_vqgan
 
 
@@ -42,8 +43,12 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     sharded = config.parallel == "fsdp"
     rule = "fp32, bf16, or used with parallel = fsdp over several processes"
     require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
+    rule = "another for this objective, as tokens train a token transformer (--objective tokens)"
+    require(config.data.kind != "tokens" or config.objective == "tokens", "data.kind", rule, config.data.kind)
     if config.objective == "vqgan":
         check_vqgan(config)
+    elif config.objective == "tokens":
+        check_tokens(config)
     elif config.pretrained is not None:
         family = family_for(bool(config.data.text), config.model)
         require(family.can_start(Path(config.pretrained)), "pretrained", family.starts_from, config.pretrained)

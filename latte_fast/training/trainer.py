@@ -25,10 +25,15 @@ from latte_fast.training.loader import Batch, read
 from latte_fast.training.lr_schedule import learning_rate
 from latte_fast.training.objectives.denoising import Denoising
 from latte_fast.training.objectives.objective import Objective
+from latte_fast.training.objectives.tokens import TokensObjective
 from latte_fast.training.objectives.vqgan import VQGANObjective
 from latte_fast.training.setup import check_run, readers
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": Denoising, "vqgan": VQGANObjective}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "denoising": Denoising,
+    "vqgan": VQGANObjective,
+    "tokens": TokensObjective,
+}
 
 
 class Trainer:

@@ -76,6 +76,17 @@ def test_vqgan_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "run" / "decoded.png").is_file()
 
 
+def test_tokens_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update of each network; the second command trains nothing."""
+    args = ("--out", str(tmp_path), "--steps", "1", "--vqgan-steps", "1", "--per-class", "1", "--classifier-steps", "1")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="tokens_shapes: fewer than 80% recognised"):
+            run(monkeypatch, "tokens_shapes.py", *args)
+        assert 0 <= json.loads((tmp_path / "judged.json").read_text())["recognised"] < 0.8
+        monkeypatch.setattr("latte_fast.training.Trainer.update", lambda *args: pytest.fail("a step is repeated"))
+    assert (tmp_path / "drawn.png").is_file() and (tmp_path / "drawn.mp4").is_file()
+
+
 @pytest.mark.slow
 def test_vqgan_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mp4(tmp_path / "film.mp4", moving(80, 48, 64))

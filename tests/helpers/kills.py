@@ -3,6 +3,7 @@
 python -m tests.helpers.kills FOLDER KILLS SEED     at random moments, then compares with a run left alone
 python -m tests.helpers.kills FOLDER KILLS SEED vqgan    the same of a 3D-VQGAN's run
 python -m tests.helpers.kills FOLDER KILLS SEED flex     the same of a FlexLatte's run
+python -m tests.helpers.kills FOLDER KILLS SEED tokens   the same of a token transformer's run
 python -m tests.helpers.kills FOLDER writing        at each stage of writing a checkpoint
 """
 
@@ -24,9 +25,10 @@ from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import Trainer
 from tests.helpers.forks import finish, fork
 from tests.helpers.tiny_run import tiny, tiny_flex
+from tests.helpers.tiny_tokens import tiny_tokens_run
 from tests.helpers.tiny_vqgan import tiny_vqgan_run
 
-CONFIG = {"vqgan": tiny_vqgan_run, "flex": tiny_flex}.get(sys.argv[-1], tiny)
+CONFIG = {"vqgan": tiny_vqgan_run, "flex": tiny_flex, "tokens": tiny_tokens_run}.get(sys.argv[-1], tiny)
 # of a log line, all that does not depend on the machine's speed
 TIMES = {"clips_per_s", "data_wait", "peak_bytes"}
 

@@ -53,9 +53,18 @@ def read_vqgan(path: str | os.PathLike) -> VQGANFile:
         options = content.get("hyper_parameters", {})
         options = options.get("args", options) if isinstance(options, dict) else options
         options = vars(options) if isinstance(options, argparse.Namespace) else options
-        given = {
-            name: options[key] for name in ("downsample", "padding") if (key := _THEIRS.get(name, name)) in options
-        }
+        given = _ours(options)
+    return vqgan_of(state, given, path)
+
+
+def _ours(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords that tensors do not show, from the authors' options."""
+    return {name: options[key] for name in ("downsample", "padding") if (key := _THEIRS.get(name, name)) in options}
+
+
+def vqgan_of(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Path) -> VQGANFile:
+    """Sorts the tensors of a file; `given` holds the constructor's keywords or the authors' options."""
+    given = {**given, **_ours(given)}
     if MARK not in state:
         raise CheckpointError(f"{path}: must hold {MARK}, as every 3D-VQGAN does, got {next(iter(state), 'nothing')}")
     own = {key: value for key, value in state.items() if key.startswith(OWN)}

@@ -1,0 +1,80 @@
+"""Training clips from tokens on disk: read by memory map, with a new start and a new mirroring in each epoch."""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from latte_fast.data.config import DataConfig
+from latte_fast.data.index_checks import require_setting
+from latte_fast.data.item import DataError, Item
+from latte_fast.data.seeding import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.tokens import TokenFolder
+
+
+class TokenClips(Dataset):
+    """Clips of tokens (t, h, w), with starts and flips as for videos, all by (seed, epoch, index).
+
+    Args:
+        config: configuration of the data, whose path is a folder that `latte-fast encode --tokens` wrote.
+        frames: number of frames in a clip, counted in pixels.
+        size: height and width in pixels.
+    """
+
+    texts = None
+
+    def __init__(self, config: DataConfig, frames: int, size: int) -> None:
+        folder = TokenFolder(config.path)
+        where = str(folder.folder)
+        require_setting("size", size, size == folder.size, f"the {folder.size} pixels of {where}")
+        rule = f"{folder.every}, as in {where}, whose VQGAN merges {folder.frame_factor} frames"
+        require_setting("interval", config.interval, config.interval == folder.every, rule)
+        rule = f"False, as {where} was encoded without mirrored frames"
+        require_setting("flip", config.flip, folder.flip or not config.flip, rule)
+        rule = f"a multiple of the VQGAN's {folder.frame_factor}"
+        require_setting("frames", frames, frames % folder.frame_factor == 0, rule)
+        self.config, self.tokens, self.frames = config, folder, frames // folder.frame_factor
+        lengths = [row[2] for row in folder.rows]
+        self.kept = long_enough(lengths, self.frames, config.short, "tokens")
+        self.skipped = len(lengths) - len(self.kept)
+        self.classes = folder.classes
+        self.n_codes, self.fingerprint = folder.n_codes, folder.fingerprint
+        self.factor, self.frame_factor = folder.factor, folder.frame_factor
+        self.side = size // folder.factor
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # memory maps can't be pickled; each process opens its own
+        return self.__dict__ | {"_open": {}}
+
+    def __getitem__(self, key: Key) -> Item:
+        epoch, index = split_key(key, len(self))
+        rng = generator(self.config.seed, epoch, index, 0)
+        name, label, length, shard = self.tokens.rows[self.kept[index]]
+        places = draw_places(rng, length, self.frames, 1)
+        suffix = "_flip" if self.config.flip and rng.random() < 0.5 else ""
+        item: Item = {"tokens": self._read(name, f"{name}/tokens{suffix}", shard, places)}
+        if self.classes:
+            item["label"] = torch.tensor(label)
+        return item
+
+    def _read(self, name: str, key: str, shard: int, places: list[int]) -> Tensor:
+        path, first = self.tokens.shards[shard], min(places)
+        try:
+            if shard not in self._open:
+                self._open[shard] = safe_open(path, "pt")
+            # only the pages of these frames are read from the disk
+            part = self._open[shard].get_slice(key)[first : max(places) + 1]
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"tokens: {path}: {name} can't be read: {error}") from error
+        tokens = part[[place - first for place in places]].long()
+        low, high = int(tokens.min()), int(tokens.max())
+        if tuple(tokens.shape[1:]) != (self.side, self.side) or low < 0 or high >= self.n_codes:
+            rule = f"(t, {self.side}, {self.side}) in 0 .. {self.n_codes - 1}"
+            raise DataError(f"tokens: {path}: {name} must be {rule}, got {tuple(tokens.shape)} in {low} .. {high}")
+        return tokens

@@ -1,0 +1,137 @@
+"""Tokens one after the other, by a transformer with a static cache of keys and values that is never copied."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latte_fast.models.tats.transformer import Attend, TokenTransformer, check_tokens
+
+
+@dataclass(frozen=True)
+class Context:
+    """Tokens that are given at once, before the first that is drawn.
+
+    Args:
+        tokens: tokens (B, L).
+        positions: position of each of the L tokens.
+        prefix: number of first tokens that all of them see; the rest is causal.
+        row: row whose logits the first token is drawn from.
+        after: position of the first token that is drawn.
+    """
+
+    tokens: Tensor
+    positions: Sequence[int]
+    prefix: int
+    row: int
+    after: int
+
+
+class Decoder:
+    """Feeds tokens to a transformer and keeps their keys and values, in room for `length` tokens of `batch` sequences.
+
+    Weights of query, key and value are packed once; a decoder made before a change of weights does not see it.
+
+    Args:
+        model: transformer, in eval mode.
+        batch: number of sequences.
+        length: number of tokens that fit.
+    """
+
+    def __init__(self, model: TokenTransformer, batch: int, length: int):
+        config = model.config
+        self.model, self.batch, self.room = model, batch, length
+        weight = model.tok_emb.weight
+        # one tensor for all layers: (n_layer, 2, B, H, length, K)
+        shape = (config.n_layer, 2, batch, config.n_head, length, config.n_embd // config.n_head)
+        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        with torch.no_grad():
+            self.packed = [block.attn.packed() for block in model.blocks]
+        self.filled = 0
+        self.position = 0
+
+    @torch.no_grad()
+    def start(self, context: Context) -> Tensor:
+        """Forgets all tokens, feeds a context and returns the logits (B, vocab_size) of its row."""
+        tokens = context.tokens
+        check_tokens(tokens, self.model.config)
+        count = tokens.shape[1]
+        if len(tokens) != self.batch or count > self.room:
+            rule = f"({self.batch}, at most {self.room})"
+            raise ValueError(f"Decoder: tokens must be {rule}, got {tuple(tokens.shape)}")
+        self.filled, self.position = 0, context.after
+        places = torch.tensor(context.positions, device=tokens.device)
+        x = self.model.tok_emb(tokens) + self.model.pos_emb[:, places]
+        return self._logits(self._run(x, context.prefix), context.row)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Feeds the next token of every sequence, (B,), and returns the logits (B, vocab_size) of what follows."""
+        if self.filled >= self.room or self.position >= self.model.config.block_size:
+            limit = min(self.room, self.model.config.block_size)
+            raise ValueError(f"Decoder: tokens must fit into the {limit} of the cache and block, got one more")
+        x = self.model.tok_emb(tokens[:, None]) + self.model.pos_emb[:, self.position : self.position + 1]
+        self.position += 1
+        return self._logits(self._run(x, 0), 0)
+
+    def _run(self, x: Tensor, prefix: int) -> Tensor:
+        count = x.shape[1]
+        mask = None
+        if count > 1 and 1 < prefix < count:
+            mask = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
+            mask[:, :prefix] = True
+        causal = count > 1 and prefix <= 1
+        for block, packed, layer in zip(self.model.blocks, self.packed, self.cache, strict=True):
+            x = block(x, self._attend(layer, count, mask, causal), packed)
+        self.filled += count
+        return x
+
+    def _attend(self, layer: Tensor, count: int, mask: Tensor | None, causal: bool) -> Attend:
+        """Returns attention to the cache of a layer, (2, B, H, length, K), after the new tokens are written into it."""
+        first, last = self.filled, self.filled + count
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layer[0, :, :, first:last] = k
+            layer[1, :, :, first:last] = v
+            keys, values = layer[0, :, :, :last], layer[1, :, :, :last]
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+
+        return attend
+
+    def _logits(self, x: Tensor, row: int) -> Tensor:
+        return self.model.head(self.model.ln_f(x[:, row]))
+
+
+def causal_context(tokens: Tensor) -> Context:
+    """A context whose tokens follow each other from position 0, as a causal model was trained on them."""
+    count = tokens.shape[1]
+    return Context(tokens, range(count), 0, count - 1, count)
+
+
+def gap_context(model: TokenTransformer, before: Tensor, after: Tensor, reading: str = "trained") -> Context:
+    """Returns the context of a gap: `before` (B, c + u), conditions and the frame before it, `after` (B, u).
+
+    The authors' sampler shows a model something else than its training did, and their weights are used with it. Of the
+    two readings, "released" is their sampler: both ends through the top left of the block's mask, so that the frame
+    before does not see the one after, whose positions are the block's last u and which is causal; the first token is
+    drawn from the row of the last token after the gap. "trained" is their training: both ends see each other, the
+    positions after the gap are one higher, its last token is left out, and the first token is drawn from the row of the
+    last token before it.
+    """
+    block, u = model.config.block_size, after.shape[1]
+    count = before.shape[1]
+    if u != model.config.n_unmasked or count != u + 1:
+        need = model.config.n_unmasked
+        raise ValueError(
+            f"TokenTransformer: a gap must lie between a condition with {need} tokens and {need} tokens, for which the "
+            f"model was made, got {count - 1} and {u}"
+        )
+    if reading == "released":
+        positions = [*range(count), *range(block - u, block)]
+        return Context(torch.cat([before, after], 1), positions, count, count + u - 1, count)
+    if reading != "trained":
+        raise ValueError(f"TokenTransformer: reading must be released or trained, got {reading!r}")
+    tokens = torch.cat([before, after[:, : u - 1]], 1)
+    return Context(tokens, [*range(count), *range(block - u + 1, block)], count + u - 1, count - 1, count)

@@ -1,0 +1,118 @@
+"""A trained token transformer: its model, and what its tokens stand for, read from a run or one of its checkpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latte_fast.models.checkpoint import CheckpointError, load_checkpoint
+from latte_fast.models.tats.transformer import TokenTransformer
+from latte_fast.models.tats.transformer_config import TransformerConfig
+from latte_fast.models.tats.transformer_files import build
+from latte_fast.runs import checkpoint
+from latte_fast.runs.config import CONFIG, TrainConfig
+from latte_fast.runs.load import check_config
+from latte_fast.runs.yaml import from_mapping, read_config
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What the tokens of a transformer stand for: a condition, then latent frames of side x side codes.
+
+    Args:
+        frames: latent frames of a clip that the model sees.
+        side: height and width of a latent frame in codes.
+        n_codes: number of the VQGAN's codes, which come after the conditions in the vocabulary.
+        conditions: number of classes; 0 for a model without, whose condition is token 0, a code's too.
+        every: distance of the model's latent frames in the film.
+        gap: whether the model fills the frames between the first and the last.
+        fingerprint: digits of the VQGAN.
+        frame_factor: frames a latent frame.
+        factor: pixels a code in height and width.
+    """
+
+    frames: int
+    side: int
+    n_codes: int
+    conditions: int
+    every: int
+    gap: bool
+    fingerprint: str
+    frame_factor: int
+    factor: int
+
+    @property
+    def per_frame(self) -> int:
+        return self.side * self.side
+
+    def model(self, n_layer: int, n_head: int, n_embd: int) -> TransformerConfig:
+        """Returns the configuration of a transformer of these sizes; the last code is predicted and never seen."""
+        unmasked = self.per_frame if self.gap else 0
+        codes = self.conditions + self.n_codes
+        return TransformerConfig(codes, self.frames * self.per_frame, n_layer, n_head, n_embd, unmasked)
+
+    def sequence(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Returns condition and codes (B, 1 + t h w) as numbers of the vocabulary, of tokens (B, t, h, w)."""
+        codes = tokens.flatten(1) + self.conditions
+        given = codes.new_zeros(len(codes)) if labels is None else labels.to(codes.device, codes.dtype)
+        return torch.cat([given[:, None], codes], 1)
+
+
+@dataclass(frozen=True)
+class TrainedTokens:
+    """A token transformer in eval mode, what its tokens stand for, and the configuration and step of its run."""
+
+    model: TokenTransformer
+    layout: TokenLayout
+    classes: list[str]
+    config: TrainConfig
+    step: int
+
+
+def is_token_run(path: str | Path) -> bool:
+    """Whether a path is the run of a token transformer, or one of its checkpoints."""
+    run = _run_of(Path(path))
+    return (run / CONFIG).is_file() and read_config(run / CONFIG, TrainConfig).objective == "tokens"
+
+
+def load_tokens(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> TrainedTokens:
+    """Loads a token transformer from a run's folder, whose newest whole checkpoint it takes, or from a checkpoint.
+
+    Args:
+        path: folder of the run, or of one of its checkpoints.
+        weights: "ema", the EMA of the weights, or "model", the weights themselves.
+        device: device of the model.
+    """
+    path = Path(path)
+    if weights not in ("ema", "model"):
+        raise ValueError(f"load: weights must be ema or model, got {weights!r}")
+    if not path.is_dir() or not is_token_run(path):
+        raise ValueError(f"load: path must be the run of a token transformer (--objective tokens), got {path}")
+    run = _run_of(path)
+    if run != path:
+        folder = path
+        checkpoint.verify(folder)
+    else:
+        found = checkpoint.latest(run)
+        if found is None:
+            raise CheckpointError(f"load: path must have a whole checkpoint in {checkpoint.FOLDER}/, got {path}")
+        folder = found
+    config, meta = read_config(run / CONFIG, TrainConfig), checkpoint.read_meta(folder)
+    check_config(run, config, folder, meta)
+    model = build(from_mapping(TransformerConfig, meta["model"], str(folder / "meta.json")))
+    load_checkpoint(model, folder / f"{weights}.safetensors")
+    layout = layout_of(meta, folder)
+    return TrainedTokens(model.to(device).eval(), layout, list(meta["classes"]), config, meta["step"])
+
+
+def layout_of(meta: Mapping[str, Any], folder: Path) -> TokenLayout:
+    if "layout" not in meta:
+        raise CheckpointError(f"{folder / 'meta.json'}: must say what the tokens stand for, got no layout")
+    return from_mapping(TokenLayout, meta["layout"], str(folder / "meta.json"))
+
+
+def _run_of(path: Path) -> Path:
+    return path.parents[1] if path.parent.name == checkpoint.FOLDER else path

@@ -1,0 +1,157 @@
+"""Draws the tokens of long films span by span, and keeps them in a file, so that a stop loses little."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latte_fast.files import atomic
+from latte_fast.models.tats.decoder import Context, Decoder, causal_context, gap_context
+from latte_fast.runs.tokens import TrainedTokens
+from latte_fast.token_films.draw import Drawing, pick, uniforms
+from latte_fast.token_films.schedule import Span
+
+Tick = Callable[..., object]  # called with a number of steps
+# seconds between writes of a film's tokens
+KEPT_EVERY = 5.0
+
+
+@dataclass
+class Films:
+    """The tokens of some films, (B, frames, h w) int64, and how many parts of the work are done."""
+
+    tokens: Tensor
+    done: int = 0
+
+    def save(self, path: Path, mark: str) -> None:
+        with atomic(path) as partial:
+            save_file({"tokens": self.tokens.cpu()}, partial, metadata={"done": str(self.done), "mark": mark})
+
+    def restore(self, path: Path, mark: str) -> None:
+        """Takes over what a stopped process of the same request has kept; what another one left is ignored."""
+        with suppress(SafetensorError, OSError, ValueError, KeyError), safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            kept = file.get_tensor("tokens")
+            if about["mark"] == mark and kept.shape == self.tokens.shape:
+                self.tokens.copy_(kept)
+                self.done = int(about["done"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the work that is done as a whole: a span of all films, or the gaps of some."""
+
+    steps: int
+    run: Callable[[], None]
+
+
+def draw(films: Films, parts: Sequence[Part], keep: Path | None, mark: str, tick: Tick) -> None:
+    """Does the parts that are not done, and keeps the tokens now and then in the file `keep`."""
+    if keep is not None:
+        films.restore(keep, mark)
+    tick(sum(part.steps for part in parts[: films.done]))
+    since = time.perf_counter()
+    for part in parts[films.done :]:
+        part.run()
+        films.done += 1
+        if keep is not None and (time.perf_counter() - since > KEPT_EVERY or films.done == len(parts)):
+            films.save(keep, mark)
+            since = time.perf_counter()
+
+
+class Drawer:
+    """Draws films of some samples with one transformer.
+
+    Args:
+        trained: transformer and what its tokens stand for.
+        labels: class of each sample, None for a model without classes.
+        numbers: numbers of the samples.
+        seed: seed of all draws.
+        how: how tokens are drawn.
+        tick: function that is called after each token.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedTokens,
+        labels: Tensor | None,
+        numbers: Sequence[int],
+        seed: int,
+        how: Drawing,
+        tick: Tick,
+    ):
+        self.model, self.layout = trained.model, trained.layout
+        self.device = self.model.pos_emb.device
+        given = torch.zeros(len(numbers), dtype=torch.int64) if labels is None else labels
+        self.given = given.to(self.device)[:, None]  # (B, 1)
+        self.numbers, self.seed, self.how, self.tick = list(numbers), seed, how, tick
+        self._decoders: dict[int, Decoder] = {}
+
+    def spans(self, tokens: Tensor, spans: Sequence[Span]) -> Iterator[Part]:
+        """Yields the parts that draw spans of films (B, frames, h w); frames are those that the model sees."""
+        for span in spans:
+            steps = (span.stop - span.start) * self.layout.per_frame
+            yield Part(steps, lambda span=span: self._span(tokens, span))  # type: ignore[misc]
+
+    def _span(self, tokens: Tensor, span: Span) -> None:
+        known = tokens[:, span.context : span.start].flatten(1) + self.layout.conditions
+        context = causal_context(torch.cat([self.given, known], 1))
+        frames = range(span.start, span.stop)
+        places = [frame * self.layout.every for frame in frames]
+        rows = list(range(len(self.numbers)))
+        tokens[:, span.start : span.stop] = self._draw(context, [(row, places) for row in rows])
+
+    def gaps(self, tokens: Tensor, spans: Sequence[Span], at_once: int, reading: str) -> Iterator[Part]:
+        """Yields the parts that fill gaps of films, up to `at_once` gaps of any of the films in one."""
+        jobs = [(row, span) for row in range(len(tokens)) for span in spans]
+        for start in range(0, len(jobs), at_once):
+            some = jobs[start : start + at_once]
+            steps = (some[0][1].stop - some[0][1].start) * self.layout.per_frame
+            yield Part(steps, lambda some=some: self._gaps(tokens, some, reading))  # type: ignore[misc]
+
+    def _gaps(self, tokens: Tensor, jobs: Sequence[tuple[int, Span]], reading: str) -> None:
+        before = torch.stack([tokens[row, span.context] for row, span in jobs]) + self.layout.conditions
+        after = torch.stack([tokens[row, span.stop] for row, span in jobs]) + self.layout.conditions
+        given = torch.stack([self.given[row] for row, _ in jobs])
+        context = gap_context(self.model, torch.cat([given, before], 1), after, reading)
+        wanted = [(row, list(range(span.start, span.stop))) for row, span in jobs]
+        for (row, span), drawn in zip(jobs, self._draw(context, wanted), strict=True):
+            tokens[row, span.start : span.stop] = drawn
+
+    def _draw(self, context: Context, wanted: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """Draws latent frames (n, frames, h w) after a context; `wanted` has each sequence's sample and frames."""
+        first, size = self.layout.conditions, self.layout.per_frame
+        numbers = [self.numbers[row] for row, _ in wanted]
+        frames = len(wanted[0][1])
+        decoder = self._decoder(len(wanted))
+        logits = decoder.start(context)
+        drawn = []
+        for i in range(frames):
+            rows = zip(numbers, wanted, strict=True)
+            shares = torch.cat([uniforms(self.seed, [n], places[i], size) for n, (_, places) in rows])
+            shares = shares.to(self.device)
+            for j in range(size):
+                code = pick(logits[:, first : first + self.layout.n_codes], shares[:, j], self.how)
+                drawn.append(code)
+                self.tick(1)
+                if (i, j) != (frames - 1, size - 1):
+                    logits = decoder.step(code + first)
+        return torch.stack(drawn, 1).unflatten(1, (frames, size))
+
+    def _decoder(self, batch: int) -> Decoder:
+        """Returns the decoder of a number of sequences; one at a time holds its cache."""
+        if batch not in self._decoders:
+            self._decoders = {batch: Decoder(self.model, batch, self.model.config.block_size)}
+        return self._decoders[batch]
+
+
+def mark_of(held: object, numbers: Sequence[int]) -> str:
+    """Returns what tells a request's kept tokens from another's: the request as plain values, and the samples."""
+    return json.dumps([held, list(numbers)], sort_keys=True)

@@ -1,0 +1,165 @@
+"""The objective of a token transformer: the next token of a clip, or those of the gap between its ends."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from latte_fast.codecs.vqgan import VQGANCodec
+from latte_fast.data import open_dataset
+from latte_fast.data.token_clips import TokenClips
+from latte_fast.distributed.ranks import Ranks
+from latte_fast.media import write
+from latte_fast.models.checkpoint import load_state
+from latte_fast.models.config import require
+from latte_fast.models.tats.transformer import TokenTransformer
+from latte_fast.models.tats.transformer_config import TransformerConfig
+from latte_fast.models.tats.transformer_files import build, read_transformer
+from latte_fast.runs.codec import open_vqgan
+from latte_fast.runs.config import TrainConfig
+from latte_fast.runs.tokens import TokenLayout, TrainedTokens
+from latte_fast.sampling.request import Request
+from latte_fast.token_films.source import TokenOptions, TokenSource
+from latte_fast.training.learner import Learner
+from latte_fast.training.loader import Batch
+
+
+class TokensObjective:
+    """Trains a transformer on tokens; `Objective` explains the methods.
+
+    Args:
+        config: configuration of the run.
+        ranks: processes of the run.
+        parallel: none, ddp or fsdp.
+        say: function that prints a note.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, parallel: str, say: Any):
+        self.config, self.ranks, self.options = config, ranks, config.tokens
+        self.dataset: Any = open_dataset(config.data, config.frames, config.size)
+        stored = isinstance(self.dataset, TokenClips)
+        self.codec = None if stored and not config.sample.every else open_vqgan(config.vae, ranks.device)
+        self.classes = list(self.dataset.classes) if self.options.classes and self.dataset.classes else []
+        self.layout = layout_of(config, self.dataset, self.codec, len(self.classes))
+        self.length = len(self.dataset)
+        sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
+        model = new_transformer(config, self.layout.model(*sizes), say).to(ranks.device)
+        self.learner = Learner(model, config.optim, parallel, ranks, config.precision, decayed=decayed(model))
+        self.learners: Mapping[str, Learner] = {"model": self.learner}
+        self.columns: tuple[str, ...] = ("loss",)
+
+    def about(self) -> str:
+        count = sum(p.numel() for p in self.learner.weights.own.values())
+        layout = self.layout
+        what = "tokens of a gap" if layout.gap else "tokens"
+        size = f"{layout.frames}x{layout.side}x{layout.side}"
+        choices = f"{len(self.classes):,} classes" if self.classes else "no classes"
+        return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
+
+    def items(self) -> Dataset:
+        return self.dataset
+
+    def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        labels = batch["label"] if self.classes else None
+        inputs, targets, start = inputs_of(self.tokens(batch), labels, self.layout)
+        with self.learner.autocast(inputs.device):
+            return {"loss": self.learner.call(inputs, targets, start).mean(1)}
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """Returns the tokens (B, t, h, w) of a batch of tokens, or of films through the VQGAN."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        assert self.codec is not None
+        video = batch["video"]
+        return self.codec.tokens(video).to(video.device)
+
+    def trains(self, learner: str, step: int) -> bool:
+        return True
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def loaded(self) -> None:
+        self.learner.loaded()
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return {"model": self.learner.weights.by_name, "ema": self.learner.ema.average}
+
+    def meta(self) -> dict[str, Any]:
+        sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
+        known = {"family": TransformerConfig.family, "model": asdict(self.layout.model(*sizes))}
+        return known | {"layout": asdict(self.layout), "classes": self.classes}
+
+    @torch.no_grad()
+    def preview(self, step: int, folder: Path) -> None:
+        """Writes folder/step-<n>.png: clips drawn by the averaged weights, a class after the other."""
+        if self.ranks.first:
+            assert self.codec is not None
+            count = self.config.sample.count
+            with self.learner.averaged():
+                model: Any = self.learner.model
+                trained = TrainedTokens(model, self.layout, self.classes, self.config, step)
+                source = TokenSource(trained, self.codec, TokenOptions(), self.classes)
+                request = Request(count=count, batch=count, seed=self.config.seed)
+                clips, names = source.draw(request, range(count))
+            folder.mkdir(exist_ok=True)
+            write.write_sheet(folder / f"step-{step:07d}.png", list(clips), names)
+        self.ranks.barrier()
+
+
+def inputs_of(tokens: Tensor, labels: Tensor | None, layout: TokenLayout) -> tuple[Tensor, Tensor, int]:
+    """Returns a batch's inputs, its targets, and the first row that predicts one.
+
+    A row predicts the token after it. A model that fills gaps learns the tokens between the ends alone: the ends see
+    each other, so that nothing is to be learned of them.
+    """
+    sequence = layout.sequence(tokens[:, :: layout.every], labels)
+    inputs, targets = sequence[:, :-1], sequence[:, 1:]
+    if not layout.gap:
+        return inputs, targets, 0
+    size = layout.per_frame
+    return inputs, targets[:, size:-size], size
+
+
+def decayed(model: nn.Module) -> set[str]:
+    """Returns the names of the weights that decay: those of linear layers, as the authors train."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def layout_of(config: TrainConfig, dataset: Any, codec: VQGANCodec | None, classes: int) -> TokenLayout:
+    """Returns what the tokens of a run stand for, from its stored tokens or from the VQGAN that makes them."""
+    stored = isinstance(dataset, TokenClips)
+    known: Any = dataset if stored else codec
+    if stored and codec is not None:
+        dataset.tokens.check_fingerprint(codec.fingerprint, config.vae)
+    factor, frame_factor, options = known.factor, known.frame_factor, config.tokens
+    require(config.size % factor == 0, "size", f"a multiple of the VQGAN's {factor}", config.size)
+    require(config.frames % frame_factor == 0, "frames", f"a multiple of the VQGAN's {frame_factor}", config.frames)
+    frames = len(range(0, config.frames // frame_factor, options.every))
+    least = 3 if options.gap else 2 if options.every > 1 else 1
+    rule = f"at least {least} latent frames of {frame_factor}, {options.every} apart"
+    require(frames >= least, "frames", rule, config.frames)
+    side = config.size // factor
+    numbers = (frames, side, int(known.n_codes), classes, options.every, options.gap)
+    return TokenLayout(*numbers, str(known.fingerprint), int(frame_factor), int(factor))
+
+
+def new_transformer(config: TrainConfig, sizes: TransformerConfig, say: Any) -> TokenTransformer:
+    """Builds a transformer by the run's seed, with the weights of `pretrained` if the run starts from them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build(sizes)
+    if config.pretrained is not None:
+        found = read_transformer(config.pretrained, n_head=sizes.n_head, n_unmasked=sizes.n_unmasked)
+        got, want = found.config.vocab_size, sizes.vocab_size
+        require(got == want, "pretrained", f"of the data's vocabulary of {want} tokens", got)
+        load_state(model, found.state, config.pretrained)
+        say(f"{config.pretrained}: {len(found.state)} tensors taken")
+    return model
