@@ -185,7 +185,7 @@ def sample(
         raise SystemExit(sentence(error, "sample")) from None
 
 
-def done(ranks: Ranks, out: str, count: int) -> None:
+def done(ranks: Ranks, out: str, count: int, said: str = "") -> None:
     if ranks.first:
         print(f"{out}: {count} samples, {NAMES} says what each shows{said}")
 
