@@ -18,7 +18,8 @@ def shares(n: int, ranks: int) -> list[int]:
 
 
 def group_named(name: str) -> Any:
-    return dist.distributed_c10d._resolve_process_group(name)
+    group: Any = name  # a type of its own in newer versions
+    return dist.distributed_c10d._resolve_process_group(group)
 
 
 def as_bytes(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class PoolBlock(Block):
         self.attn = PoolingAttention(width, width)
 
     def forward(
-        self, x: Tensor, pending: Pending | None, silu_c: Tensor | None, context: BlockContext
+        self, x: Tensor, pending: Pending | None, silu_c: Tensor | tuple[Tensor, ...] | None, context: BlockContext
     ) -> tuple[Tensor, Pending] | Tensor:
         """As Block's; where nothing but a norm has to pass over x, the mean is all that it writes."""
         attn = self.attn
