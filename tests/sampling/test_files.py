@@ -274,7 +274,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"count": 0}, "samples must be at least 1"),
-        ({"method": "euler"}, "method must be one of ddpm, ddim, dpm++"),
+        ({"method": "plms"}, "method must be one of ddpm, ddim, dpm++"),
         ({"format": "avi"}, "format must be one of mp4, gif, png, npz"),
         ({"fps": 0}, "fps must be from 0.01 to 1000, got 0"),
         ({"fps": float("nan")}, "fps must be from 0.01 to 1000, got nan"),
