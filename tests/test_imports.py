@@ -30,7 +30,7 @@ ARROWS = {
     "codecs": set(),
     "media": {"files"},
     "data": {"media", "codecs", "files", "locks"},
-    "evaluation": {"data", "media", "files"},
+    "evaluation": {"data", "media", "distributed", "files"},
     "quantization": set(),
     "runs": {"models", "codecs", "data", "diffusion", "distributed", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},

@@ -21,7 +21,7 @@ COMMANDS = {
     "sample": "draw films from a trained model, or from text",
     "calibrate": "search plans that compute fewer steps of a model's sampling, at a known loss",
     "plan": "print what a plan computes and what it reuses",
-    "evaluate": "measure samples: FVD, FID, inception score",
+    "evaluate": "measure samples: distances from a real set, scores of pairs, over time",
     "convert": "write a model's weights as upstream's scripts or diffusers read them",
     "plot": "draw a run's loss, learning rate, throughput and gradient norm",
     "cost": "print multiply-adds, bytes and a lower bound of the time of a model's forward",
