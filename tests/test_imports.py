@@ -32,7 +32,7 @@ ARROWS = {
     "data": {"media", "codecs", "files", "locks"},
     "evaluation": {"data", "media", "distributed", "files"},
     "quantization": set(),
-    "runs": {"models", "codecs", "data", "diffusion", "distributed", "files", "locks"},
+    "runs": {"models", "codecs", "data", "diffusion", "distributed", "media", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
         "config",
@@ -59,6 +59,7 @@ ARROWS = {
         "diffusion",
         "distributed",
         "media",
+        "evaluation",
         "quantization",
         "locks",
     },

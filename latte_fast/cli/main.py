@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "measure samples: distances from a real set, scores of pairs, over time",
     "convert": "write a model's weights as upstream's scripts or diffusers read them",
     "plot": "draw a run's loss, learning rate, throughput and gradient norm",
+    "report": "write a run's page: playing films, curves, configuration, speed, machine",
     "cost": "print multiply-adds, bytes and a lower bound of the time of a model's forward",
     "tune": "measure the GPU kernels' tiles on this machine and keep the fastest",
     "bench": "race the fast model against the oracle, torch.compile and diffusers",

@@ -172,35 +172,47 @@ class Denoising:
     @torch.no_grad()
     def preview(self, step: int, folder: Path) -> None:
         """Writes folder/step-<n>.png from the EMA weights; ranks of a sharded model draw the same samples."""
-        config, wanted = self.config, self.config.sample
-        if self.ranks.first or self.learner.sharded:
-            assert self.vae is not None
-            shape = (self.latent[0] - config.images, *self.latent[1:])
-            guidable = self.dropout > 0
-            source = ModelSource(
-                self.sample,
-                self.adapter,
-                config.diffusion,
-                self.vae,
-                shape,
-                guidable,
-                self.ranks.device,
-                wanted=range(self.adapter.choices),
-            )
-            request = Request(
-                count=wanted.count,
-                seed=config.seed,
-                steps=wanted.steps,
-                method=wanted.method,
-                scale=wanted.scale if guidable else 1.0,
-            )
-            with self.learner.averaged():
-                clips, names = source.draw(request, range(wanted.count))
-            if self.ranks.first:
-                folder.mkdir(exist_ok=True)
-                labelled = names if self.adapter.choices else ()
-                write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
+        drawn = self._drawn(range(self.config.sample.count))
+        if drawn is not None and self.ranks.first:
+            clips, names = drawn
+            folder.mkdir(exist_ok=True)
+            labelled = names if self.adapter.choices else ()
+            write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
         self.ranks.barrier()
+
+    @torch.no_grad()
+    def draw(self, numbers: range) -> Tensor | None:
+        """Draws samples of these numbers from the EMA weights, uint8 (B, F, H, W, 3), on the first rank."""
+        drawn = self._drawn(numbers)
+        self.ranks.barrier()
+        return drawn[0] if drawn is not None and self.ranks.first else None
+
+    def _drawn(self, numbers: range) -> tuple[Tensor, list[str]] | None:
+        """Draws samples on the first rank, and on all where the model is sharded."""
+        if not (self.ranks.first or self.learner.sharded):
+            return None
+        config, wanted = self.config, self.config.sample
+        assert self.vae is not None
+        guidable = self.dropout > 0
+        source = ModelSource(
+            self.sample,
+            self.adapter,
+            config.diffusion,
+            self.vae,
+            (self.latent[0] - config.images, *self.latent[1:]),
+            guidable,
+            self.ranks.device,
+            wanted=range(self.adapter.choices),
+        )
+        request = Request(
+            count=numbers.stop,
+            seed=config.seed,
+            steps=wanted.steps,
+            method=wanted.method,
+            scale=wanted.scale if guidable else 1.0,
+        )
+        with self.learner.averaged():
+            return source.draw(request, numbers)
 
 
 def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
