@@ -106,9 +106,6 @@ def demo(
     folder = Path(out)
     fallen = train(folder, steps)
     videos, labels = samples(folder, per_class, guidance, device)
-    shown = [Shown(video.numpy(), NAMES[label]) for video, label in zip(videos, labels.tolist(), strict=True)]
-    page = write_report(folder / "run", folder / "report.html", shown, info.report())
-    print(f"films, curves and settings on one page: {page}")
     judge(videos, labels, classifier)
     problems = [compared.wrong] if compared.wrong else []
     problems += [] if fallen else ["the loss did not fall to half of its first value"]
@@ -146,6 +143,9 @@ def samples(folder: Path, per_class: int, guidance: float, device: torch.device)
     film = film.repeat_interleave(ENLARGEMENT, 1).repeat_interleave(ENLARGEMENT, 2)
     write.write_mp4(folder / "samples.mp4", film.repeat(6, 1, 1, 1), fps=4)
     print(f"samples in {folder / 'samples.mp4'} and {folder / 'samples.png'}")
+    shown = [Shown(video.numpy(), NAMES[label]) for video, label in zip(videos, labels.tolist(), strict=True)]
+    page = write_report(folder / "run", folder / "report.html", shown, info.report())
+    print(f"films, curves and settings on one page: {page}")
     return videos, labels
 
 

@@ -113,10 +113,7 @@ def evaluate(
             out = ranks.from_first(lambda: check_out(out or beside))
             assert out is not None
             kept = parts or out.with_suffix(".parts")
-            if ranks.first:
-                locked = (out, real_stats) if real_stats is not None and not real_stats.exists() else (out,)
-            else:
-                locked = ()
+            locked = [out] + ([real_stats] if real_stats is not None and not real_stats.exists() else [])
             ranks.from_first(lambda: [stack.enter_context(one_writer_of(path, "evaluate")) for path in locked] and None)
             config = Evaluation(
                 samples, detector or "", metric, real or "", kind or "", clips, frames, interval, images, size, seed,

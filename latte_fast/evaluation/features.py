@@ -85,7 +85,9 @@ class Features:
                 yield self._part(islice(items, len(self.parts[number])), number, bar)
 
     def _part(self, items: Iterator[Item], number: int, bar: Any) -> Part:
-        part, names, rows = Part(torch.empty(0, 0)), [], []  # type: ignore[var-annotated]
+        part = Part(torch.empty(0, 0))
+        names: list[str] = []
+        rows: list[Tensor] = []
 
         def pixels() -> Iterator[Tensor]:
             for i, (x, own, reasons, height, width) in zip(self.parts[number], items, strict=True):

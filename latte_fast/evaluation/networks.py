@@ -96,7 +96,7 @@ def known_network(path: Path, state: dict[str, Tensor], call: Call, device: torc
             network.load_state_dict(state, strict=False)
             return Network(name, network.eval().requires_grad_(False), published)
         reasons.append(f"of {name} ({wrong})")
-    got = f"{path}, weights neither {' nor '.join(reasons)}"
+    got = f"{path} (weights neither {' nor '.join(reasons)})"
     raise ValueError(f"evaluate: detector must be a TorchScript file, got {got}; {call.advice}")
 
 

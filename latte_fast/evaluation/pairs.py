@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from latte_fast.evaluation.config import Evaluation
@@ -64,7 +64,7 @@ class Films:
         if x is None or (other is not None and other[0] is None):
             return None
         part.sizes.add((height, width))
-        clips = [x[0]] if other is None else [x[0], other[0][0]]  # type: ignore[index]
+        clips = [x[0]] if other is None else [x[0], other[0][0]]
         if len({clip.shape[-2:] for clip in clips}) > 1:
             got = " and ".join("x".join(map(str, clip.shape[-2:])) for clip in clips)
             raise ValueError(f"evaluate: films must be as large as those of their names, got {got} for {names[0]}")
@@ -85,7 +85,6 @@ def perceptual(detector: Detector, x: Tensor, y: Tensor) -> Tensor:
     """Returns the distance of each pair of frames by a network that takes both in [-1, 1]."""
     pair = [clip.to(detector.device).float() / 127.5 - 1 for clip in (x, y)]
     network: Any = detector.network
-    assert isinstance(network, nn.Module)
     try:
         with exact_convolutions():
             found = network(*pair)

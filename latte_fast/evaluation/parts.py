@@ -33,7 +33,7 @@ class Source(Protocol):
     """What computes the rows of a set, part by part."""
 
     name: str  # of the set, in file names
-    parts: Sequence[range]  # the pieces of each part
+    parts: list[range]  # the pieces of each part
 
     def identity(self) -> dict[str, Any]:
         """Returns plain values that the rows follow from."""

@@ -15,6 +15,8 @@ from tests.helpers.films import frame_folder
 from tests.helpers.real_films import clips, weights
 
 COUNT, FRAMES = 24, 16
+# standard deviation, of 255; at 25 noise is further away than frames out of order are (3.2 against 1.2)
+NOISE = 10
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, clip in enumerate(real):
         frame_folder(root / "real" / f"{i:02d}", clip)
     draw = np.random.default_rng(0)
-    noise = np.clip(clean + draw.normal(0, 25, clean.shape), 0, 255).astype(np.uint8)
+    noise = np.clip(clean + draw.normal(0, NOISE, clean.shape), 0, 255).astype(np.uint8)
     shuffled = np.stack([clip[draw.permutation(FRAMES)] for clip in clean])
     other = clips("bikes", COUNT, FRAMES)
     for name, films in {"clean": clean, "noise": noise, "shuffled": shuffled, "other": other}.items():
@@ -50,6 +52,7 @@ def test_distances_rise(sets: Path, metric: str) -> None:
 
 
 @pytest.mark.slow
-def test_precision_falls_and_other_films_are_outside(sets: Path) -> None:
+def test_other_films_are_outside(sets: Path) -> None:
+    """Precision tells another film, and not noise or order, which stay inside the balls of 24 clips."""
     clean, noise, shuffled, other = values(sets, "prdc")
-    assert clean >= noise >= shuffled >= other and clean > other
+    assert clean == noise == shuffled == 1 and other == 0
