@@ -20,6 +20,7 @@ from latte_fast.media import write
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.plot import plot_run, pyplot
+from latte_fast.runs.report import Shown, write_report
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import trained_source
 from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, TrainConfig, Trainer, load_trained
@@ -76,7 +77,8 @@ def demo(
     """Compare the fast model with the oracle; train a small Latte on moving shapes, sample it, and judge the samples.
 
     Args:
-        out: folder for samples.mp4, samples.png, loss.png and the run; the files of an earlier demo are replaced.
+        out: folder for report.html, samples.mp4, samples.png, loss.png and the run; the files of an earlier demo are
+            replaced.
         model: preset to compare with the oracle, Latte-{S,B,L,XL}/{2,4,8}.
         dtype: data type of the compared models' weights and activations.
         repeats: number of timed runs of each model, interleaved; the fastest is shown.
@@ -142,6 +144,9 @@ def samples(folder: Path, per_class: int, guidance: float, device: torch.device)
     film = film.repeat_interleave(ENLARGEMENT, 1).repeat_interleave(ENLARGEMENT, 2)
     write.write_mp4(folder / "samples.mp4", film.repeat(6, 1, 1, 1), fps=4)
     print(f"samples in {folder / 'samples.mp4'} and {folder / 'samples.png'}")
+    shown = [Shown(video.numpy(), NAMES[label]) for video, label in zip(videos, labels.tolist(), strict=True)]
+    page = write_report(folder / "run", folder / "report.html", shown, info.report())
+    print(f"films, curves and settings on one page: {page}")
     return videos, labels
 
 

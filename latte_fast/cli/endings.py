@@ -14,7 +14,7 @@ RESUMES = {
     "encode-text": "--resume goes on after the last whole file",
     "train": "--resume goes on from the last checkpoint",
     "sample": "--resume goes on with the same options",
-    "evaluate": "the same command begins again, with what --real-stats and --index have kept",
+    "evaluate": "the same command goes on after the last whole part",
     "decode": "the same command goes on after the last whole film",
     "convert": "nothing was written",
 }

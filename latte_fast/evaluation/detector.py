@@ -1,9 +1,8 @@
-"""TorchScript networks that turn clips or frames into features, opened, called and checked as a metric requires."""
+"""Networks that turn clips or frames into features, called and checked as a metric requires."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,76 +10,33 @@ import torch
 from torch import Tensor
 
 from latte_fast.evaluation.inception_score import check_probabilities
+from latte_fast.evaluation.metrics import METRICS, Call
+from latte_fast.evaluation.networks import SHIPPED, open_network, path_of
 
 
-@dataclass(frozen=True)
-class Call:
-    """How a metric calls its detector.
-
-    Args:
-        file: name of the file that published numbers are made with.
-        network: network in that file.
-        flags: names of keyword arguments, all of which are True.
-        input: shape of the uint8 input.
-        output: shape of the output, one row per clip or frame.
-    """
-
-    file: str
-    network: str
-    flags: tuple[str, ...]
-    input: str
-    output: str
-
-    def __str__(self) -> str:
-        flags = "".join(f", {name}=True" for name in self.flags)
-        return f"detector(x{flags}) with x uint8 {self.input} -> {self.output}"
-
-    @property
-    def advice(self) -> str:
-        return f"published numbers are made with {self.file} ({self.network}), called {self}"
-
-
-CALLS = {
-    "fvd": Call(
-        "i3d_torchscript.pt",
-        "I3D of Kinetics-400",
-        ("rescale", "resize", "return_features"),
-        "(B, 3, F, H, W)",
-        "(B, D)",
-    ),
-    "fid": Call("inception-2015-12-05.pt", "Inception-v3", ("return_features",), "(B, 3, H, W)", "(B, D)"),
-    "is": Call("c3d_ucf101.pt", "C3D of UCF101", (), "(B, 3, F, H, W)", "(B, classes), probabilities"),
-}
+def call_of(metric: str) -> Call:
+    """Returns how a metric calls its detector."""
+    call = METRICS[metric].call
+    assert call is not None
+    return call
 
 
 class Detector:
-    """A detector's file opened for one metric; `sha256` is the digest of the file."""
+    """A detector's file opened for one metric; `sha256` is the digest of the file, `name` that of a known network."""
 
-    def __init__(self, metric: str, path: Path, device: str = "cpu") -> None:
-        self.metric, self.path, self.device, self.call = metric, path, check_device(device), CALLS[metric]
-        self.sha256 = digest_of(check_detector(metric, path))
-        try:
-            self.network = torch.jit.load(str(path), map_location=self.device).eval()
-        except (RuntimeError, ValueError) as error:
-            got = f"{path} ({str(error).strip().splitlines()[0]})"
-            raise ValueError(f"evaluate: detector must be a TorchScript file, got {got}; {self.call.advice}") from error
-        self._check_flags()
+    def __init__(self, metric: str, path: str | Path, device: str = "cpu") -> None:
+        self.metric, self.device, self.call = metric, check_device(device), call_of(metric)
+        self.path = check_detector(metric, path)
+        self.sha256 = digest_of(self.path)
+        self.name, self.network, self.published = open_network(self.path, self.call, self.device)
         self.width: int | None = None
 
-    def _check_flags(self) -> None:
-        forward = getattr(self.network, "forward", None)
-        known = [argument.name for argument in forward.schema.arguments[1:]] if forward else []
-        missing = [flag for flag in self.call.flags if flag not in known]
-        if missing or not known:
-            lacks = f"takes {', '.join(known) or 'nothing'}"
-            raise ValueError(f"evaluate: detector must be called {self.call}, got {self.path}, which {lacks}")
-
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """Computes checked features (B, D), on the CPU, of uint8 x (B, [F,] 3, H, W)."""
+    def __call__(self, x: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """Computes checked features (B, D), on the CPU, of uint8 x (B, [F,] 3, H, W); `names` are of its items."""
         x = x.to(self.device, non_blocking=True)
         x = x.movedim(1, 2).contiguous() if x.ndim == 5 else x
-        flags: dict[str, Any] = dict.fromkeys(self.call.flags, True)
+        flags: dict[str, Any] = {} if self.name else dict.fromkeys(self.call.flags, True)
         try:
             with exact_convolutions():
                 rows = self.network(x, **flags)
@@ -90,26 +46,34 @@ class Detector:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"evaluate: detector must take uint8 {tuple(x.shape)}, got from it: {reason}") from error
         # a copy: the rows may lie in a buffer that the next call overwrites, or in a much larger storage
-        return self._checked(rows, len(x)).to("cpu", copy=True)
+        return self._checked(rows, len(x), names).to("cpu", copy=True)
 
-    def _checked(self, rows: object, count: int) -> Tensor:
+    def _checked(self, rows: object, count: int, names: Sequence[str]) -> Tensor:
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != count or not rows.shape[1]:
             got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(f"evaluate: detector must give {self.call.output} for {count} inputs, got {got}")
-        if not rows.isfinite().all():
-            raise ValueError("evaluate: detector must give finite numbers, got others")
+        finite = rows.isfinite().all(1)
+        if not finite.all():
+            at = int((~finite).nonzero()[0])
+            where = f" for {names[at]}" if names else ""
+            raise ValueError(f"evaluate: detector must give finite numbers, got others{where}")
         self.width = self.width or rows.shape[1]
         if rows.shape[1] != self.width:
             raise ValueError(f"evaluate: detector must give one width, got {self.width} and {rows.shape[1]}")
-        if self.metric == "is":
+        if METRICS[self.metric].probabilities:
             check_probabilities("evaluate: detector's", rows)
         return rows
 
 
-def check_detector(metric: str, path: Path) -> Path:
+def check_detector(metric: str, detector: str | Path) -> Path:
     """Returns the path of a detector's file, or raises ValueError if there is none."""
+    path = path_of(detector)
     if not path.is_file():
-        raise ValueError(f"evaluate: detector must be a TorchScript file, got {path}, no file; {CALLS[metric].advice}")
+        got = f"{path}, no file" if str(detector) else "none"
+        raise ValueError(
+            f"evaluate: detector must be a TorchScript file, got {got}; {call_of(metric).advice}; "
+            f"{SHIPPED!r} is a network that a wheel ships, for numbers of your own"
+        )
     return path
 
 
@@ -145,3 +109,13 @@ def exact_convolutions() -> Iterator[None]:
         yield
     finally:
         setattr(switch, name, before)
+
+
+def compare_detectors(first: str | Path, second: str | Path, device: str = "cpu") -> tuple[float, float]:
+    """Returns the largest difference of two files' features of the same random clips, and the largest feature."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 16, 3, 224, 224), dtype=torch.uint8, generator=draw)
+    a, b = (Detector("fvd", path, device)(x).double() for path in (first, second))
+    if a.shape != b.shape:
+        raise ValueError(f"evaluate: detectors must give one width, got {a.shape[1]} and {b.shape[1]}")
+    return float((a - b).abs().max()), float(a.abs().max())

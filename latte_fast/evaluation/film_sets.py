@@ -54,14 +54,12 @@ class FilmSet:
         root: folder of the films.
         films: films that open.
         broken: names of files that do not open.
-        strict: whether a film that does not decode ends the run, rather than being left out and named.
         origin: request and count from samples.json, if the folder has one.
     """
 
     root: Path
     films: Sequence[Film]
     broken: list[str] = field(default_factory=list)
-    strict: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
 
     def name(self, number: int) -> str:
@@ -94,7 +92,7 @@ def open_samples(path: str | Path) -> FilmSet:
         # the layouts that allow any depth
         kind: Kind = "sky" if pictures else "ffs"
         films = open_sources(DataConfig(kind=kind, path=str(root), on_error="raise")).sources
-    return FilmSet(root, films, strict=True, origin=read_samples_file(root / SAMPLES_FILE))
+    return FilmSet(root, films, origin=read_samples_file(root / SAMPLES_FILE))
 
 
 def open_array(path: Path) -> ArrayFile:

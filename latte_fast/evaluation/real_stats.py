@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from latte_fast.evaluation.config import PROTOCOL, Evaluation
+from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.frechet import Moments
 from latte_fast.files import atomic
 
@@ -20,13 +20,13 @@ TENSORS = ("mean", "scatter")
 
 def settings_of(config: Evaluation, detector: str, set_digest: str | None) -> dict[str, Any]:
     """Returns the settings that kept moments must agree with; without a real set, no digest of it is among them."""
-    asked = {name: config.setting(name) for name in PROTOCOL[config.metric] if name != "batch"}
+    asked = {name: config.setting(name) for name in config.row.settings if name != "batch"}
     made = {
         "version": VERSION,
         "metric": config.metric,
         "detector": detector,
         **asked,
-        "size": config.size,
+        "size": config.side,
         "seed": config.seed,
     }
     return made if set_digest is None else made | {"kind": config.kind, "set": set_digest}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latte_fast.data.seeding import draw_places, generator
-from latte_fast.evaluation.config import LEAST, Evaluation
+from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.film_sets import Film, FilmSet
 
 # most frames of one film that are decoded as one piece
@@ -43,17 +43,18 @@ class Choice:
 
 
 def choose_real(films: FilmSet, config: Evaluation) -> Choice:
-    """Draws videos without replacement, and a start in each; for fid, single frames of all videos."""
+    """Draws videos without replacement, and a start in each; of a metric of frames, single frames of all videos."""
     lengths = [len(film) for film in films.films]
     rng = generator(config.seed, WHICH_REAL)
-    if config.metric == "fid":
-        return Choice(films, choose_frames(rng, lengths, config.setting("images")), clips=False)
+    least = config.row.least
+    if config.unit == "frame":
+        return Choice(films, choose_frames(rng, lengths, config.setting("images"), least), clips=False)
     frames, interval = config.setting("frames"), config.setting("interval")
     span = (frames - 1) * interval + 1
     kept = [i for i, length in enumerate(lengths) if length >= span]
-    if len(kept) < LEAST[config.metric]:
+    if len(kept) < least:
         raise ValueError(
-            f"evaluate: real must have at least {LEAST[config.metric]} videos of {span} frames or more "
+            f"evaluate: real must have at least {least} videos of {span} frames or more "
             f"({frames} frames at interval {interval}), got {len(kept)} of {len(lengths)} in {films.root}"
         )
     drawn = draw(rng, kept, config.setting("clips"))
@@ -61,23 +62,42 @@ def choose_real(films: FilmSet, config: Evaluation) -> Choice:
     return Choice(films, [Piece(*pair) for pair in zip(drawn, starts, strict=True)], short=len(lengths) - len(kept))
 
 
-def choose_samples(films: FilmSet, config: Evaluation) -> Choice:
-    """Chooses the first frames of every sample, or of samples drawn without replacement if there are too many."""
+def choose_samples(films: FilmSet, config: Evaluation, window: int = 0) -> Choice:
+    """Chooses one clip of every sample, or of samples drawn without replacement if there are too many.
+
+    The clip starts at the first frame, or in a later window of `config.windows` at its share of the way to the last
+    clip; a metric of frames takes them from that share of each film.
+    """
     lengths = [len(film) for film in films.films]
     rng = generator(config.seed, WHICH_SAMPLES)
-    if config.metric == "fid":
-        return Choice(films, choose_frames(rng, lengths, config.setting("images")), clips=False)
-    if len(lengths) < LEAST[config.metric]:
-        rule = f"be at least {LEAST[config.metric]} for {config.metric}"
+    windows, least = config.windows, config.row.least
+    if config.unit == "frame":
+        if windows > 1 and min(lengths) < windows:
+            at = lengths.index(min(lengths))
+            rule = f"at most the frames of a film, which are {lengths[at]} in {films.name(at)}"
+            raise ValueError(f"evaluate: windows must be {rule}, got {windows}")
+        starts = [length * window // windows for length in lengths]
+        shares = [length * (window + 1) // windows - start for length, start in zip(lengths, starts, strict=True)]
+        pieces = choose_frames(rng, shares, config.setting("images"), least)
+        moved = [Piece(piece.film, [starts[piece.film] + place for place in piece.places]) for piece in pieces]
+        return Choice(films, moved, clips=False)
+    if len(lengths) < least:
+        rule = f"be at least {least} for {config.metric}"
         raise ValueError(f"evaluate: samples must {rule}, got {len(lengths)} in {films.root}")
     frames = config.setting("frames")
     if min(lengths) < frames:
         at = lengths.index(min(lengths))
         got = f"got {lengths[at]} in {films.name(at)}"
         raise ValueError(f"evaluate: samples must have at least the {frames} frames of a clip, {got}")
-    return Choice(
-        films, [Piece(i, list(range(frames))) for i in draw(rng, [*range(len(lengths))], config.setting("clips"))]
-    )
+    if windows > 1 and min(lengths) - frames < windows - 1:
+        at = lengths.index(min(lengths))
+        rule = f"at most {lengths[at] - frames + 1}, the clips of {frames} frames that start apart in {films.name(at)}"
+        raise ValueError(f"evaluate: windows must be {rule}, got {windows}")
+    pieces = []
+    for i in draw(rng, [*range(len(lengths))], config.setting("clips")):
+        start = (lengths[i] - frames) * window // max(1, windows - 1)
+        pieces.append(Piece(i, list(range(start, start + frames))))
+    return Choice(films, pieces)
 
 
 def draw(rng: np.random.Generator, numbers: list[int], count: int) -> list[int]:
@@ -85,12 +105,12 @@ def draw(rng: np.random.Generator, numbers: list[int], count: int) -> list[int]:
     return sorted(numbers[i] for i in rng.permutation(len(numbers))[:count])
 
 
-def choose_frames(rng: np.random.Generator, lengths: list[int], count: int) -> list[Piece]:
+def choose_frames(rng: np.random.Generator, lengths: list[int], count: int, least: int = 2) -> list[Piece]:
     """Draws `count` of all frames without replacement, and groups them by film."""
     ends = np.cumsum(lengths)
     total = int(ends[-1])
-    if total < LEAST["fid"]:
-        raise ValueError(f"evaluate: a set must have at least {LEAST['fid']} frames for fid, got {total}")
+    if total < least:
+        raise ValueError(f"evaluate: a set must have at least {least} frames, got {total}")
     drawn = np.sort(rng.choice(total, min(count, total), replace=False, shuffle=False))
     film = np.searchsorted(ends, drawn, side="right")
     places = drawn - (ends - lengths)[film]

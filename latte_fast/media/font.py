@@ -14,6 +14,8 @@ GLYPHS = {
     "Y": 0o55222, "Z": 0o71247,
 }  # fmt: skip
 SCALE, MARGIN = 2, 3
+# of a line, in pixels
+HEIGHT = 5 * SCALE + 2 * MARGIN
 
 
 def text(line: str, width: int) -> np.ndarray:

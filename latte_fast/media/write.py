@@ -103,6 +103,13 @@ def write_gif(path: str | os.PathLike, video: Video, fps: float = 8) -> None:
 def write_png(path: str | os.PathLike, picture: Video) -> None:
     """Writes one uint8 (H, W, 3) picture."""
     _check("write_png", path, ".png")
+    encoded = encode_png(picture)
+    with atomic(path) as partial:
+        partial.write_bytes(encoded)
+
+
+def encode_png(picture: Video) -> bytes:
+    """Returns the bytes of a PNG file of one uint8 (H, W, 3) picture."""
     array = _frames("write_png", picture[None])
     context = av.CodecContext.create("png", "w")
     context.height, context.width, context.pix_fmt = array.shape[1], array.shape[2], "rgb24"
@@ -110,8 +117,7 @@ def write_png(path: str | os.PathLike, picture: Video) -> None:
     frame = av.VideoFrame.from_ndarray(array[0], format="rgb24")
     frame.pts = 0
     packets = context.encode(frame) + context.encode(None)
-    with atomic(path) as partial:
-        partial.write_bytes(b"".join(bytes(packet) for packet in packets))
+    return b"".join(bytes(packet) for packet in packets)
 
 
 def write_sheet(path: str | os.PathLike, clips: Sequence[Video], labels: Sequence[str] = (), columns: int = 8) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def save(
     meta: dict[str, Any],
     ranks: Ranks,
     keep: int,
+    kept: Collection[int] = (),
 ) -> Path:
     """Writes a checkpoint under a hidden name, renames it, then removes all but the newest `keep` up to this step.
 
@@ -115,6 +116,7 @@ def save(
         meta: plain values for meta.json.
         ranks: processes of the run; every rank must call this.
         keep: number of checkpoints to keep.
+        kept: steps whose checkpoints are not removed.
     """
     home = run / FOLDER
     final, partial = home / f"step-{step:07d}", home / f".step-{step:07d}.partial"
@@ -122,7 +124,7 @@ def save(
         with naming(final):
             _write(home, partial, state, weights, meta, ranks)
             if ranks.first:
-                _publish(home, partial, final, step, keep)
+                _publish(home, partial, final, step, keep, kept)
     except BaseException:
         # on a full disk half a checkpoint would be in the way of all that follows
         if ranks.first:
@@ -167,8 +169,8 @@ def _write(
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _publish(home: Path, partial: Path, final: Path, step: int, keep: int) -> None:
-    """Gives a written checkpoint its name, and removes all but the newest `keep` up to this step."""
+def _publish(home: Path, partial: Path, final: Path, step: int, keep: int, kept: Collection[int]) -> None:
+    """Gives a written checkpoint its name, and removes all but the newest `keep` up to this step and those `kept`."""
     _seal(partial)
     if final.exists():
         # a damaged checkpoint of the same step, which resuming skipped
@@ -177,7 +179,8 @@ def _publish(home: Path, partial: Path, final: Path, step: int, keep: int) -> No
     _sync(home)
     # later ones are damaged, as resuming skipped them, so they do not count as kept
     for old in [p for p in all_checkpoints(home.parent) if step_of(p) <= step][:-keep]:
-        _remove(old)
+        if step_of(old) not in kept:
+            _remove(old)
 
 
 def load(folder: Path, state: dict[str, Any], ranks: Ranks) -> None:

@@ -94,6 +94,23 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """A metric measured during training, of samples from the EMA weights against clips of the training set.
+
+    Args:
+        every: number of training steps between measurements, a multiple of log_every; 0 measures nothing.
+        count: number of samples, and of real clips.
+        metric: name of a metric with a detector, as for `latte-fast evaluate`.
+        detector: the detector's file, or transnetv2 for the small network in an installed wheel.
+    """
+
+    every: int = 0
+    count: int = 64
+    metric: str = "fvd"
+    detector: str = "transnetv2"
+
+
+@dataclass(frozen=True)
 class VQGANTraining:
     """The 3D-VQGAN that `--objective vqgan` trains, and its losses, weighted as the authors weight them.
 
@@ -203,6 +220,7 @@ class TrainConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     vqgan: VQGANTraining = field(default_factory=VQGANTraining)
     tokens: TokenTraining = field(default_factory=TokenTraining)
     frames: int = 16
@@ -257,6 +275,8 @@ class TrainConfig:
         require(0 <= sample.scale < math.inf, "sample.scale", "at least 0, and finite", sample.scale)
         require(sample.every >= 0, "sample.every", "at least 0", sample.every)
         require(sample.count >= 1, "sample.count", "at least 1", sample.count)
+        require(self.eval.every >= 0, "eval.every", "at least 0", self.eval.every)
         rule = f"in [2, diffusion.steps = {diffusion.steps}]"
         require(not sample.plan or sample.method != "ddpm", "sample.plan", "left out for ddpm", sample.plan)
-        require(sample.every == 0 or 2 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)
+        drawn = sample.every or self.eval.every
+        require(not drawn or 2 <= sample.steps <= diffusion.steps, "sample.steps", rule, sample.steps)

@@ -1,5 +1,6 @@
 """Plots of a run's curves."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from latte_fast.files import atomic
 from latte_fast.runs.log import LOG, read_log
 
 CURVES = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "grad_norm": "gradient norm"}
+# start of the names of what `eval` measured, at some steps alone
+MEASURED = "eval_"
 # of a VQGAN's log, in a third row
 OF_CODES = {"psnr": "PSNR in dB", "perplexity": "perplexity of the codes"}
 
@@ -35,16 +38,22 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     if out.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"plot: out must end in one of {', '.join(known)}, got {out.name}")
     curves = CURVES | {name: title for name, title in OF_CODES.items() if name in lines[0]}
-    rows = len(curves) // 2
+    curves |= {name: name.removeprefix(MEASURED) for name in measured(lines)}
+    rows = -(-len(curves) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), layout="constrained")
-    for axis, (name, title) in zip(axes.flat, curves.items(), strict=True):
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (name, title) in zip(axes.flat, curves.items(), strict=False):
         values = [line.get(name, float("nan")) for line in lines]
         if name == "loss":
             axis.plot(steps, values, color="0.8", linewidth=1)
             values = smooth(values)
             if min(values, default=0) > 0:
                 axis.set_yscale("log")
-        axis.plot(steps, values, linewidth=1.5)
+        if name.startswith(MEASURED):
+            axis.plot(*zip(*points(lines, name), strict=True), marker="o", linewidth=1.5)
+        else:
+            axis.plot(steps, values, linewidth=1.5)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -54,6 +63,16 @@ def plot_run(run: str | Path, out: str | Path | None = None) -> Path:
     finally:
         plt.close(figure)
     return out
+
+
+def measured(lines: list[dict[str, Any]]) -> list[str]:
+    """Returns the names of what `eval` measured."""
+    return sorted({name for line in lines for name in line if name.startswith(MEASURED)})
+
+
+def points(lines: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Returns (step, value) of the lines that have a finite value of this name."""
+    return [(line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
 
 
 def smooth(values: list[float], share: float = 0.02) -> list[float]:

@@ -8,7 +8,7 @@ from latte_fast.runs.config import TrainConfig
 
 # settings that a resumed run may change: none changes the result of a step, except that a cosine ends with `steps`
 FREE = ("out", "steps", "micro_batch", "parallel", "sequence", "compile", "workers", "log_every", "save_every", "keep",
-        "sample", "tensorboard", "pretrained", "verify", "model.recompute")  # fmt: skip
+        "sample", "eval", "tensorboard", "pretrained", "verify", "model.recompute")  # fmt: skip
 # where files lie, which may be moved
 PLACES = ("vae", "data.path", "data.text", "data.image_path", "data.image_list", "data.index")
 

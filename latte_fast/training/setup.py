@@ -15,6 +15,7 @@ from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
 from latte_fast.runs.same import difference
 from latte_fast.runs.yaml import read_config
+from latte_fast.training.evaluation import check_eval
 from latte_fast.training.objectives.tokens_checks import check_tokens
 from latte_fast.training.objectives.vqgan_checks import check_vqgan
 
@@ -52,6 +53,7 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     elif config.pretrained is not None:
         family = family_for(bool(config.data.text), config.model)
         require(family.can_start(Path(config.pretrained)), "pretrained", family.starts_from, config.pretrained)
+    check_eval(config)
     if config.tensorboard:
         summary_writer()
     if config.fp8:

@@ -20,6 +20,7 @@ from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import RunLog, peak_memory
 from latte_fast.runs.yaml import write_config
+from latte_fast.training.evaluation import RunEvaluation
 from latte_fast.training.folder import beginning, ending, newest, writing
 from latte_fast.training.loader import Batch, read
 from latte_fast.training.lr_schedule import learning_rate
@@ -73,6 +74,10 @@ class Trainer:
         self.stopping = False
         if resume:
             self._resume()
+        self.evaluation: RunEvaluation | None = None
+        if config.eval.every:
+            draw, dataset = self.objective.draw, self.objective.dataset
+            self.evaluation = RunEvaluation(config, dataset, draw, self.ranks, self.step)
 
     def save(self) -> Path:
         learners = self.objective.learners.values()
@@ -92,7 +97,9 @@ class Trainer:
             **self.objective.meta(),
         }
         weights = self.objective.weights()
-        return checkpoint.save(self.out, self.step, self.objective.state(), weights, meta, self.ranks, self.config.keep)
+        kept = self.evaluation.kept if self.evaluation else ()
+        state = self.objective.state()
+        return checkpoint.save(self.out, self.step, state, weights, meta, self.ranks, self.config.keep, kept)
 
     def _resume(self) -> None:
         folder = self.ranks.from_first(lambda: newest(self.out, self.config, self.say))
@@ -185,14 +192,23 @@ class Trainer:
                     waited += self.update(batches)
                     counted += 1
                     log.step()
+                    best = False
                     if self.logs_at(self.step):
-                        log.write(self.line(counted, since, waited))
+                        line = self.line(counted, since, waited)
+                        if self.evaluation is not None and self.step % config.eval.every == 0:
+                            value = self.evaluation.measure()
+                            line[self.evaluation.name] = value
+                            if best := self.evaluation.improves(value):
+                                self.evaluation.remember(self.step, value)
+                        log.write(line)
                         since, waited, counted = time.perf_counter(), 0.0, 0
                     wrong = verifier is not None and verifier.wrong is not None
                     stop = ranks.any(self.stopping or wrong)
-                    if self.step % config.save_every == 0 or self.step == config.steps or stop:
+                    if self.step % config.save_every == 0 or self.step == config.steps or stop or best:
                         self.save()
                         saved = self.step
+                        if best and self.evaluation is not None:
+                            self.evaluation.write()
                     if config.sample.every and self.step % config.sample.every == 0:
                         self.objective.preview(self.step, self.out / "samples")
                     if stop:

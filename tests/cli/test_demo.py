@@ -31,7 +31,7 @@ def test_demo_writes_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     out = run(tmp_path, steps=60)
     for word in ("oracle", "fast is 2.00x", "max error", "loss 0.", "recognises", "of 8 samples"):
         assert word in out
-    assert {"samples.mp4", "samples.png", "loss.png", "run"} == {p.name for p in tmp_path.iterdir()}
+    assert {"report.html", "samples.mp4", "samples.png", "loss.png", "run"} == {p.name for p in tmp_path.iterdir()}
     assert "warning" not in out
 
 

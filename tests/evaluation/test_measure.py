@@ -111,7 +111,7 @@ def test_every_layout_meets_the_samples(tmp_path: Path) -> None:
         assert result.value > 0
 
 
-def test_a_real_video_that_does_not_decode_is_left_out_and_a_sample_ends_the_run(tmp_path: Path) -> None:
+def test_a_film_that_does_not_decode_is_left_out_and_named(tmp_path: Path) -> None:
     real = numbered_set(tmp_path / "real", [16, 16, 16, 5])
     samples = write_arrays(tmp_path / "samples", [numbered(i, 4) for i in range(4)])
     config = Evaluation(
@@ -125,10 +125,30 @@ def test_a_real_video_that_does_not_decode_is_left_out_and_a_sample_ends_the_run
     assert "  left out of the real set: 1 too short and 1 that do not decode" in result.lines()
     # its header is whole
     file = samples / "000002.npz"
-    np.savez(file, video=numbered(2, 4))
-    file.write_bytes(bytes(b ^ (255 if 150 < i < 250 else 0) for i, b in enumerate(file.read_bytes())))
-    with pytest.raises(RuntimeError, match=r"000002\.npz"):
+    np.savez(file, video=numbered(2, 4, 64))
+    file.write_bytes(bytes(b ^ (255 if 20_000 < i < 20_100 else 0) for i, b in enumerate(file.read_bytes())))
+    fewer = evaluate(config)
+    assert fewer.samples["broken"] == ["000002.npz"] and fewer.samples["count"] == 3
+    assert "1 samples do not decode and were left out, 000002.npz first" in fewer.warnings
+    # whatever stood in the same batch is measured
+    kept = write_arrays(tmp_path / "kept", [numbered(i, 4) for i in (0, 1, 3)])
+    assert fewer.value == pytest.approx(evaluate(replace(config, samples=kept)).value, rel=1e-9)
+    for i in (0, 1):
+        (samples / f"{i:06d}.npz").write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="samples must have 2 clips that decode, got 1"):
         evaluate(config)
+
+
+def test_a_frame_that_does_not_decode_costs_that_frame_alone(tmp_path: Path) -> None:
+    real = numbered_set(tmp_path / "real", [30, 20])
+    (real / "001" / "0007.png").write_bytes(b"nothing")
+    samples = write_arrays(tmp_path / "samples", [numbered(i + 1, 16) for i in range(4)])
+    result = evaluate(Evaluation(samples, saved(Colours(), tmp_path / "c.pt"), "fid", real, "frames", size=8))
+    left = [(place, film) for film, n in enumerate((30, 20)) for place in range(n) if (place, film) != (7, 1)]
+    a = torch.tensor([[place, film, 0.0] for place, film in left])
+    b = torch.tensor([[place, film + 1.0, 0.0] for film in range(4) for place in range(16)])
+    assert result.value == pytest.approx(frechet_distance(moments(a), moments(b)), rel=1e-9)
+    assert result.real["count"] == 49 and result.real["broken"] == ["001"]
 
 
 def test_real_stats_are_kept_and_used(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +261,7 @@ def test_what_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": "kid"}, "metric must be one of fvd, fid, is, got 'kid'"),
+        ({"metric": "kod"}, "metric must be one of fvd, fid, is, .*fid50k, is50k, got 'kod'"),
         ({"metric": "fid", "clips": 10}, "clips must be left out for fid, got 10"),
         ({"metric": "fid", "interval": 3}, "interval must be left out for fid, got 3"),
         ({"images": 10}, "images must be left out for fvd, got 10"),

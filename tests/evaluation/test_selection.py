@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from latte_fast.data.layouts import Place
+from latte_fast.distributed.ranks import Ranks
 from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.features import Features, gather
 from latte_fast.evaluation.film_sets import ArrayFile, FilmSet, open_real, open_samples
+from latte_fast.evaluation.parts import Collected
 from latte_fast.evaluation.selection import (
     PIECE,
     Choice,
@@ -43,7 +45,12 @@ def asked(**changes: object) -> Evaluation:
 
 def seen(choice: Choice, detector: Detector, config: Evaluation) -> list[list[int]]:
     """Of each clip: its film, and its frames' numbers; a film has one number in all its frames."""
-    rows = gather(Features("real", choice, detector, config)).view(-1, 2, config.setting("frames")).round().long()
+    rows = (
+        gather(Collected(Features("real", choice, detector, config), Ranks()))
+        .view(-1, 2, config.setting("frames"))
+        .round()
+        .long()
+    )
     assert (rows[:, 1] == rows[:, 1, :1]).all()
     return torch.cat([rows[:, 1, :1], rows[:, 0]], 1).tolist()
 
@@ -124,7 +131,7 @@ def test_frames_are_drawn_from_all_without_replacement(root: Path, tmp_path: Pat
     detector = Detector("fid", saved(Colours(), tmp_path / "colours.pt"))
     for batch in (1, 7):
         config = Evaluation("samples", "d", "fid", "x", "frames", images=30, seed=3, batch=batch, size=8)
-        rows = gather(Features("real", choose_real(films, config), detector, config))
+        rows = gather(Collected(Features("real", choose_real(films, config), detector, config), Ranks()))
         assert [(film, place) for place, film, _ in rows.round().long().tolist()] == some[3]
 
 

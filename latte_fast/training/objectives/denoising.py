@@ -123,7 +123,7 @@ class Denoising:
         self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
         self.learners: Mapping[str, Learner] = {"model": self.learner}
         if config.sample.every and config.sample.plan:
-            source, request = self.previewed()
+            source, request = self.previewed(config.sample.count)
             source.plan_for(request)
 
     def about(self) -> str:
@@ -175,8 +175,8 @@ class Denoising:
         adapter = self.adapter
         return {"family": adapter.name, "model": asdict(adapter.config), "classes": adapter.classes}
 
-    def previewed(self) -> tuple[ModelSource, Request]:
-        """Returns what previews are drawn from, and the request for one."""
+    def previewed(self, count: int) -> tuple[ModelSource, Request]:
+        """Returns what samples in training are drawn from, and the request for so many."""
         config, wanted = self.config, self.config.sample
         assert self.vae is not None
         shape = (self.latent[0] - config.images, *self.latent[1:])
@@ -194,7 +194,7 @@ class Denoising:
         )
         source.network = self.learner.model
         request = Request(
-            count=wanted.count,
+            count=count,
             seed=config.seed,
             steps=wanted.steps,
             method=wanted.method,
@@ -206,16 +206,29 @@ class Denoising:
     @torch.no_grad()
     def preview(self, step: int, folder: Path) -> None:
         """Writes folder/step-<n>.png from the EMA weights; ranks of a sharded model draw the same samples."""
-        if self.ranks.first or self.learner.sharded:
-            source, request = self.previewed()
-            # one rank draws alone
-            with alone(self.learner.model), self.learner.averaged():
-                clips, names = source.draw(request, range(request.count))
-            if self.ranks.first:
-                folder.mkdir(exist_ok=True)
-                labelled = names if self.adapter.choices else ()
-                write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
+        drawn = self._drawn(range(self.config.sample.count))
+        if drawn is not None and self.ranks.first:
+            clips, names = drawn
+            folder.mkdir(exist_ok=True)
+            labelled = names if self.adapter.choices else ()
+            write.write_sheet(folder / f"step-{step:07d}.png", list(clips), labelled)
         self.ranks.barrier()
+
+    @torch.no_grad()
+    def draw(self, numbers: range) -> Tensor | None:
+        """Draws samples of these numbers from the EMA weights, uint8 (B, F, H, W, 3), on the first rank."""
+        drawn = self._drawn(numbers)
+        self.ranks.barrier()
+        return drawn[0] if drawn is not None and self.ranks.first else None
+
+    def _drawn(self, numbers: range) -> tuple[Tensor, list[str]] | None:
+        """Draws samples on the first rank, and on all where the model is sharded."""
+        if not (self.ranks.first or self.learner.sharded):
+            return None
+        source, request = self.previewed(numbers.stop)
+        # one rank draws alone
+        with alone(self.learner.model), self.learner.averaged():
+            return source.draw(request, numbers)
 
 
 def share_clips(model: Any, degree: int, latent: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ class Objective(Protocol):
     # losses in the log; the first is shown, and has to stay finite; `loss` is the first learner's
     columns: tuple[str, ...]
     length: int  # items in an epoch of the data
+    dataset: Any  # the data by (index, sample number), without what an objective draws
 
     def about(self) -> str:
         """Returns the networks and the data in a line."""
@@ -55,6 +56,10 @@ class Objective(Protocol):
 
     def meta(self) -> dict[str, Any]:
         """Returns plain values from which the model can be built again."""
+        ...
+
+    def draw(self, numbers: range) -> Tensor | None:
+        """Draws samples, uint8 (B, F, H, W, 3), on the first rank; every rank calls this."""
         ...
 
     def preview(self, step: int, folder: Path) -> None:
