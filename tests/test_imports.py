@@ -30,7 +30,7 @@ ARROWS = {
     "codecs": set(),
     "media": {"files"},
     "data": {"media", "codecs", "files", "locks"},
-    "evaluation": {"data", "media", "distributed", "files"},
+    "evaluation": {"data", "media", "distributed", "files", "runs", "models"},
     "quantization": set(),
     "runs": {"models", "codecs", "data", "diffusion", "distributed", "media", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},

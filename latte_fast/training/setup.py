@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from latte_fast.distributed.ranks import Ranks
+from latte_fast.evaluation.during_training import check_eval
 from latte_fast.locks import LOCK
 from latte_fast.models.config import require
 from latte_fast.models.families import family_for
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import summary_writer
 from latte_fast.runs.same import difference
+from latte_fast.runs.tokens_checks import check_tokens
+from latte_fast.runs.vqgan_checks import check_vqgan
 from latte_fast.runs.yaml import read_config
-from latte_fast.training.evaluation import check_eval
-from latte_fast.training.objectives.tokens_checks import check_tokens
-from latte_fast.training.objectives.vqgan_checks import check_vqgan
 
 
 def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:

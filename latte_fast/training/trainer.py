@@ -16,11 +16,11 @@ from latte_fast.data import GlobalSampler
 from latte_fast.data.item import DataError
 from latte_fast.data.verify import Verifier
 from latte_fast.distributed.ranks import Ranks
+from latte_fast.evaluation.during_training import RunEvaluation
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import RunLog, peak_memory
 from latte_fast.runs.yaml import write_config
-from latte_fast.training.evaluation import RunEvaluation
 from latte_fast.training.folder import beginning, ending, newest, writing
 from latte_fast.training.loader import Batch, read
 from latte_fast.training.lr_schedule import learning_rate
@@ -76,8 +76,9 @@ class Trainer:
             self._resume()
         self.evaluation: RunEvaluation | None = None
         if config.eval.every:
-            draw, dataset = self.objective.draw, self.objective.dataset
-            self.evaluation = RunEvaluation(config, dataset, draw, self.ranks, self.step)
+            assert isinstance(self.objective, Denoising)
+            drawn = self.objective.dataset, self.objective.draw
+            self.evaluation = RunEvaluation(config, *drawn, self.ranks, self.step)
 
     def save(self) -> Path:
         learners = self.objective.learners.values()

@@ -9,12 +9,12 @@ import torch
 
 from latte_fast.data import DataConfig
 from latte_fast.evaluation import frechet_distance, moments
+from latte_fast.evaluation.during_training import RunEvaluation
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import DiffusionConfig, EvalConfig, SampleConfig, TrainConfig
 from latte_fast.runs.log import read_log
 from latte_fast.runs.plot import plot_run
 from latte_fast.training import ModelConfig, Trainer
-from latte_fast.training.evaluation import RunEvaluation
 from tests.helpers.detectors import Colours, Motion, saved
 
 VALUES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5}

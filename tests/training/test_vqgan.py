@@ -15,8 +15,8 @@ from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.models.tats.files import read_vqgan
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.plot import plot_run
+from latte_fast.runs.vqgan_checks import check_vqgan
 from latte_fast.training import TrainConfig, Trainer, read_config
-from latte_fast.training.objectives.vqgan_checks import check_vqgan
 from latte_fast.training.setup import check_same
 from tests.helpers.tiny_vqgan import MODEL, RUN, scatter, tiny_vqgan_run
 

@@ -58,10 +58,6 @@ class Objective(Protocol):
         """Returns plain values from which the model can be built again."""
         ...
 
-    def draw(self, numbers: range) -> Tensor | None:
-        """Draws samples, uint8 (B, F, H, W, 3), on the first rank; every rank calls this."""
-        ...
-
     def preview(self, step: int, folder: Path) -> None:
         """Writes samples of the run so far; every rank calls this."""
         ...

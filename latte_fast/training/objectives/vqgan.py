@@ -161,10 +161,6 @@ class VQGANObjective:
         return {"family": VQGANConfig.family, "model": asdict(self.model.config), "classes": []}
 
     @torch.no_grad()
-    def draw(self, numbers: range) -> Tensor | None:
-        # a VQGAN has nothing to draw from, and `eval` is refused with it
-        return None
-
     def preview(self, step: int, folder: Path) -> None:
         """Writes folder/step-<n>.png: clips of the data and, below each, what is decoded of its tokens."""
         if self.ranks.first:
