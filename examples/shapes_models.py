@@ -1,6 +1,6 @@
 """Trains three small models on moving shapes and keeps them: classes, joint with images, and captions.
 
-python examples/shapes_models.py --out shapes-models            all three, a few minutes each on two cores
+python examples/shapes_models.py --out shapes-models            all three, eight to fifteen minutes each on two cores
 python examples/shapes_models.py --out shapes-models --only text
 
 Each is judged by a classifier of the same shapes: at least 80 % of its samples are to be recognised. Speed and quality
@@ -29,7 +29,7 @@ from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_sheet
 from latte_fast.training import ModelConfig, TrainConfig, Trainer
 
-STEPS = {"classes": 3600, "joint": 3600, "text": 3600}
+STEPS = {"classes": 4800, "joint": 4800, "text": 7000}
 GUIDANCE = {"classes": 4.0, "joint": 4.0, "text": 4.0}
 CAPTIONS = {name: f"a {name.split()[0]} that goes {name.split()[1]}" for name in CLASSES}
 EXPECTED = 0.8
