@@ -18,6 +18,7 @@ ARROWS = {
     "locks": {"files"},
     "cost_model": {"config"},
     "flex_cost": {"config", "cost_model", "flex_config"},
+    "parallel_cost": {"config"},
     "reference": {"config", "flex_config"},
     "kernels": set(),
     "_ext": set(),
@@ -178,6 +179,7 @@ def check_families(module: str, path: Path) -> None:
         "config",
         "flex_config",
         "flex_cost",
+        "parallel_cost",
         "cost_model",
         "",
     ):

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from latte_fast.config import LatteConfig
 from latte_fast.modules.sequence import ParallelConfig, Shards
 from latte_fast.ops.axis_exchange import shares
+from latte_fast.parallel_cost import sent_by_first
 
 LIMIT = 3e-6  # of the largest value, in fp32
 
@@ -44,6 +46,8 @@ def test_one_exchange_where_the_axis_changes(result: list[dict[str, Any]]) -> No
         for rank, found in enumerate(sent):
             expected = held[rank] * (16 - held[rank]) * row
             assert found["bytes"] == [expected] * (found["blocks"] - 1)
+        counted = LatteConfig(hidden_size=32, num_heads=4, depth=sent[0]["blocks"])
+        assert sum(sent[0]["bytes"]) == sent_by_first(counted, 2, 16, 16, count, bytes_each=4)
         if 16 % count == 0:
             assert sent[0]["bytes"][0] == (count - 1) / count**2 * 16 * 16 * row
 
