@@ -83,7 +83,7 @@ Path(out).write_bytes(b"")
 
 
 # the sources that read csrc/cpu/rows_bwd.h
-ROWS = ("gate_residual", "gate_residual_norm_modulate", "norm_modulate")
+ROWS = ("gate_residual", "gate_residual_norm_modulate", "norm_modulate", "pooled_norm")
 
 
 def test_no_level_is_missing_for_want_of_code_that_compiles() -> None:

@@ -59,6 +59,7 @@ def plan(dry: bool) -> list[Stage]:
         suites("ops-B", 60, "ops", "conv_transpose3d", only="not XL"),
         suites("flexdit", 150, "flexdit"),
         suites("vqgan", 120, "vqgan"),
+        suites("tokens", 120, "tokens"),
         suites("memory", 60, "memory"),
         suites("scaling", 60, "scaling"),
         tune("tune-B", "B"),

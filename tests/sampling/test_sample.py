@@ -48,7 +48,7 @@ def test_a_model_at_hand_is_sampled() -> None:
     assert drawn is not None and drawn.videos.shape == (1, 4, 8, 8, 3)
     with pytest.raises(ValueError, match=r"guidance must be left out for a model without classes, got 2\.0"):
         latte_fast.sample(model, samples=1, steps=2, guidance=2.0, progress=False)
-    with pytest.raises(TypeError, match="model must be of latte, flex_latte, latte_t2v, got Linear"):
+    with pytest.raises(TypeError, match="model must be of latte, flex_latte, latte_t2v, flex_latte_t2v, got Linear"):
         latte_fast.sample(torch.nn.Linear(2, 2))
 
 

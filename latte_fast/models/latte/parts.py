@@ -7,7 +7,7 @@ _ATTENTION = Part("own", ("Attention",), {"qkv": CALLED, "proj": CALLED})
 _MLP = Part("own", ("Mlp",), {"fc1": CALLED, "act": CALLED, "fc2": CALLED})
 _BLOCK = Part(
     "own",
-    ("Block", "TransformerBlock", "GenerateBlock", "RecoverBlock"),
+    ("Block", "TransformerBlock", "PoolBlock", "GenerateBlock", "RecoverBlock"),
     {
         "norm1": NATIVE_NORM,
         "norm2": NATIVE_NORM,
