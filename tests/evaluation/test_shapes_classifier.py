@@ -36,6 +36,7 @@ class Four(torch.utils.data.Dataset):
         return item | {"label": torch.tensor(index % 4)}
 
 
+@pytest.mark.slow
 def test_samples_of_four_classes_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latte_fast.training.objectives.denoising.open_dataset", Four)
     config = TrainConfig(

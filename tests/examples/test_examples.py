@@ -76,6 +76,7 @@ def test_vqgan_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "run" / "decoded.png").is_file()
 
 
+@pytest.mark.slow
 def test_tokens_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update of each network; the second command trains nothing."""
     args = ("--out", str(tmp_path), "--steps", "1", "--vqgan-steps", "1", "--per-class", "1", "--classifier-steps", "1")

@@ -114,12 +114,14 @@ def helper(name: str, folder: Path, *args: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/runs/ kills a dense run by default
+@pytest.mark.parametrize("count", [3, 20])
 def test_kills_at_random_resume_bit_identical(tmp_path: Path, count: int) -> None:
     assert helper("kills", tmp_path, str(count), "5", "flex").startswith(f"{count} kills")
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("sharded",), marks=pytest.mark.slow)], ids=["ddp", "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("sharded",)], ids=["ddp", "fsdp"])
 def test_two_ranks_equal_one(tmp_path: Path, more: tuple[str, ...]) -> None:
     """Densities, time steps and noise are those of the sample numbers; runs move between ranks."""
     logs = json.loads(helper("spread_flex", tmp_path, *more).splitlines()[-1])

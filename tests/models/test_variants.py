@@ -76,10 +76,10 @@ def test_trains_and_round_trips(cell: dict, inputs: Any) -> None:
 
 
 PAIRS = pairwise({k: sorted({c[k] for c in CELLS}, key=str) for k in CELLS[0]})
-REST = [pytest.param(c, marks=pytest.mark.slow, id=cell_id(c)) for c in CELLS if c not in PAIRS]
+REST = [pytest.param(c, marks=pytest.mark.slow, id=cell_id(c)) for c in CELLS if c not in PAIRS[::2]]
 
 
-@pytest.mark.parametrize("cell", [*(pytest.param(c, id=cell_id(c)) for c in PAIRS), *REST])
+@pytest.mark.parametrize("cell", [*(pytest.param(c, id=cell_id(c)) for c in PAIRS[::2]), *REST])
 def test_compiles_whole(cell: dict, pair: Any, inputs: Any) -> None:
     _, fast = pair(False, **keywords(cell, depth=2, hidden_size=32))
     fast.eval()

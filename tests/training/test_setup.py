@@ -53,6 +53,7 @@ def test_an_error_leaves_no_reader_behind(tmp_path: Path, where: str) -> None:
     assert kept.traceback and not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8, automatic_dynamic_shapes=False)
 def test_no_graph_of_a_compiled_block_is_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine sizes over two axes are 18 graphs of one function, where dynamo would stop after eight."""
