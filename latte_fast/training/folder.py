@@ -45,6 +45,8 @@ def ending(config: TrainConfig, step: int) -> str:
     """Says what there is now, and what to do next."""
     if step < config.steps:
         said = f"train: stopped at step {step} with a checkpoint; --resume goes on"
+    elif config.objective == "vqgan":
+        said = f"train: done, {step} steps; `latte-fast encode --tokens --vae {config.out}` makes tokens with it"
     else:
         vae = " --vae FOLDER" if config.data.kind in ("latents", "tokens") and config.vae == "identity" else ""
         said = f"train: done, {step} steps; `latte-fast sample {config.out}{vae}` draws from it"
