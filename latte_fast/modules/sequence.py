@@ -226,9 +226,9 @@ class Sharing:
             raise ValueError("enable_parallelism: patch_frames must be 1, as the head over frames sees the whole clip")
         self.parallel = Parallel(config, next(model.parameters()).device.type)
 
-    def shards_of(self, x: Tensor, t: Tensor | None) -> Shards | None:
-        """Returns where the tokens (B, F, N, D) of a forward at t go; None where no rank shares them."""
+    def shards_of(self, x: Tensor, tokens: int, t: Tensor | None) -> Shards | None:
+        """Returns where the tokens of a forward of x (B, F, C, H, W) at t go; None where no rank shares them."""
         if self.parallel is None:
             return None
         self.parallel.compare(*(given for given in (x, t) if given is not None))
-        return self.parallel.shards(x.shape[1], x.shape[2])
+        return self.parallel.shards(x.shape[1], tokens)

@@ -43,6 +43,17 @@ def all_checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in home.glob("step-*") if _NAME.search(p.name)), key=step_of) if home.is_dir() else []
 
 
+def whole(path: Path) -> tuple[Path, Path]:
+    """Returns a run's folder and a whole checkpoint of it: `path` where that is a checkpoint's, else the newest."""
+    if path.parent.name == FOLDER:
+        verify(path)
+        return path.parents[1], path
+    found = latest(path)
+    if found is None:
+        raise ValueError(f"load: path must have a whole checkpoint in {FOLDER}/, got {path}")
+    return path, found
+
+
 def latest(run: Path, say: Callable[[str], None] = print) -> Path | None:
     """Returns the newest checkpoint whose checksums match, and names each newer damaged one; None where there is none.
 

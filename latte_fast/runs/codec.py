@@ -7,7 +7,6 @@ import torch
 
 from latte_fast.codecs.vae import VAE, open_vae
 from latte_fast.codecs.vqgan import VQGANCodec
-from latte_fast.models.checkpoint import CheckpointError
 from latte_fast.models.tats.chunks import latents_of, pixels_of
 from latte_fast.models.tats.files import fingerprint, keywords_of, load_vqgan
 from latte_fast.models.tats.vqgan import VQGAN
@@ -55,12 +54,4 @@ def load_run_vqgan(path: str | os.PathLike, weights: str = "ema") -> VQGAN:
         return load_vqgan(path)
     if not path.is_dir() or not is_vqgan(path):
         raise ValueError(f"load: path must be a VQGAN's file, its run's folder or a checkpoint, got {path}")
-    if path.parent.name == checkpoint.FOLDER:
-        folder = path
-        checkpoint.verify(folder)
-    else:
-        found = checkpoint.latest(path)
-        if found is None:
-            raise CheckpointError(f"load: path must have a whole checkpoint in {checkpoint.FOLDER}/, got {path}")
-        folder = found
-    return load_vqgan(folder / f"{weights}.safetensors")
+    return load_vqgan(checkpoint.whole(path)[1] / f"{weights}.safetensors")

@@ -61,15 +61,8 @@ def load(
         return _load_file(path, weights, device, config)
     if config is not None:
         raise ValueError(f"load: config must be None for a folder, which holds its own, got {type(config).__name__}")
-    if path.parent.name == checkpoint.FOLDER:
-        folder, run = path, path.parents[1]
-        checkpoint.verify(folder)
-    elif (path / CONFIG).is_file():
-        run = path
-        found = checkpoint.latest(run)
-        if found is None:
-            raise ValueError(f"load: path must have a whole checkpoint in {checkpoint.FOLDER}/, got {path}")
-        folder = found
+    if path.parent.name == checkpoint.FOLDER or (path / CONFIG).is_file():
+        run, folder = checkpoint.whole(path)
     elif is_model_folder(path):
         model, adapter = open_model_folder(path)
         about = read_about_folder(path)

@@ -91,15 +91,7 @@ def load_tokens(path: str | Path, weights: str = "ema", device: torch.device | s
         raise ValueError(f"load: weights must be ema or model, got {weights!r}")
     if not path.is_dir() or not is_token_run(path):
         raise ValueError(f"load: path must be the run of a token transformer (--objective tokens), got {path}")
-    run = _run_of(path)
-    if run != path:
-        folder = path
-        checkpoint.verify(folder)
-    else:
-        found = checkpoint.latest(run)
-        if found is None:
-            raise CheckpointError(f"load: path must have a whole checkpoint in {checkpoint.FOLDER}/, got {path}")
-        folder = found
+    run, folder = checkpoint.whole(path)
     config, meta = read_config(run / CONFIG, TrainConfig), checkpoint.read_meta(folder)
     check_config(run, config, folder, meta)
     model = build(from_mapping(TransformerConfig, meta["model"], str(folder / "meta.json")))

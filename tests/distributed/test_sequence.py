@@ -12,8 +12,7 @@ from latte_fast.config import LatteConfig
 from latte_fast.modules.sequence import ParallelConfig, Shards
 from latte_fast.ops.axis_exchange import shares
 from latte_fast.parallel_cost import sent_by_first
-
-LIMIT = 3e-6  # of the largest value, in fp32
+from tests.helpers.sequence import LIMIT
 
 
 def together(*options: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from latte_fast import FlexLatte, Latte, LatteIMG, LatteT2V, sample, testing
 from latte_fast.modules.sequence import ParallelConfig
+from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import Trainer
 from tests.helpers.forks import on_ranks
@@ -29,6 +30,7 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "cross_attention_dim": 32,
     "caption_channels": 16,
 }  # fmt: skip
+LIMIT = 3e-6  # of the largest value, in fp32
 Case = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
 
 
@@ -101,6 +103,13 @@ def errors(case: Case) -> list[float]:
     with torch.no_grad():
         half = called(model, x, call)
     assert largest(half - together) < 1e-5 * largest(together)
+    # a step whose blocks are left out, on the sums of the step before
+    reuse = StackReuse()
+    with torch.no_grad(), reuse.attached(model):
+        reuse.compute(0.0)
+        assert largest(called(model, x, call) - alone) < LIMIT * largest(alone)
+        reuse.reuse(1.0, 0)
+        assert largest(called(model, x, call) - alone) < LIMIT * largest(alone)
     return [largest(together - alone) / largest(alone), max(grads)]
 
 

@@ -145,9 +145,11 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         """x (B, F, C, H, W), embeddings time and label (B, D), of image labels stills (B, n, D) -> (B, F, 2C, H, W)."""
         config, p = self.config, self.patch_size
         rows, columns = x.shape[3] // p, x.shape[4] // p
+        batch, frames, extra = x.shape[0], x.shape[1] // config.patch_frames - images, config.extra_tokens
+        shards = self.shards_of(x, rows * columns + extra, time)
+        if shards is not None:
+            x = shards.own_frames(x)
         x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
-        frames = x.shape[1] - images
-        extra = config.extra_tokens
         silu_space: Conditioning = None
         silu_time: Conditioning = None
         silu_head: Conditioning = None
@@ -156,16 +158,17 @@ class Latte(Fused, Sharing, Caching, nn.Module):
             silu_space = silu_time = silu_head = self.modulation_table.at(x.shape[0])
         elif extra:  # all-tokens conditioning
             assert time is not None
-            x = torch.cat([self.tokens(time, label, stills, frames, images).to(x.dtype), x], dim=2)
+            tokens = self.tokens(time, label, stills, frames, images).to(x.dtype)
+            x = torch.cat([tokens if shards is None else shards.own_frames(tokens), x], dim=2)
         else:  # S-AdaLN
             assert time is not None
             silu_space, silu_time, silu_head = self.conditions(time, label, stills, frames)  # (G, D) each
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
             pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
-        run, shards, batch = run_blocks or self.run_blocks, self.shards_of(x, time), x.shape[0]
+        run = run_blocks or self.run_blocks
         if shards is not None:
-            x, silu_space = shards.own_frames(x), shards.own_rows(silu_space, batch)
+            silu_space = shards.own_rows(silu_space, batch)
             run = run if self.stack_reuse is None else returning(run)
         run = with_reuse(self.stack_reuse, run)
         first = [x]

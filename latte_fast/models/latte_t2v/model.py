@@ -113,10 +113,13 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         proj = self.pos_embed.proj
         width = self.scale_shift_table.shape[-1]
         table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
-        if is_plain(proj, nn.Conv2d):
-            x = embed_patches(x.transpose(1, 2), proj)  # (B, F, N, D)
-        else:
-            x = called_on_patches(x.transpose(1, 2), proj)
+        x = x.transpose(1, 2)  # (B, F, C, H, W)
+        shards = self.shards_of(x, rows * columns, t)
+        if shards is not None:
+            if images:
+                raise ValueError(f"LatteT2V: use_image_num must be 0 where ranks share a clip, got {images}")
+            x = shards.own_frames(x)
+        x = embed_patches(x, proj) if is_plain(proj, nn.Conv2d) else called_on_patches(x, proj)  # (B, F, N, D)
         x = x + table.to(weight_of(proj).dtype)
         modulation: Conditioning
         if self.stack_reuse is not None:
@@ -127,13 +130,8 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
             time = self.embed_time(t)  # (B, D)
             modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run, shards = run_blocks or self.run_blocks, self.shards_of(x, t)
-        if shards is not None:
-            if images:
-                raise ValueError("LatteT2V: use_image_num must be 0 where ranks share a clip, got " + str(images))
-            x = shards.own_frames(x)
-            run = run if self.stack_reuse is None else returning(run)
-        run = with_reuse(self.stack_reuse, run)
+        run = run_blocks or self.run_blocks
+        run = with_reuse(self.stack_reuse, run if shards is None or self.stack_reuse is None else returning(run))
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), modulation, space, temporal, (rows, columns), shards)  # (B, F, N, D)

@@ -29,6 +29,7 @@ from latte_fast.sampling.source import ModelSource
 from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
 from latte_fast.training.objectives.densities import Densities
+from latte_fast.training.objectives.objective import OneLearner
 from latte_fast.training.setup import compile_blocks
 
 
@@ -85,7 +86,7 @@ class DenoisingItems(Dataset):
         return {**item, **self.adapter.read(item)}
 
 
-class Denoising:
+class Denoising(OneLearner):
     """Trains a model to denoise; `Objective` explains the methods.
 
     Args:
@@ -155,21 +156,6 @@ class Denoising:
         with self.learner.autocast(x.device):
             x = x.to(torch.bfloat16) if self.learner.weights.master else x
             return self.adapter.call(model, x, t, **kwargs).float()
-
-    def trains(self, learner: str, step: int) -> bool:
-        return True
-
-    def gauges(self) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return self.learner.state()
-
-    def loaded(self) -> None:
-        self.learner.loaded()
-
-    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {"model": self.learner.weights.by_name, "ema": self.learner.ema.average}
 
     def meta(self) -> dict[str, Any]:
         adapter = self.adapter

@@ -11,6 +11,27 @@ from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
 
 
+class OneLearner:
+    """What an objective with one network answers; `Objective` explains the methods."""
+
+    learner: Learner
+
+    def trains(self, learner: str, step: int) -> bool:
+        return True
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def loaded(self) -> None:
+        self.learner.loaded()
+
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return {"model": self.learner.weights.by_name, "ema": self.learner.ema.average}
+
+
 class Objective(Protocol):
     """What a run learns: its data, networks and losses.
 

@@ -26,9 +26,10 @@ from latte_fast.sampling.request import Request
 from latte_fast.token_films.source import TokenOptions, TokenSource
 from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
+from latte_fast.training.objectives.objective import OneLearner
 
 
-class TokensObjective:
+class TokensObjective(OneLearner):
     """Trains a transformer on tokens; `Objective` explains the methods.
 
     Args:
@@ -76,21 +77,6 @@ class TokensObjective:
         assert self.codec is not None
         video = batch["video"]
         return self.codec.tokens(video).to(video.device)
-
-    def trains(self, learner: str, step: int) -> bool:
-        return True
-
-    def gauges(self) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return self.learner.state()
-
-    def loaded(self) -> None:
-        self.learner.loaded()
-
-    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {"model": self.learner.weights.by_name, "ema": self.learner.ema.average}
 
     def meta(self) -> dict[str, Any]:
         sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
