@@ -83,6 +83,7 @@ def begin(folder: Path, *args: str) -> Running:
         os.chdir(folder)
         sys.argv = ["latte-fast", *args]
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        text_encoder.open_text_encoder = lambda *args: Letters()  # in the place of T5, in the fork alone
         code = _call()
     finally:
         sys.stdout.flush(), sys.stderr.flush()
@@ -111,9 +112,7 @@ def run(folder: Path, *args: str) -> Ended:
 def prepare(folder: Path) -> Path:
     """Makes a data set, captions, a trained run, samples and a detector, on which every command can run."""
     folder.mkdir(parents=True)
-    # T5 is replaced in the forks too
-    text_encoder.open_text_encoder = lambda *args: Letters()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # forks inherit no threads
     layout("ffs", folder / "set")
     for i in range(3, 6):
         shutil.copy(
