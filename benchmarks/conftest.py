@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the whole grid instead of the default selection")
     parser.addoption("--tiny", action="store_true", help="run everything at tiny sizes, whose times mean nothing")
     parser.addoption("--results", metavar="FILE", help="write every row to this JSON file, after every test")
+    parser.addoption("--warm", action="store_true", help="call every contender once, for what compilers cache; no race")
     parser.addoption("--resume", action="store_true", help="skip tests that --results has of an interrupted run")
 
 
@@ -103,8 +104,22 @@ def record(request: pytest.FixtureRequest) -> Callable[..., Row]:
     return keep
 
 
+def warm(contenders: dict[str, Callable[[], object] | str]) -> str:
+    """Calls each once; what was raised, by contender."""
+    outcomes = []
+    for name, run in contenders.items():
+        if callable(run):
+            try:
+                run()
+            except Exception as error:
+                outcomes.append(f"{name}: {(str(error).strip() or repr(error)).splitlines()[0]}")
+    return "; ".join(outcomes) or "all ran"
+
+
 @pytest.fixture
-def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[str, Lap]]:
+def compare(
+    request: pytest.FixtureRequest, benchmark: Any, record: Callable[..., Row]
+) -> Callable[..., dict[str, Lap]]:
     """Gives compare(title, contenders, check): runs `check`, as no wrong result is timed, then races the contenders.
 
     "ours" is the contender that pytest-benchmark records; every contender becomes a row. `on_device` times the GPU
@@ -121,6 +136,8 @@ def compare(benchmark: Any, record: Callable[..., Row]) -> Callable[..., dict[st
         each: dict[str, dict[str, Any]] | None = None,
         **fields: Any,
     ) -> dict[str, Lap]:
+        if request.config.getoption("--warm"):
+            pytest.skip(f"called once: {warm(contenders)}")
         check()
         laps = race(contenders, seconds, rounds, on_device)
         ours = laps["ours"]

@@ -1,5 +1,6 @@
 """The contenders: the oracle eager (upstream's code path), with SDPA, compiled; the matrix products alone; and ours."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,41 @@ def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[
 def compiled(model: nn.Module, **options: Any) -> nn.Module:
     torch._dynamo.reset()
     return torch.compile(model, **options)
+
+
+def sharing_weights(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model's modules around the same parameters and buffers."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
+def compiled_blocks(model: nn.Module) -> nn.Module:
+    """Returns the model with its blocks compiled one by one, in seconds; a deep model in one graph takes minutes.
+
+    The blocks of a list are one piece of code on other weights, so each kind is compiled once.
+    """
+    torch._dynamo.reset()
+    model = sharing_weights(model)
+    for blocks in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
+        for block in blocks:
+            block.compile(dynamic=False)
+    return model
+
+
+def as_shipped(oracle: nn.Module, inputs: tuple) -> Callable[[], Tensor]:
+    """Returns a forward as upstream's scripts run it: fp32 weights, products in TF32."""
+    wide = copy.deepcopy(oracle).float()
+    wide_inputs = tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return wide(*wide_inputs)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return run
 
 
 def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:

@@ -9,7 +9,9 @@ from torch import nn
 
 from benchmarks.contenders import (
     affordable,
+    as_shipped,
     compiled,
+    compiled_blocks,
     flops,
     gated,
     large,
@@ -55,19 +57,40 @@ def test_forward_beside_autotune(name: str, batch: int, compare: Any) -> None:
     compare(title, contenders, model_gate(oracle, ours, inputs), flops=flops(name, batch, depth))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU compiles the whole model in the race of all")
+@pytest.mark.parametrize(("name", "batch"), [("Latte-XL/2", 8), ("Latte-XL/2", 1)])
+def test_forward_beside_whole_graph(name: str, batch: int, compare: Any) -> None:
+    """All blocks in one graph of torch.compile, which takes minutes."""
+    depth = affordable(name, batch)
+    oracle, ours, inputs = models(name, HALF, batch, depth)
+    whole = with_sdpa(compiled(oracle))
+    contenders: dict[str, Callable | str] = {
+        "ours": no_grad(lambda: ours(*inputs)),
+        "ours, replayed as a CUDA graph": replay(oracle, ours, inputs),
+        "oracle with SDPA under torch.compile": no_grad(lambda: whole(*inputs)),
+    }
+    title = f"{titled(name, depth, HALF, batch)}, forward, beside one graph"
+    compare(title, contenders, model_gate(oracle, ours, inputs), flops=flops(name, batch, depth))
+
+
 @pytest.mark.parametrize(("name", "dtype", "batch"), CASES, ids=str)
 def test_forward(name: str, dtype: torch.dtype, batch: int, compare: Any) -> None:
     depth = affordable(name, batch)
     oracle, ours, inputs = models(name, dtype, batch, depth)
-    jit = compiled(oracle)
+    sdpa = with_sdpa(oracle)
     contenders: dict[str, Callable | str] = {
         "ours": no_grad(lambda: ours(*inputs)),
         "matrix products alone": products(name, dtype, batch, depth),
         "oracle eager (upstream's code path)": no_grad(lambda: oracle(*inputs)),
-        "oracle with SDPA": no_grad(lambda: with_sdpa(oracle)(*inputs)),
-        "oracle under torch.compile": no_grad(lambda: jit(*inputs)),
+        "oracle with SDPA": no_grad(lambda: sdpa(*inputs)),
     }
     if torch.cuda.is_available():
+        by_block = with_sdpa(compiled_blocks(oracle))
         contenders["ours, replayed as a CUDA graph"] = replay(oracle, ours, inputs)
+        contenders["oracle with SDPA, blocks under torch.compile"] = no_grad(lambda: by_block(*inputs))
+        contenders["oracle in fp32 with TF32 (upstream as shipped)"] = as_shipped(oracle, inputs)
+    else:
+        jit = compiled(oracle)
+        contenders["oracle under torch.compile"] = no_grad(lambda: jit(*inputs))
     title = f"{titled(name, depth, dtype, batch)}, forward"
     compare(title, contenders, model_gate(oracle, ours, inputs), seconds=10.0, flops=flops(name, batch, depth))

@@ -4,6 +4,7 @@ python -m benchmarks.cuda.shards FILE [memcheck] [racecheck]    # FILE lists tho
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,15 @@ from pathlib import Path
 
 # torch's caching allocator would hide an access beyond a tensor: its blocks are larger, and one beside the other
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-KERNELS = ("norm_modulate", "gate_residual_norm_modulate", "axis_attention", "bias_gelu", "gate_residual")
+KERNELS = (
+    "norm_modulate",
+    "gate_residual_norm_modulate",
+    "axis_attention",
+    "bias_gelu",
+    "gate_residual",
+    "pooled_norm",
+    "norm_silu_halo",
+)
 # file -> the cases that a sanitizer, 10 to 100 times slower, has the time for, if any
 SHARDS = {f"tests/kernels/test_{name}.py": "pairs" for name in KERNELS}
 SHARDS |= {"tests/ext/test_conv_cuda.py": "transpose3d_on_gpu and bf16", "tests/sampling/test_replay.py": ""}
@@ -29,6 +38,13 @@ def commands(tools: list[str]) -> dict[str, list[str]]:
                 pytest = [sanitizer(), "--tool", tool, "--error-exitcode", "1", *pytest, "-x", "-k", few]
             found[f"{tool} {file}".strip()] = pytest
     return found
+
+
+def sanitized(tool: str) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Name -> (command, environment) of every file's few cases under a tool; empty where it is not installed."""
+    if not shutil.which(sanitizer()):
+        return {}
+    return {re.sub(r"\W+", "-", name): (command, SANITIZED) for name, command in commands([tool]).items()}
 
 
 def sanitizer() -> str:
