@@ -35,8 +35,9 @@ def test_forward(side: int, layers: int, compare: Any) -> None:
     """Races one step, on a GPU with guidance; the prompt stays the same from lap to lap, as in sampling."""
     clips = 2 if torch.cuda.is_available() else 1
     torch.manual_seed(0)
-    ours = LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
-    oracle = reference.latte_t2v.LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
+    with device():
+        ours = LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
+        oracle = reference.latte_t2v.LatteT2V(**SHAPE, num_layers=layers, sample_size=side).eval()
     oracle.load_state_dict(ours.state_dict())
     ours, oracle = ours.to(device(), torch.bfloat16), oracle.to(device(), torch.bfloat16)
     x = torch.randn(clips, 4, FRAMES, side, side, device=device()).bfloat16()

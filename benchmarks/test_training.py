@@ -60,6 +60,7 @@ def trainers_step(model: nn.Module, x: Tensor, t: Tensor, policy: str = "none") 
 
     def run() -> None:
         diffusion.training_losses(predict, x.float(), t, {}, noise.float())["loss"].mean().backward()
+        learner.weights.take_gradients()
         learner.update(1, 1e-4, False)
 
     return run
