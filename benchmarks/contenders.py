@@ -156,17 +156,18 @@ def as_shipped(oracle: nn.Module, inputs: tuple) -> Callable[[], Tensor]:
 
 def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:
     """Returns the oracle with torch's scaled_dot_product_attention in its own layouts."""
-    from latte_fast.reference import blocks
+    from latte_fast.reference import blocks, latte_t2v
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
     def run(*args: Any) -> Tensor:
-        before, blocks.attention_ref = blocks.attention_ref, sdpa
+        before = blocks.attention_ref
+        blocks.attention_ref = latte_t2v.attention_ref = sdpa
         try:
             return model(*args)
         finally:
-            blocks.attention_ref = before
+            blocks.attention_ref = latte_t2v.attention_ref = before
 
     return run
 
