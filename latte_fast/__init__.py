@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from latte_fast import reference as reference
     from latte_fast.backends import use_backend as use_backend
     from latte_fast.cost_model import cost as cost
+    from latte_fast.cuda_graphs.replay import Replay as Replay
     from latte_fast.integrations.patch import patch as patch
     from latte_fast.integrations.patch import unpatch as unpatch
     from latte_fast.integrations.step_cache import StepCache as StepCache
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from latte_fast.models.tats.transformer import TokenTransformer as TokenTransformer
     from latte_fast.models.tats.vqgan import VQGAN as VQGAN
     from latte_fast.runs.load import load as load
-    from latte_fast.sampling.replay import Replay as Replay
     from latte_fast.sampling.sample import sample as sample
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOMES = {
     "Latte_models": "latte_fast.models.latte.model",
     "TokenTransformer": "latte_fast.models.tats.transformer",
     "VQGAN": "latte_fast.models.tats.vqgan",
-    "Replay": "latte_fast.sampling.replay",
+    "Replay": "latte_fast.cuda_graphs.replay",
     "StepCache": "latte_fast.integrations.step_cache",
     "cost": "latte_fast.cost_model",
     "load": "latte_fast.runs.load",

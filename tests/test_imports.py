@@ -25,6 +25,7 @@ ARROWS = {
     "backends": set(),
     "ops": {"backends", "kernels", "_ext", "reference.functional"},
     "modules": {"backends", "ops"},
+    "cuda_graphs": {"backends", "modules", "ops"},
     "models": {"config", "flex_config", "files", "backends", "modules", "ops"},
     "diffusion": set(),
     "distributed": set(),
@@ -36,11 +37,10 @@ ARROWS = {
     "runs": {"models", "codecs", "data", "diffusion", "distributed", "media", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
+        "cuda_graphs",
         "runs",
         "models",
         "modules",
-        "ops",
-        "backends",
         "codecs",
         "media",
         "data",
@@ -52,6 +52,7 @@ ARROWS = {
     "token_films": {"sampling", "runs", "models", "codecs", "media", "diffusion", "distributed", "files"},
     "integrations": {"models", "modules", "sampling", "runs", "diffusion", "distributed", "config"},
     "training": {
+        "cuda_graphs",
         "token_films",
         "sampling",
         "runs",

@@ -23,7 +23,7 @@ KERNELS = (
 )
 # file -> the cases that a sanitizer, 10 to 100 times slower, has the time for, if any
 SHARDS = {f"tests/kernels/test_{name}.py": "pairs" for name in KERNELS}
-SHARDS |= {"tests/ext/test_conv_cuda.py": "transpose3d_on_gpu and bf16", "tests/sampling/test_replay.py": ""}
+SHARDS |= {"tests/ext/test_conv_cuda.py": "transpose3d_on_gpu and bf16", "tests/cuda_graphs/test_replay.py": ""}
 
 
 def commands(tools: list[str]) -> dict[str, list[str]]:

@@ -55,11 +55,22 @@ def run_block(
     args = (x, pending, condition, context)
     if policy == "none" or not torch.is_grad_enabled():
         return _pair(block(*args))
+    # a CUDA graph can't hold the state of random numbers, which a plain block does not draw
+    random = _may_draw(block)
     if policy == "block":
-        return checkpoint(_resolved, block, *args, use_reentrant=False), None
+        return checkpoint(_resolved, block, *args, use_reentrant=False, preserve_rng_state=random), None
     chooser = functools.partial(_policy, policy == "elementwise", block.hidden)
     contexts = functools.partial(create_selective_checkpoint_contexts, chooser)
-    return _pair(checkpoint(block, *args, use_reentrant=False, context_fn=contexts))
+    return _pair(checkpoint(block, *args, use_reentrant=False, preserve_rng_state=random, context_fn=contexts))
+
+
+def _may_draw(block: nn.Module) -> bool:
+    """Whether a block may draw random numbers: a dropout, or a module from elsewhere, such as a LoRA's."""
+    for module in block.modules():
+        home = type(module).__module__
+        if "dropout" in home or not home.startswith(("torch.nn.", "latte_fast.")):
+            return True
+    return False
 
 
 def _pair(out: Any) -> tuple[Tensor, Pending | None]:

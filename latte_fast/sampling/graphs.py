@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latte_fast.cuda_graphs.replay import Replay
 from latte_fast.modules.modulation import ModulationTable
 from latte_fast.modules.stack_reuse import extrapolation
 from latte_fast.modules.static_reuse import StaticReuse, table_of
 from latte_fast.runs.plan import Plan
-from latte_fast.sampling.replay import Replay
 
 # share of a call's time that the host needs for its launches, from which on graphs are worth their capture
 HELD_BACK = 0.8

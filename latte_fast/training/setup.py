@@ -56,6 +56,9 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     check_eval(config)
     if config.tensorboard:
         summary_writer()
+    if config.graphs:
+        require(ranks.device.type == "cuda" and not several, "graphs", "used by one process on a CUDA device", True)
+        require(config.objective == "denoising", "graphs", "used with the objective denoising", True)
     if config.fp8:
         if importlib.util.find_spec("torchao") is None:
             raise RuntimeError("train: fp8 must have torchao; pip install 'latte_fast[fp8]'")

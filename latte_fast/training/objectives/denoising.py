@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from latte_fast.codecs.vae import VAE
+from latte_fast.cuda_graphs.step import StepReplay
 from latte_fast.data import open_dataset
 from latte_fast.data.item import Item
 from latte_fast.data.seeding import SampleKey
@@ -123,6 +124,7 @@ class Denoising(OneLearner):
             compile_blocks(model)
         self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
         self.learners: Mapping[str, Learner] = {"model": self.learner}
+        self.replay = StepReplay(model) if config.graphs else None
         if config.sample.every and config.sample.plan:
             source, request = self.previewed(config.sample.count)
             source.plan_for(request)
@@ -146,13 +148,13 @@ class Denoising(OneLearner):
         return self.diffusion.training_losses(self.forward, x, batch["t"], conditions, batch["noise"])
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        return self._run(self.learner.call, x, t, **kwargs)
+        return self._run(self.replay or self.learner.call, x, t, **kwargs)
 
     def sample(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """Calls the model without its DDP wrapper, whose ranks would wait for each other."""
         return self._run(self.learner.model, x, t, **kwargs)
 
-    def _run(self, model: nn.Module, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def _run(self, model: Any, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         with self.learner.autocast(x.device):
             x = x.to(torch.bfloat16) if self.learner.weights.master else x
             return self.adapter.call(model, x, t, **kwargs).float()
