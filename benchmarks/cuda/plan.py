@@ -52,6 +52,7 @@ def plan(dry: bool) -> list[Stage]:
         suites("training", 300, "training", only="XL"),
         suites("t2v", 150, "t2v"),
         suites("sampling", 120, "sampling", only="XL"),
+        suites("fp8", 90, "fp8"),
         on_gpu("tests", 120, "-m", "benchmarks.cuda.shards", "{work}/tests.done"),
         suites("model-one-clip", 300, "model", only="XL and not 16-8 and not autotune"),
         suites("autotune", 400, "model", only="XL and autotune"),
