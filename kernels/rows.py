@@ -13,6 +13,7 @@ from latte_fast.kernels import tiles
 MAX_WIDTH = 16384
 # least rows of a program in a backward: partial sums, 4 bytes a value and slot, stay small beside the rows summed
 PARTIAL_ROWS = 8
+FP8 = torch.float8_e4m3fn
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -92,6 +93,28 @@ def centre_row(b_0, b_1, eps, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: t
     return b_0, b_1, tl.rsqrt(row_sum(b_0 * b_0, b_1 * b_1) / D + eps)
 
 
+@triton.jit
+def larger(a, b):
+    nan: tl.constexpr = tl.PropagateNan.ALL
+    return tl.maximum(a, b, propagate_nan=nan)
+
+
+@triton.jit
+def store_row_fp8(p, p_scale, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """Stores a row, zero past D, as 8-bit values, and its scale: max / 448, but at least 2^-100.
+
+    The two divisions are of one number a row, and rounded as torch rounds them.
+    """
+    b_most = tl.abs(b_0)
+    if b_0.shape[0] > b_1.shape[0]:
+        b_most = tl.reduce(tl.reshape(b_most, [b_1.shape[0], b_0.shape[0] // b_1.shape[0]]), 1, larger)
+    b_most = tl.reduce(larger(b_most, tl.abs(b_1)), 0, larger)
+    b_scale = larger(tl.div_rn(b_most, 448.0), 7.888609052210118e-31)
+    tl.store(p_scale, b_scale)
+    b_inverse = tl.div_rn(1.0, b_scale)
+    store_row(p, b_0 * b_inverse, b_1 * b_inverse, D, BLOCK_0, BLOCK_1)
+
+
 @triton.jit(do_not_specialize=["groups", "programs"])
 def sum_partials_kernel(
     partial_ptr, out_0_ptr, out_1_ptr, out_2_ptr, shared_ptr, groups, programs,
@@ -127,8 +150,8 @@ def interpreted() -> bool:
 
 
 def empty(shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An output tensor; fp32 for bf16 under the interpreter, which truncates, so that `rounded` lets torch round."""
-    wide = interpreted() and dtype == torch.bfloat16
+    """An output tensor; fp32 for bf16 and fp8 if interpreted, which truncates, so that `rounded` lets torch round."""
+    wide = interpreted() and dtype in (torch.bfloat16, FP8)
     return torch.empty(shape, dtype=torch.float32 if wide else dtype, device=device)
 
 
@@ -209,6 +232,20 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
             enable_fp_fusion=True,
         )  # fmt: skip
     return [rounded(out, dtype) for out in outs]
+
+
+def empty_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output tensors for the 8-bit values of x's rows, and for their scales (..., 1)."""
+    return empty(x.shape, FP8, x.device), empty((*x.shape[:-1], 1), torch.float32, x.device)
+
+
+def why_not_fp8(*tensors: Tensor | None) -> str | None:
+    """As why_not_rows, on a GPU that has the 8-bit numbers."""
+    x = tensors[0]
+    if x is not None and x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 9):
+        major, minor = torch.cuda.get_device_capability(x.device)
+        return f"fp8 (e4m3) needs a GPU of compute capability 8.9 or more, this one has {major}.{minor}"
+    return why_not_rows(*tensors)
 
 
 def why_not_rows(*tensors: Tensor | None) -> str | None:

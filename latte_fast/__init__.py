@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from latte_fast.models.latte_t2v.model import LatteT2V as LatteT2V
     from latte_fast.models.tats.transformer import TokenTransformer as TokenTransformer
     from latte_fast.models.tats.vqgan import VQGAN as VQGAN
+    from latte_fast.quantization.convert import quantize as quantize
+    from latte_fast.quantization.convert import unquantize as unquantize
     from latte_fast.runs.load import load as load
     from latte_fast.sampling.sample import sample as sample
 
@@ -40,8 +42,10 @@ _HOMES = {
     "cost": "latte_fast.cost_model",
     "load": "latte_fast.runs.load",
     "patch": "latte_fast.integrations.patch",
+    "quantize": "latte_fast.quantization.convert",
     "sample": "latte_fast.sampling.sample",
     "unpatch": "latte_fast.integrations.patch",
+    "unquantize": "latte_fast.quantization.convert",
     "use_backend": "latte_fast.backends",
 }
 _ROOMS = ("ops", "reference")

@@ -33,7 +33,7 @@ ARROWS = {
     "media": {"files"},
     "data": {"media", "codecs", "files", "locks"},
     "evaluation": {"data", "media", "distributed", "files", "runs", "models"},
-    "quantization": set(),
+    "quantization": {"modules", "backends"},
     "runs": {"models", "codecs", "data", "diffusion", "distributed", "media", "files", "locks"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {

@@ -67,6 +67,7 @@ def plan(dry: bool) -> list[Stage]:
         suites("model-one-clip", 60, "model", only="XL and 16-1 and not autotune and not whole"),
         suites("vqgan", 60, "vqgan"),
         suites("sampling", 60, "sampling", only="XL"),
+        suites("fp8", 60, "fp8"),
         suites("memory", 60, "memory"),
         suites("scaling", 60, "scaling"),
         suites("autotune", 400, "model", only="XL and autotune"),

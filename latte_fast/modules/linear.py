@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.modules.linear8 import FP8, Rows8, all_8bit, is_8bit
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
@@ -40,24 +41,42 @@ def on_cuda(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def split_bias(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_bias(layer: Any, x: Tensor | Rows8) -> tuple[Tensor, Tensor | None]:
     """Returns (x w^T, b) of a plain layer; (layer(x), None) of a replaced one, and where the GEMM adds b at no cost."""
+    if is_8bit(layer):
+        values = x.values if isinstance(x, Rows8) else x
+        return (layer(x), None) if on_cuda(values) else (layer.product(x), layer.bias)
+    assert isinstance(x, Tensor)
     if not is_plain(layer) or adds_its_bias(layer, x):
         return layer(x), None
     return F.linear(x, layer.weight), layer.bias
 
 
-def mlp(fc1: Any, fc2: Any, h: Tensor, act: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
     """Applies fc1, tanh-GELU and fc2; returns the result and the bias of fc2 that is still to be added, if any.
 
-    Another activation, or one with hooks, is called in GELU's place.
+    Another activation, or one with hooks, is called in GELU's place. h is Rows8 only where fc1 is an 8-bit layer.
     """
     if act is not None and not (type(act) is nn.GELU and act.approximate == "tanh" and is_untouched(act)):
         return split_bias(fc2, act(fc1(h)))
+    if is_8bit(fc1) or is_8bit(fc2):
+        return split_bias(fc2, _gelu_for(fc2, fc1, h))
+    assert isinstance(h, Tensor)
     if is_plain(fc1) and is_plain(fc2) and not adds_its_bias(fc2, h):
         return ops.mlp_layer(h, fc1.weight, fc1.bias, fc2.weight), fc2.bias
     a = ops.linear_gelu(h, fc1.weight, fc1.bias) if is_plain(fc1) else ops.bias_gelu(fc1(h))
     return split_bias(fc2, a)
+
+
+def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
+    """Applies fc1 and tanh-GELU where fc1 or fc2 is an 8-bit layer; the result is Rows8 where fc2 is."""
+    if is_8bit(fc1):
+        u, b = fc1.product(h), fc1.bias
+    elif is_plain(fc1):
+        u, b = F.linear(h, fc1.weight), fc1.bias
+    else:
+        u, b = fc1(h), None
+    return Rows8(*ops.bias_gelu_fp8(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:
@@ -111,6 +130,36 @@ def _adjacent(parts: Sequence[Tensor]) -> bool:
             return False
         at += p.numel() * p.element_size()
     return at > first.data_ptr()
+
+
+def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Returns 8-bit layers' weights, scales and biases as those of one layer, None where they are not adjacent."""
+    if not all_8bit(layers):
+        return None
+    weights, scales, biases = (
+        [getattr(layer, name) for layer in layers] for name in ("weight", "weight_scale", "bias")
+    )
+    missing = [b is None for b in biases]
+    if any(missing) != all(missing):
+        return None
+    if torch.compiler.is_compiling():
+        weight = torch.cat([w.view(torch.uint8) for w in weights]).view(FP8)
+        return weight, torch.cat(scales), None if missing[0] else torch.cat(biases)
+    groups = [weights, scales] if missing[0] else [weights, scales, biases]
+    if not all(_adjacent(group) for group in groups):
+        return None
+    whole = [_Joined.apply(*group) for group in groups]
+    return whole[0], whole[1], None if missing[0] else whole[2]
+
+
+def join8(layers: Sequence[Any]) -> None:
+    """Moves 8-bit layers' weights and scales into one storage each, for `joined8`."""
+    for name in ("weight", "weight_scale"):
+        parts = [getattr(layer, name) for layer in layers]
+        as_bytes = [p.view(torch.uint8) if p.dtype == FP8 else p for p in parts]
+        whole = torch.cat(as_bytes).view(parts[0].dtype)
+        for layer, part in zip(layers, whole.split([p.shape[0] for p in parts]), strict=True):
+            setattr(layer, name, part)
 
 
 class _Joined(torch.autograd.Function):

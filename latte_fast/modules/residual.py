@@ -1,10 +1,12 @@
 """Residuals left pending, for the next norm of x to add in its own pass over x."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from latte_fast import ops
+from latte_fast.modules.linear8 import Rows8, all_8bit
 
 
 class Pending(NamedTuple):
@@ -30,14 +32,25 @@ def add_and_norm(
     scale: Tensor,
     pos: Tensor | None = None,
     eps: float = 1e-6,
-) -> tuple[Tensor, Tensor]:
-    """Returns x with its pending residual and position added, and its modulated norm in the modulation's dtype."""
+    readers: Sequence[Any] = (),
+) -> tuple[Tensor, Any]:
+    """Returns x with its pending residual and position added, and its modulated norm in the modulation's dtype.
+
+    The norm is Rows8 where all its readers, the layers that it is for, have 8-bit weights.
+    """
+    eight = all_8bit(readers)
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
+        if eight:
+            return x, Rows8(*ops.norm_modulate_fp8(x, shift, scale, eps), shift.dtype)
         return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
     if gate.shape[0] != shift.shape[0]:
         # one has a row per frame, as in joint models, the other a row per clip or, if plain, a single row
         groups = max(gate.shape[0], shift.shape[0])
         gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
+    if eight:
+        y, bias = pending.y, pending.y_bias
+        x, values, row_scale = ops.gate_residual_norm_modulate_fp8(x, y, gate, shift, scale, eps, y_bias=bias, pos=pos)
+        return x, Rows8(values, row_scale, shift.dtype)
     return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)

@@ -2,6 +2,7 @@
 
 from latte_fast.ops.axis_attention import axis_attention, axis_attention_qkv
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
+from latte_fast.ops.fp8 import bias_gelu_fp8, gate_residual_norm_modulate_fp8, norm_modulate_fp8, rows_fp8
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
 from latte_fast.ops.layers import attention_layer, mlp_layer
@@ -16,13 +17,17 @@ __all__ = [
     "axis_attention",
     "axis_attention_qkv",
     "bias_gelu",
+    "bias_gelu_fp8",
     "conv_transpose3d",
     "gate_residual",
     "gate_residual_norm_modulate",
+    "gate_residual_norm_modulate_fp8",
     "linear_gelu",
     "mlp_layer",
     "nearest_code",
     "norm_modulate",
+    "norm_modulate_fp8",
     "norm_silu_halo",
     "pooled_norm",
+    "rows_fp8",
 ]

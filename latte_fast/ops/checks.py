@@ -99,6 +99,16 @@ def check_groups(op: str, x: Tensor, **partners: Tensor) -> None:
         check_device(op, name, p, x)
 
 
+def check_pos(op: str, pos: Tensor, x: Tensor) -> None:
+    """pos broadcasts to x (..., D), over all of D."""
+    check_tensor(op, "pos", pos)
+    lengths = zip(reversed(pos.shape), reversed(x.shape), strict=False)
+    broadcasts = 0 < pos.dim() <= x.dim() and all(p in (1, n) for p, n in lengths)
+    if not broadcasts or pos.shape[-1] != x.shape[-1]:
+        raise ValueError(f"{op}: pos must broadcast to x's shape {tuple(x.shape)}, got {tuple(pos.shape)}")
+    check_device(op, "pos", pos, x)
+
+
 def partners(op: str, x: Tensor, **tensors: Tensor) -> list[Tensor]:
     """The partners of a residual x in one dtype: x's, or a 16-bit one beside an fp32 x; autocast settles a mix."""
     auto = autocast_dtype(x.device.type)

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from latte_fast.ops.checks import (
-    check_device,
     check_groups,
     check_like,
     check_out_dtype,
+    check_pos,
     check_rows,
-    check_tensor,
     checked_number,
     checked_vector,
     partners,
@@ -51,19 +50,10 @@ def gate_residual_norm_modulate(
     if y_bias is not None:
         y_bias = checked_vector(_OP, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
     if pos is not None:
-        _check_pos(pos, x)
+        check_pos(_OP, pos, x)
         pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
     out_dtype = check_out_dtype(_OP, out_dtype, shift.dtype, x, shift)
     return _FUSED(x, y, gate, shift, scale, checked_number(_OP, "eps", eps), y_bias, pos, out_dtype)
-
-
-def _check_pos(pos: Tensor, x: Tensor) -> None:
-    check_tensor(_OP, "pos", pos)
-    lengths = zip(reversed(pos.shape), reversed(x.shape), strict=False)
-    broadcasts = 0 < pos.dim() <= x.dim() and all(p in (1, n) for p, n in lengths)
-    if not broadcasts or pos.shape[-1] != x.shape[-1]:
-        raise ValueError(f"{_OP}: pos must broadcast to x's shape {tuple(x.shape)}, got {tuple(pos.shape)}")
-    check_device(_OP, "pos", pos, x)
 
 
 _FUSED = KernelOp(

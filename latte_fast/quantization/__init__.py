@@ -1,1 +1,1 @@
-"""Number formats below 16 bits: fp8 training."""
+"""Number formats below 16 bits: 8-bit inference, and fp8 training."""

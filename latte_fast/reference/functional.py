@@ -69,6 +69,53 @@ def gate_residual_norm_modulate_ref(
     return x, norm_modulate_ref(x, shift, scale, eps, out_dtype=out_dtype or shift.dtype)
 
 
+FP8 = torch.float8_e4m3fn
+FP8_MOST = 448.0  # largest number of FP8
+FP8_LEAST = 2.0**-100  # least scale, whose inverse is still an fp32 number
+
+
+def widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rows_fp8_ref(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds each row of x (..., D) to FP8 after division by its scale, max|x| / 448; (values, scales (..., 1)).
+
+    A row of zeros has the least scale. A row that holds NaN or an infinity is NaN after multiplication by its scale.
+    """
+    x = widened(x)
+    scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MOST).clamp_min(FP8_LEAST)
+    return (x * (1 / scale)).to(FP8), scale
+
+
+def norm_modulate_fp8_ref(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Applies rows_fp8_ref to LN(x) * (1 + scale) + shift, which is not rounded before."""
+    return rows_fp8_ref(norm_modulate_ref(widened(x), widened(shift), widened(scale), eps))
+
+
+def gate_residual_norm_modulate_fp8_ref(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    y_bias: Tensor | None = None,
+    pos: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x' = x + gate * (y + y_bias) + pos in x's dtype, norm_modulate_fp8_ref of x'; returns (x', values, scales)."""
+    y = widened(y) if y_bias is None else widened(y) + y_bias
+    out = gate_residual_ref(widened(x), y, widened(gate))
+    out = (out if pos is None else out + pos).to(x.dtype)
+    return out, *norm_modulate_fp8_ref(out, shift, scale, eps)
+
+
+def bias_gelu_fp8_ref(u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Applies rows_fp8_ref to tanh-GELU(u + b), which is not rounded before."""
+    return rows_fp8_ref(bias_gelu_ref(widened(u), b))
+
+
 def rotate_ref(x: Tensor, rope: Rope) -> Tensor:
     """Rotates the pairs (2i, 2i+1) of x (..., L, K) by the angles of rope = (cos, sin), each (L, K/2)."""
     cos, sin = rope

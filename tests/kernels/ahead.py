@@ -1,8 +1,8 @@
-"""Compiles the kernels of the 3D-VQGAN and of FlexDiT for GPUs that are not here and prints what each holds.
+"""Compiles the kernels of the 3D-VQGAN, FlexDiT and 8-bit inference for GPUs that are not here; prints what each holds.
 
 A process of its own, as the tests interpret kernels.
 
-python -m tests.kernels.ahead vqgan|flexdit TARGET
+python -m tests.kernels.ahead vqgan|flexdit|fp8 TARGET
 """
 
 import json
@@ -14,7 +14,15 @@ import torch
 import triton
 
 from benchmarks import compile_ahead
-from latte_fast.kernels import nearest_code, norm_silu_halo, pooled_norm
+from latte_fast.kernels import (
+    bias_gelu_fp8,
+    gate_residual_norm_modulate_fp8,
+    nearest_code,
+    norm_modulate_fp8,
+    norm_silu_halo,
+    pooled_norm,
+    rows_fp8,
+)
 
 PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
 
@@ -44,7 +52,24 @@ def flexdit() -> None:
                 pooled_norm.pooled_norm_bwd(h, x, scale, axis, 1e-6)
 
 
-MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit}
+def fp8() -> None:
+    for wide, narrow in PAIRS:
+        for width in (1152, 768, 384):
+            x, y = meta(4, 16, 256, width, dtype=wide), meta(4, 16, 256, width, dtype=narrow)
+            shift, scale, gate = meta(4, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
+            bias, pos = meta(width, dtype=narrow), meta(1, 16, 1, width, dtype=wide)
+            norm_modulate_fp8.norm_modulate_fp8_fwd(x, shift, scale, 1e-6)
+            for table in (None, pos):
+                gate_residual_norm_modulate_fp8.gate_residual_norm_modulate_fp8_fwd(
+                    x, y, gate, shift, scale, 1e-6, bias, table
+                )
+            if wide == narrow:
+                u = meta(4, 16, 256, 4 * width, dtype=narrow)
+                bias_gelu_fp8.bias_gelu_fp8_fwd(u, u[0, 0, 0])
+                rows_fp8.rows_fp8_fwd(x)
+
+
+MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8}
 
 
 def main(model: str, target: int) -> None:

@@ -32,12 +32,16 @@ if DEVICE == "cpu" and not why_not():
         patch.setenv("TRITON_INTERPRET", "1")
         import latte_fast.kernels.axis_attention
         import latte_fast.kernels.bias_gelu
+        import latte_fast.kernels.bias_gelu_fp8
         import latte_fast.kernels.gate_residual
         import latte_fast.kernels.gate_residual_norm_modulate
+        import latte_fast.kernels.gate_residual_norm_modulate_fp8
         import latte_fast.kernels.nearest_code
         import latte_fast.kernels.norm_modulate
+        import latte_fast.kernels.norm_modulate_fp8
         import latte_fast.kernels.norm_silu_halo
-        import latte_fast.kernels.pooled_norm  # noqa: F401
+        import latte_fast.kernels.pooled_norm
+        import latte_fast.kernels.rows_fp8  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +66,9 @@ def on_triton(request, monkeypatch):
     with use_backend("triton"), poisoned_empty():
         yield
     for buffer, size in buffers:
-        assert (buffer[:margin] == -77).all() and (buffer[margin + size :] == -77).all(), "written outside an output"
+        wide = buffer.float()
+        near = [(part + 77).abs() <= 5 for part in (wide[:margin], wide[margin + size :])]  # -77 is -80 in 8 bits
+        assert near[0].all() and near[1].all(), "written outside an output"
 
 
 class Skipped(pytest.Module):

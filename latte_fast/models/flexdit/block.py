@@ -4,7 +4,7 @@ P attends by the mean of its values. G lets a module's sparse tokens attend to t
 sparse tokens, upsampled, with that dense input, and lets all tokens attend to the sparse ones.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class PoolingAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Multi-head attention over space from one set of tokens to another."""
+
+    products: ClassVar[dict[str, str]] = {"proj": "proj"}
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()

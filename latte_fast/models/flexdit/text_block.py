@@ -37,8 +37,14 @@ class PoolingT2V(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(0.0)])
 
 
+# q, k and v read a mean, or different tokens: they stay in 16 bits
+OTHERS = {path: kind for path, kind in BlockT2V.products.items() if kind != "qkv"}
+
+
 class PoolBlockT2V(BlockT2V):
     """A block whose self-attention is the mean of the values over the frame (P)."""
+
+    products = OTHERS
 
     def __init__(self, width: int, heads: int, bias: bool, eps: float, space: bool):
         super().__init__(width, heads, bias, eps, space)
@@ -54,14 +60,16 @@ class PoolBlockT2V(BlockT2V):
         x = resolve(x, pending)
         return x, ops.pooled_norm(x, shift, scale, "space", eps, out_dtype=shift.dtype)
 
-    def attention(self, h: Tensor, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
+    def attention(self, h: Any, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
         return self.attn1.to_v(h)
 
 
 class GenerateBlockT2V(BlockT2V):
     """A block over the sparse tokens, whose keys and values are the module's dense input (G)."""
 
-    def attention(self, h: Tensor, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
+    products = OTHERS
+
+    def attention(self, h: Any, context: Any, shift: Tensor, scale: Tensor) -> Tensor:
         keys = context.keys
         if keys is None:
             keys = ops.norm_modulate(context.dense[0], shift, scale, self.norm1.eps, out_dtype=shift.dtype)

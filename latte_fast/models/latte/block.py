@@ -4,7 +4,7 @@ Block covers the paper's variants: attention over one axis (variants 1 and 2), o
 in parallel with the outputs added (4); modulated by the condition (S-AdaLN) or plain (all-tokens).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from latte_fast import ops
 from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.linear import is_plain, mlp, split_bias, weight_of
+from latte_fast.modules.linear8 import Rows8, readers_of
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 from latte_fast.modules.sequence import Shards
 
@@ -32,6 +33,9 @@ class BlockContext(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention over one axis; q, k and v are strided views of the packed projection."""
 
+    # the linear layers that may have 8-bit weights, by what they are called when such layers are chosen
+    products: ClassVar[dict[str, str]] = {"qkv": "qkv", "proj": "proj"}
+
     def __init__(self, width: int, heads: int, inner: int | None = None):
         super().__init__()
         inner = inner or width
@@ -39,29 +43,41 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * inner)
         self.proj = nn.Linear(inner, width)
 
-    def forward(self, h: Tensor, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None] | Tensor:
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        """The layers that read the input."""
+        return (self.qkv,)
+
+    def forward(self, h: Tensor | Rows8, axis: str, rope: Rope | None = None) -> tuple[Tensor, Tensor | None] | Tensor:
         """Returns the projected result and the bias that is still to be added to it; the sum alone if hooks see it."""
         out = self.attend(h, axis, rope)
         return self.proj(out) if is_changed(self) else split_bias(self.proj, out)
 
     fused = forward
 
-    def attend(self, h: Tensor, axis: str, rope: Rope | None = None) -> Tensor:
+    def attend(self, h: Tensor | Rows8, axis: str, rope: Rope | None = None) -> Tensor:
         rope = rope if axis == "time" else None
         if is_plain(self.qkv):
+            assert isinstance(h, Tensor)
             return ops.attention_layer(h, self.qkv.weight, self.qkv.bias, self.num_heads, axis, rope)
         qkv = self.qkv(h).unflatten(-1, (3, self.num_heads, -1))  # (B, F, N, 3, H, K)
         return ops.axis_attention_qkv(qkv, axis, rope)
 
 
 class Mlp(nn.Module):
+    products: ClassVar[dict[str, str]] = {"fc1": "fc1", "fc2": "fc2"}
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None] | Tensor:
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self.fc1,)
+
+    def forward(self, h: Tensor | Rows8) -> tuple[Tensor, Tensor | None] | Tensor:
         """Returns the result and the bias of fc2 that is still to be added to it; the sum alone if hooks see it."""
         y, bias = mlp(self.fc1, self.fc2, h, self.act)
         if is_changed(self):
@@ -126,12 +142,15 @@ class Block(nn.Module):
         modulation = self.modulation(silu_c)  # (G, D) each
         shift_a, scale_a, gate_a = modulation[:3]
         pos = None if self.order == "sequential" else context.pos
-        x, h = add_and_norm(x, pending, shift_a, scale_a, pos)  # (B, F, N, D) each
+        # attention over both axes reads h twice, and time attention without the images' frames
+        readers = () if self.order == "parallel" else readers_of(self.attn)
+        x, h = add_and_norm(x, pending, shift_a, scale_a, pos, readers=readers)  # (B, F, N, D) each
         if self.order == "one":
             y, bias = parted(self.attn(h, context.axis, context.rope))  # (B, F, N, D), (D,)
         elif self.order == "sequential":
             y, bias = parted(self.attn(h, "space"))
-            x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_a, scale_a, context.pos)
+            readers = () if context.images or context.shards is not None else readers_of(self.attn_time)
+            x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_a, scale_a, context.pos, readers=readers)
             y, bias = self.temporal_attention(h, context)
         else:
             y, bias = self.in_parallel(h, context)
@@ -147,7 +166,7 @@ class Block(nn.Module):
         gate_a, shift_m, scale_m, gate_m = modulation[2:]
         x, y, bias = held
         held.clear()
-        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m)
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, readers=readers_of(self.mlp))
         del y
         y, bias = parted(self.mlp(h))
         # a copy, so that the next block reads no parameter of this one

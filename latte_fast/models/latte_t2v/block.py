@@ -4,13 +4,14 @@ A space block is self-attention, cross-attention to the text, MLP; a time block 
 is the block's own table plus a projection of the time step that all blocks share (adaLN-single).
 """
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import joined, mlp, split_bias, weight_of
+from latte_fast.modules.linear import joined, joined8, mlp, split_bias, weight_of
+from latte_fast.modules.linear8 import Rows8, product, rows8
 from latte_fast.modules.prompt_cache import PromptCache
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 
@@ -59,17 +60,35 @@ class FeedForwardT2V(nn.Module):
         self.net = nn.ModuleList([GeluT2V(width, hidden), nn.Dropout(0.0), nn.Linear(hidden, width)])
 
 
-def self_attention(attn: nn.Module, h: Tensor, axis: str) -> Tensor:
+def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
     """h (B, F, N, D) -> (B, F, N, D) before the output projection; one GEMM where q, k, v weights share a storage."""
-    packed = joined((attn.to_q, attn.to_k, attn.to_v))
+    layers = (attn.to_q, attn.to_k, attn.to_v)
+    packed8 = joined8(layers)
+    if packed8 is not None:
+        qkv = product(h if isinstance(h, Rows8) else rows8(h), *packed8)
+        return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
+    packed = joined(layers)
     if packed is not None:
+        assert isinstance(h, Tensor)
         return ops.attention_layer(h, *packed, attn.heads, axis)
-    q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in layers)
     return ops.axis_attention(q, k, v, axis)
 
 
 class BlockT2V(nn.Module):
     """x += gate * attention(norm(x)); over space x += cross-attention(x, text); x += gate * MLP(norm(x))."""
+
+    # the linear layers that may have 8-bit weights, by what they are called when such layers are chosen
+    products: ClassVar[dict[str, str]] = {
+        "attn1.to_q": "qkv",
+        "attn1.to_k": "qkv",
+        "attn1.to_v": "qkv",
+        "attn1.to_out.0": "proj",
+        "attn2.to_q": "proj",
+        "attn2.to_out.0": "proj",
+        "ff.net.0.proj": "fc1",
+        "ff.net.2": "fc2",
+    }
 
     def __init__(self, width: int, heads: int, bias: bool, eps: float, space: bool):
         super().__init__()
@@ -78,6 +97,11 @@ class BlockT2V(nn.Module):
         self.attn1 = AttentionT2V(width, heads, bias)
         self.attn2 = AttentionT2V(width, heads, bias) if space else None
         self.ff = FeedForwardT2V(width, 4 * width)
+
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        """The layers that read the first norm's result."""
+        return (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v)
 
     @property
     def hidden(self) -> int:
@@ -116,9 +140,10 @@ class BlockT2V(nn.Module):
             y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
             gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
         del out
-        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps_m)
+        fc1 = self.ff.net[0].proj
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps_m, readers=(fc1,))
         del y
-        y, bias = mlp(self.ff.net[0].proj, self.ff.net[2], h)
+        y, bias = mlp(fc1, self.ff.net[2], h)
         # a copy, so that the next block reads no parameter of this one
         last = Pending(y, gate_m, None if bias is None else bias.clone())
         return resolve(x, last) if context.whole else (x, last)
@@ -129,9 +154,9 @@ class BlockT2V(nn.Module):
         self, x: Tensor, pending: Pending | None, shift: Tensor, scale: Tensor, pos: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         """Returns x with what is pending, and what `attention` needs of its norm."""
-        return add_and_norm(x, pending, shift, scale, pos, eps)
+        return add_and_norm(x, pending, shift, scale, pos, eps, self.readers)
 
-    def attention(self, h: Tensor, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
+    def attention(self, h: Tensor | Rows8, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
         """h (B, F, N, D), modulated by shift and scale -> its self-attention before the output projection."""
         return self_attention(self.attn1, h, context.axis)
 

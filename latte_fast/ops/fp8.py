@@ -1,0 +1,158 @@
+"""Rows as 8-bit values (e4m3) and an fp32 scale each: rows_fp8, and the ops whose result leaves in that form.
+
+None has a gradient. A row's scale is its largest magnitude over 448; the product of two such matrices is scaled back
+by both.
+"""
+
+import torch
+from torch import Tensor
+
+from latte_fast.ops.checks import (
+    check_groups,
+    check_like,
+    check_pos,
+    check_rows,
+    checked_number,
+    checked_vector,
+    partners,
+)
+from latte_fast.ops.registration import KernelOp, empty, records
+from latte_fast.reference.functional import (
+    FP8,
+    bias_gelu_fp8_ref,
+    gate_residual_norm_modulate_fp8_ref,
+    norm_modulate_fp8_ref,
+    rows_fp8_ref,
+)
+
+
+def rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of x as 8-bit values, and its scale: the largest magnitude over 448.
+
+    Args:
+        x: (..., D), any leading strides.
+
+    Returns:
+        Values (..., D), float8_e4m3fn, rounded to nearest even, and scales (..., 1), fp32. A row of zeros has the scale
+        2^-100; a row that holds NaN or an infinity is NaN once it is multiplied by its scale.
+    """
+    check_rows("rows_fp8", "x", x)
+    _refuse_gradient("rows_fp8", x)
+    return _ROWS(x)
+
+
+def norm_modulate_fp8(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """LN(x) * (1 + scale) + shift as 8-bit values, and the scale of each row.
+
+    Args:
+        x: (..., D), any leading strides.
+        shift: (G, D), G dividing the rows of x; group g modulates the g-th run of rows. May be a view of (G, 6D).
+        scale: as shift.
+    """
+    name = "norm_modulate_fp8"
+    check_rows(name, "x", x)
+    check_groups(name, x, shift=shift, scale=scale)
+    shift, scale = partners(name, x, shift=shift, scale=scale)
+    _refuse_gradient(name, x, shift, scale)
+    return _NORM(x, shift, scale, checked_number(name, "eps", eps))
+
+
+def gate_residual_norm_modulate_fp8(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    y_bias: Tensor | None = None,
+    pos: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x' = x + gate * (y + y_bias) + pos, LN(x') * (1 + scale) + shift as 8-bit values, and the scale of each row.
+
+    Args:
+        x: (..., D) residual stream, any leading strides; may be fp32 beside 16-bit partners. x' has its dtype.
+        y: as x, what a sublayer returned.
+        gate: (G, D), G dividing the rows of x.
+        shift: as gate.
+        scale: as gate.
+        y_bias: (D,), the bias of the linear layer that made y, left to this pass.
+        pos: broadcasts to x; a position embedding that enters here.
+    """
+    name = "gate_residual_norm_modulate_fp8"
+    check_rows(name, "x", x)
+    check_like(name, "y", y, x)
+    check_groups(name, x, gate=gate, shift=shift, scale=scale)
+    y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
+    if y_bias is not None:
+        y_bias = checked_vector(name, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
+    if pos is not None:
+        check_pos(name, pos, x)
+        pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
+    _refuse_gradient(name, x, y, gate, shift, scale)
+    return _FUSED(x, y, gate, shift, scale, checked_number(name, "eps", eps), y_bias, pos)
+
+
+def bias_gelu_fp8(u: Tensor, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """tanh-GELU(u + b) as 8-bit values, and the scale of each row.
+
+    Args:
+        u: (..., M), a linear layer's result without its bias.
+        b: (M,) or None.
+    """
+    check_rows("bias_gelu_fp8", "u", u)
+    b = u.new_zeros(u.shape[-1]) if b is None else b
+    b = checked_vector("bias_gelu_fp8", "b", b, u, u.shape[-1], "M").to(u.dtype)
+    _refuse_gradient("bias_gelu_fp8", u)
+    return _GELU(u, b)
+
+
+def _refuse_gradient(name: str, *tensors: Tensor) -> None:
+    if records(*tensors):
+        raise RuntimeError(f"{name}: has no gradient; call it under torch.no_grad(), or with tensors that ask for none")
+
+
+def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return empty(x, FP8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
+_ROWS = KernelOp(
+    "rows_fp8",
+    "(Tensor x, str backend) -> (Tensor values, Tensor row_scale)",
+    "",
+    fake=_empty_rows,
+    ours=("triton",),
+    reference=rows_fp8_ref,
+    example=lambda sizes: {"x": sizes.tokens()},
+)
+
+_NORM = KernelOp(
+    "norm_modulate_fp8",
+    "(Tensor x, Tensor shift, Tensor scale, float eps, str backend) -> (Tensor h, Tensor row_scale)",
+    "",
+    fake=lambda x, shift, scale, eps: _empty_rows(x),
+    ours=("triton",),
+    reference=norm_modulate_fp8_ref,
+    example=lambda sizes: {"x": sizes.tokens(), **sizes.conditions("shift", "scale")},
+)
+
+_FUSED = KernelOp(
+    "gate_residual_norm_modulate_fp8",
+    "(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps, Tensor? y_bias, Tensor? pos, "
+    "str backend) -> (Tensor x_out, Tensor h, Tensor row_scale)",
+    "",
+    fake=lambda x, y, gate, shift, scale, eps, y_bias, pos: (empty(x), *_empty_rows(x)),
+    ours=("triton",),
+    reference=gate_residual_norm_modulate_fp8_ref,
+    example=lambda sizes: {"x": sizes.tokens(), "y": sizes.tokens(), **sizes.conditions("gate", "shift", "scale")},
+)
+
+_GELU = KernelOp(
+    "bias_gelu_fp8",
+    "(Tensor u, Tensor b, str backend) -> (Tensor a, Tensor row_scale)",
+    "",
+    fake=lambda u, b: _empty_rows(u),
+    ours=("triton",),
+    reference=bias_gelu_fp8_ref,
+    example=lambda sizes: {"u": sizes.tokens(widths=4), "b": sizes.randn(4 * sizes.width)},
+)

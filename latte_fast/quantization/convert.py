@@ -1,0 +1,158 @@
+"""quantize: a model's linear layers in 8 bits, in place; unquantize brings the layers back as they were.
+
+A module says by its attribute `products` which of its linear layers may have 8-bit weights, and what kind each is.
+What every kind costs in memory traffic decides the default. In units of the tokens in bf16, u: the inputs of qkv and
+fc1 leave the norms as 8 bits, 0.5 u written and read instead of 1 u; fc2's input leaves GELU as 8 bits, in a pass of
+its own of 6 u, which halves 2 products of 4 D^2; proj's input would be read, written and read again, 2 u instead of
+1 u, to halve a product of D^2 alone. So proj keeps 16 bits unless it is asked for.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from latte_fast import backends
+from latte_fast.modules.hooks import is_untouched
+from latte_fast.modules.linear import is_plain, join8
+from latte_fast.modules.linear8 import STEP, Linear8
+from latte_fast.quantization.report import LayerReport, QuantizeReport, relative_error
+
+DTYPES = ("fp8",)
+KINDS = ("qkv", "proj", "fc1", "fc2")
+DEFAULT = ("qkv", "fc1", "fc2")
+
+
+def quantize(
+    model: nn.Module, dtype: str = "fp8", *, layers: Iterable[str] = DEFAULT, keep: bool = True
+) -> QuantizeReport:
+    """Gives a model's linear layers 8-bit weights and inputs, in place; for inference alone.
+
+    A weight has a scale an output channel, an input a scale a token: the largest magnitude over 448, the most that e4m3
+    holds. On a GPU the products run on 8-bit tensor cores; on the CPU they are emulated, exactly rounded and slowly.
+
+    Args:
+        model: a Latte, LatteIMG, FlexLatte or LatteT2V, or a patched model, in eval mode.
+        dtype: "fp8", which is e4m3 for weights and inputs.
+        layers: kinds of layers, of qkv, proj, fc1 and fc2; proj reads what a pass of its own has to round.
+        keep: whether the 16-bit weights stay in memory, for `unquantize`.
+
+    Returns:
+        What became of each layer: taken, or kept in 16 bits and why, and the error of its weight.
+    """
+    layers = _check(model, dtype, layers)
+    report = QuantizeReport()
+    for owner, prefix in _owners(model):
+        made: dict[str, list[Linear8]] = {}
+        for path, kind in owner.products.items():
+            layer = _submodule(owner, path)
+            if layer is None:
+                continue
+            name = f"{prefix}.{path}".strip(".")
+            reason = f"{kind} is not among the layers asked for" if kind not in layers else _why_not(layer)
+            if reason is not None:
+                report.layers[name] = LayerReport(kind, reason)
+                continue
+            eight = Linear8(layer, keep)
+            _replace(owner, path, eight)
+            made.setdefault(kind, []).append(eight)
+            error = relative_error(eight.weight.float() * eight.weight_scale[:, None], layer.weight)
+            report.layers[name] = LayerReport(kind, error=error)
+        # q, k and v of separate layers become one product
+        if len(made.get("qkv", ())) == 3:
+            join8(made["qkv"])
+    if not report.layers:
+        raise ValueError(f"quantize: {type(model).__name__} has no linear layers that may be 8 bits wide")
+    device = next(iter(model.parameters())).device
+    if device.type == "cpu" and report.taken:
+        backends.say_once("quantize: the CPU emulates fp8: exactly rounded, slower than 16 bits", logging.WARNING)
+    return report
+
+
+def unquantize(model: nn.Module) -> None:
+    """Puts the layers that quantize replaced back, bit for bit as they were."""
+    found = [(name, layer) for name, layer in model.named_modules() if type(layer) is Linear8]
+    if not found:
+        raise ValueError("unquantize: model has no 8-bit layers")
+    lost = [name for name, layer in found if layer.before is None]
+    if lost:
+        raise ValueError(f"unquantize: the 16-bit weights of {lost[0]} were not kept; load the model again")
+    for name, layer in found:
+        before = layer.before
+        assert before is not None
+        before.train(layer.training)
+        _replace(model, name, before)
+
+
+def _check(model: Any, dtype: str, layers: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize: model must be a module, got {type(model).__name__}")
+    if dtype not in DTYPES:
+        raise ValueError(f"quantize: dtype must be one of {', '.join(DTYPES)}, got {dtype!r:.40}")
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not layers or set(layers) - set(KINDS):
+        raise ValueError(f"quantize: layers must be some of {', '.join(KINDS)}, got {', '.join(layers) or 'none'}")
+    if model.training:
+        raise ValueError("quantize: model must be in eval mode, as 8-bit layers do not train")
+    if any(type(module) is Linear8 for module in model.modules()):
+        raise ValueError("quantize: model has 8-bit layers already; latte_fast.unquantize(model) brings its own back")
+    for device in {p.device for p in model.parameters()}:
+        reason = why_not_fp8(device)
+        if reason is not None:
+            raise RuntimeError(f"quantize: {reason}")
+    return layers
+
+
+def why_not_fp8(device: torch.device) -> str | None:
+    """Returns why a device has no 8-bit products, or None."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= (8, 9):
+        return None
+    return (
+        f"fp8 needs a GPU of compute capability 8.9 or more, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+    )
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Yields each module that has products, with its name."""
+    for name, module in list(model.named_modules()):
+        if isinstance(getattr(type(module), "products", None), dict):
+            yield module, name
+
+
+def _submodule(owner: nn.Module, path: str) -> Any:
+    """Returns the module at a path, or None where a part of it is missing, as cross-attention in time blocks."""
+    module: Any = owner
+    for part in path.split("."):
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module
+
+
+def _replace(owner: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    owner.get_submodule(parent)._modules[name] = layer
+
+
+def _why_not(layer: Any) -> str | None:
+    """Returns why a layer keeps its 16-bit weight, or None."""
+    if type(layer) is not nn.Linear:
+        return f"it is a {type(layer).__name__}, not a plain linear layer"
+    if not is_untouched(layer):
+        return "it has hooks or a forward of its own"
+    if not is_plain(layer):
+        return f"its weight is a {type(layer.weight).__name__}, sharded or stored in another form"
+    if layer.in_features % STEP or layer.out_features % STEP:
+        return f"its widths must be multiples of {STEP}, got {layer.in_features} and {layer.out_features}"
+    if not layer.weight.is_floating_point() or layer.weight.element_size() < 2:
+        return f"its weight is {layer.weight.dtype}"
+    if layer.weight.is_cuda and layer.weight.dtype != torch.bfloat16:
+        return f"8-bit products give bf16 on a GPU, its weight is {layer.weight.dtype}"
+    if not bool(layer.weight.isfinite().all()):
+        return "its weight has numbers that are not finite"
+    return None
