@@ -1,8 +1,8 @@
-"""Compiles the kernels of the 3D-VQGAN and of FlexDiT for GPUs that are not here and prints what each holds.
+"""Compiles the kernels of the 3D-VQGAN, of FlexDiT and of decoding for GPUs that are not here; prints what each holds.
 
 A process of its own, as the tests interpret kernels.
 
-python -m tests.kernels.ahead vqgan|flexdit TARGET
+python -m tests.kernels.ahead vqgan|flexdit|tokens TARGET
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 import triton
 
 from benchmarks import compile_ahead
-from latte_fast.kernels import nearest_code, norm_silu_halo, pooled_norm
+from latte_fast.kernels import decode_attention, nearest_code, norm_silu_halo, pooled_norm, small_linear
 
 PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
 
@@ -44,7 +44,23 @@ def flexdit() -> None:
                 pooled_norm.pooled_norm_bwd(h, x, scale, axis, 1e-6)
 
 
-MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit}
+def tokens() -> None:
+    """The launches of a step of the authors' transformer: 24 layers of 1,024 in 16 heads."""
+    for dtype in (torch.bfloat16, torch.float32):
+        width, position = 1024, meta(1, dtype=torch.int64)
+        layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
+        for rows in (1, 8):
+            for depth, cols, normed in layers:
+                x, w, bias, residual = (
+                    meta(*s, dtype=dtype) for s in ((rows, depth), (cols, depth), (cols,), (rows, cols))
+                )
+                norm = (meta(depth, dtype=dtype),) * 2 if normed else (None, None)
+                small_linear.small_linear_fwd(x, w, bias, *norm, None if normed else residual, cols > 3 * width, 1e-5)
+            qkv, cache = meta(rows, 3, 16, 64, dtype=dtype), meta(2, rows, 16, 1024, 64, dtype=dtype)
+            decode_attention.decode_attention_fwd(qkv, cache, position, 0.125)
+
+
+MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "tokens": tokens}
 
 
 def main(model: str, target: int) -> None:

@@ -32,12 +32,14 @@ if DEVICE == "cpu" and not why_not():
         patch.setenv("TRITON_INTERPRET", "1")
         import latte_fast.kernels.axis_attention
         import latte_fast.kernels.bias_gelu
+        import latte_fast.kernels.decode_attention
         import latte_fast.kernels.gate_residual
         import latte_fast.kernels.gate_residual_norm_modulate
         import latte_fast.kernels.nearest_code
         import latte_fast.kernels.norm_modulate
         import latte_fast.kernels.norm_silu_halo
-        import latte_fast.kernels.pooled_norm  # noqa: F401
+        import latte_fast.kernels.pooled_norm
+        import latte_fast.kernels.small_linear  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
