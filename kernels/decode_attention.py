@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast._ext.platforms import why_not_gradient
 from latte_fast.kernels import rows, tiles
 
 MAX_WIDTH = 256
@@ -127,4 +126,4 @@ def why_not(qkv: Tensor, cache: Tensor, *others: object) -> str | None:
         return f"the Triton kernels take fp32, bf16 and fp16, got {qkv.dtype}"
     if qkv.shape[3] > MAX_WIDTH:
         return f"the Triton kernel takes heads up to {MAX_WIDTH} wide, got {qkv.shape[3]}"
-    return why_not_gradient(qkv, cache)
+    return None

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from latte_fast._ext.platforms import why_not_few_rows
 from latte_fast.kernels import rows, tiles
 
 # a wider row of weights does not fit a program's registers eight times
@@ -90,4 +89,4 @@ def why_not(x: Tensor, weight: Tensor, *others: object) -> str | None:
         return f"the Triton kernels take fp32, bf16 and fp16, got {x.dtype}"
     if x.shape[1] > MAX_DEPTH:
         return f"the Triton kernel holds rows of weights in registers, up to {MAX_DEPTH} wide, got {x.shape[1]}"
-    return why_not_few_rows(x, weight, *others)
+    return None

@@ -5,11 +5,10 @@ from torch import Tensor
 
 from latte_fast import _ext
 from latte_fast._ext.arguments import CODES
-from latte_fast._ext.platforms import why_not_gradient
 
 
-def why_not(qkv: Tensor, cache: Tensor, *others: object) -> str | None:
-    return why_not_gradient(qkv, cache)
+def why_not(*args: object) -> str | None:
+    return None
 
 
 def decode_attention_fwd(qkv: Tensor, cache: Tensor, position: Tensor, scale: float) -> Tensor:

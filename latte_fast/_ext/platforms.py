@@ -42,22 +42,6 @@ def why_not_cuda(x: Tensor) -> str | None:
     return reason
 
 
-def why_not_gradient(*tensors: object) -> str | None:
-    """Why an op without a backward does not serve these tensors, or None where no gradient is asked for."""
-    asked = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    return "it has no gradient, and one is asked for" if asked else None
-
-
-# rows that share one reading of the weights; more are a matrix product
-FEW_ROWS = 8
-
-
-def why_not_few_rows(x: Tensor, *others: object) -> str | None:
-    if len(x) > FEW_ROWS:
-        return f"the kernel serves up to {FEW_ROWS} rows, got {len(x)}"
-    return why_not_gradient(x, *others)
-
-
 WHY_NOT: dict[str, Callable[[Tensor], str | None]] = {
     "triton": why_not_triton,
     "cpu": why_not_cpu,

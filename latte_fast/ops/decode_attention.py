@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latte_fast.ops.checks import check_device, check_tensor, checked_number
-from latte_fast.ops.registration import KernelOp
+from latte_fast.ops.registration import KernelOp, why_no_gradient
 from latte_fast.reference.functional import decode_attention_ref
 
 _NAME = "decode_attention"
@@ -51,6 +51,7 @@ _OP = KernelOp(
     "",
     fake=lambda qkv, *others: qkv.new_empty(qkv.shape[0], qkv.shape[2] * qkv.shape[3]),
     reference=decode_attention_ref,
+    why_not=why_no_gradient,
     example=lambda sizes: {
         "qkv": sizes.per_head(1, 3),
         "cache": sizes.per_head(2, 1, 4 * sizes.patches).transpose(2, 3).contiguous(),

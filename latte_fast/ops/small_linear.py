@@ -3,10 +3,12 @@
 from torch import Tensor
 
 from latte_fast.ops.checks import check_device, check_rows, check_tensor, checked_number, checked_vector
-from latte_fast.ops.registration import KernelOp
+from latte_fast.ops.registration import KernelOp, why_no_gradient
 from latte_fast.reference.functional import small_linear_ref
 
 _NAME = "small_linear"
+# rows that share one reading of the weights; more are a matrix product
+_FEW = 8
 
 
 def small_linear(
@@ -64,6 +66,12 @@ def small_linear(
     return _OP(x, weight, bias, norm_weight, norm_bias, residual, bool(gelu), eps)
 
 
+def _why_not(x: Tensor, *others: object) -> str | None:
+    if len(x) > _FEW:
+        return f"the kernels serve up to {_FEW} rows, got {len(x)}"
+    return why_no_gradient(x, *others)
+
+
 _OP = KernelOp(
     _NAME,
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, bool gelu, "
@@ -71,6 +79,7 @@ _OP = KernelOp(
     "",
     fake=lambda x, weight, *others: x.new_empty(len(x), len(weight)),
     reference=small_linear_ref,
+    why_not=_why_not,
     # the first half of an MLP on one token
     example=lambda sizes: {
         "x": sizes.randn(1, sizes.width),

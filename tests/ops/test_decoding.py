@@ -74,7 +74,7 @@ def test_rows_do_not_see_each_other() -> None:
 
 def test_more_rows_and_gradients_are_the_oracles() -> None:
     args = linear_args(CELL | {"rows": 9, "dtype": torch.float32})
-    assert "serves up to 8 rows, got 9" in str(why_not("small_linear", "cpu", *args))
+    assert "serve up to 8 rows, got 9" in str(why_not("small_linear", "cpu", *args))
     assert torch.equal(ops.small_linear(*args), R.small_linear_ref(*args))
     few = linear_args(CELL | {"dtype": torch.float64})
     leaves = [a.requires_grad_() for a in few if isinstance(a, Tensor)]
