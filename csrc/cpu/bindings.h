@@ -126,14 +126,18 @@ inline auto nearest(const Kernel<NearestCode> (&levels)[kLevels]) {
   };
 }
 
-// sizes: rows, depth, cols, gelu
+// pointers: x, w, bias, gamma, beta, residual, y; row strides of x, w and residual; sizes: dtype, rows, depth, cols, gelu
 inline auto few_rows(const Kernel<SmallLinear> (&levels)[kLevels]) {
-  return [&levels](const RowsArg& x, const RowsArg& residual, const RowsArg& y, const GroupsArg& w,
-                   const GroupsArg& bias, const GroupsArg& gamma, const GroupsArg& beta,
-                   const std::array<int64_t, 4>& sizes, double eps, int64_t threads) {
-    SmallLinear a{rows_of(x), rows_of(residual), rows_of(y), groups_of(w), groups_of(bias), groups_of(gamma),
-                  groups_of(beta), sizes[0], sizes[1], sizes[2], sizes[3], threads, eps};
-    launch(levels, a, a.w.dtype, a.rows * a.depth * a.cols);
+  return [&levels](const std::array<int64_t, 7>& p, const std::array<int64_t, 3>& strides,
+                   const std::array<int64_t, 5>& sizes, double eps, int64_t threads) {
+    const int64_t dtype = sizes[0], rows = sizes[1], depth = sizes[2], cols = sizes[3];
+    auto table = [&](int64_t at, int64_t stride) {
+      return Rows{reinterpret_cast<void*>(at), dtype, 1, rows, 0, 0, stride};
+    };
+    auto vector = [&](int64_t at, int64_t stride) { return Groups{reinterpret_cast<void*>(at), dtype, stride}; };
+    SmallLinear a{table(p[0], strides[0]), table(p[5], strides[2]), table(p[6], cols), vector(p[1], strides[1]),
+                  vector(p[2], 0), vector(p[3], 0), vector(p[4], 0), rows, depth, cols, sizes[4], threads, eps};
+    launch(levels, a, dtype, rows * depth * cols);
   };
 }
 

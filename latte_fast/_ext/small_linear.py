@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext.arguments import NO_GROUPS, NO_ROWS, groups, rows
+from latte_fast._ext.arguments import CODES
 
 
 def why_not(*args: object) -> str | None:
@@ -22,12 +22,20 @@ def small_linear_fwd(
     eps: float,
 ) -> Tensor:
     """x (M, D), weight (N, D) -> (M, N)."""
-    y = torch.empty((len(x), len(weight)), dtype=x.dtype)
-    if len(x):
-        vectors = (NO_GROUPS if v is None else groups(v) for v in (bias, norm_weight, norm_bias))
-        sizes = len(x), *reversed(weight.shape), int(gelu)
-        _ext.load().small_linear(
-            rows(x), NO_ROWS if residual is None else rows(residual), rows(y), groups(weight), *vectors, sizes, eps,
-            torch.get_num_threads(),
-        )  # fmt: skip
+    (M, D), N = x.shape, weight.shape[0]
+    y = torch.empty((M, N), dtype=x.dtype)
+    if M:
+        # a step of decoding calls this a hundred times
+        pointers = (
+            x.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if norm_weight is None else norm_weight.data_ptr(),
+            0 if norm_bias is None else norm_bias.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            y.data_ptr(),
+        )
+        strides = x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0)
+        sizes = CODES[x.dtype], M, D, N, int(gelu)
+        _ext.load().small_linear(pointers, strides, sizes, eps, torch.get_num_threads())
     return y

@@ -1,5 +1,6 @@
 """One way to register an op: two schemas, whose names say the rest, as in PyTorch's derivatives.yaml."""
 
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterable
@@ -78,6 +79,13 @@ class KernelOp:
         if backend == "reference" and self.reference is not None:
             return self.reference(**dict(zip(self._arguments, args, strict=False)))
         return self.run(backend, *args)
+
+    def bound(self, *args: Any) -> Callable:
+        """Returns what runs the op where these arguments would run, without checks, for many calls of the same kind."""
+        backend = backends.choose(self.kernels, *args)
+        if backend == "reference" and self.reference is not None:
+            return self.reference
+        return functools.partial(self.run, backend)
 
     def run(self, backend: str, *args: Any) -> Any:
         """Runs the op on a backend with kernels of ours, without the dispatcher where nobody would notice."""

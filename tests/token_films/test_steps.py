@@ -76,15 +76,23 @@ def test_a_graph_fills_gaps(played: Played) -> None:
 
 
 def test_the_host_is_not_asked_in_a_step(played: Played) -> None:
-    """In what a graph holds no tensor becomes a number, beside each layer's check of a position on the CPU."""
+    """In what a graph holds no tensor becomes a number."""
     model = pair()[0]
     steps = steps_of(model)
     steps.draw(causal_context(tokens(2, 5)), numbers(2, 3), lambda n: None)
     steps.decoder.reserve()
     with Count() as count:
         steps._replay()
-    assert count.ran["_local_scalar_dense"] == count.ran["decode_attention"] == len(model.blocks)
-    assert not {"nonzero", "is_nonzero", "item", "masked_select", "unique_dim", "_unique2"} & set(count.ran)
+    assert count.ran["decode_attention"] == len(model.blocks)
+    assert not {
+        "_local_scalar_dense",
+        "nonzero",
+        "is_nonzero",
+        "item",
+        "masked_select",
+        "unique_dim",
+        "_unique2",
+    } & set(count.ran)
 
 
 def test_weights_in_place_and_elsewhere(played: Played) -> None:

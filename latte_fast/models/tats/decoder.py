@@ -6,6 +6,7 @@ it is read by the host: where it writes and which position it has lie on the dev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from latte_fast.backends import autocast_dtype
 from latte_fast.models.tats.transformer import Attend, Attention, Block, TokenTransformer, check_tokens
 from latte_fast.modules.hooks import is_untouched
-from latte_fast.ops import decode_attention, small_linear
+from latte_fast.ops.registration import REGISTRY
 
 # modules whose forward a step computes without calling them
 _KINDS = (Attention, Block, TokenTransformer, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList,
@@ -63,7 +64,7 @@ class Decoder:
         self.filled = 0  # tokens in the cache
         self.position = 0  # of the next token
         self.at = torch.zeros(2, dtype=torch.int64, device=weight.device)  # both, where a step reads them
-        self.plain = is_plain(model)
+        self._bind()
 
     @torch.no_grad()
     def start(self, context: Context) -> Tensor:
@@ -74,7 +75,7 @@ class Decoder:
         if len(tokens) != self.batch or count > self.room:
             rule = f"({self.batch}, at most {self.room})"
             raise ValueError(f"Decoder: tokens must be {rule}, got {tuple(tokens.shape)}")
-        self.plain = is_plain(self.model)
+        self._bind()
         for block, packed in zip(self.model.blocks, self.packed, strict=True):
             for ours, new in zip(packed, block.attn.packed(), strict=True):
                 ours.copy_(new)
@@ -107,19 +108,47 @@ class Decoder:
     @torch.no_grad()
     def advance(self, tokens: Tensor) -> Tensor:
         """Computes a step of an unchanged model from what lies on the device alone; see `step`."""
-        model, filled = self.model, self.at[:1]
+        model, filled, shape = self.model, self.at[:1], (3, self.model.config.n_head, -1)
         x = model.tok_emb(tokens) + model.pos_emb[0].index_select(0, self.at[1:])  # (B, D)
-        for block, (weight, bias), layer in zip(model.blocks, self.packed, self.cache, strict=True):
-            proj, (wide, _, narrow) = block.attn.proj, block.mlp
-            qkv = small_linear(x, weight, bias, block.ln1.weight, block.ln1.bias, eps=block.ln1.eps)
-            qkv = qkv.unflatten(1, (3, block.attn.heads, -1))  # (B, 3, H, K)
-            x = small_linear(decode_attention(qkv, layer, filled), proj.weight, proj.bias, residual=x)
-            norm = block.ln2
-            h = small_linear(x, wide.weight, wide.bias, norm.weight, norm.bias, gelu=True, eps=norm.eps)
-            x = small_linear(h, narrow.weight, narrow.bias, residual=x)
+        calls, attend = self.calls, self.attend
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            qkv = calls[0](x, *layer[0]).unflatten(1, shape)  # (B, 3, H, K)
+            x = calls[1](attend(qkv, cache, filled, self.scale), *layer[1], x, False, 0.0)
+            x = calls[3](calls[2](x, *layer[2]), *layer[3], x, False, 0.0)
         self.at.add_(1)
-        norm = model.ln_f
-        return small_linear(x, model.head.weight, None, norm.weight, norm.bias, eps=norm.eps)
+        return calls[4](x, *self.head)
+
+    def _bind(self) -> None:
+        """Finds the arguments of a step's ops and what serves them, so that a step does not look for either."""
+        model, self.plain = self.model, is_plain(self.model)
+        if not self.plain:
+            return
+
+        def normed(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, gelu: bool = False) -> tuple[Any, ...]:
+            return weight, bias, norm.weight, norm.bias, None, gelu, norm.eps
+
+        def plain(layer: nn.Linear) -> tuple[Any, ...]:
+            return layer.weight, layer.bias, None, None
+
+        self.layers = [
+            (
+                normed(*packed, block.ln1),
+                plain(block.attn.proj),
+                normed(block.mlp[0].weight, block.mlp[0].bias, block.ln2, gelu=True),
+                plain(block.mlp[2]),
+            )
+            for block, packed in zip(model.blocks, self.packed, strict=True)
+        ]
+        self.head = normed(model.head.weight, None, model.ln_f)
+        linear, attend = REGISTRY["small_linear"], REGISTRY["decode_attention"]
+        x = model.tok_emb.weight.new_zeros(self.batch, model.config.n_embd)
+        h = x.new_zeros(self.batch, 4 * model.config.n_embd)
+        first = self.layers[0]
+        rows = ((x, *first[0]), (x, *first[1], x, False, 0.0), (x, *first[2]), (h, *first[3], x, False, 0.0))
+        self.calls = [linear.bound(*args) for args in (*rows, (x, *self.head))]
+        qkv = x.new_zeros(self.batch, 3, *self.cache.shape[3:6:2])
+        self.scale = qkv.shape[-1] ** -0.5
+        self.attend = attend.bound(qkv, self.cache[0], self.at[:1], self.scale)
 
     def _run(self, x: Tensor, prefix: int) -> Tensor:
         count = x.shape[1]
