@@ -132,12 +132,12 @@ class Decoder:
 
         self.layers = [
             (
-                normed(*packed, block.ln1),
+                normed(weight, bias, block.ln1),
                 plain(block.attn.proj),
                 normed(block.mlp[0].weight, block.mlp[0].bias, block.ln2, gelu=True),
                 plain(block.mlp[2]),
             )
-            for block, packed in zip(model.blocks, self.packed, strict=True)
+            for block, (weight, bias) in zip(model.blocks, self.packed, strict=True)
         ]
         self.head = normed(model.head.weight, None, model.ln_f)
         linear, attend = REGISTRY["small_linear"], REGISTRY["decode_attention"]
