@@ -188,5 +188,5 @@ def decode_attention_ref(qkv: Tensor, cache: Tensor, position: Tensor, scale: fl
     cache[0].index_copy_(2, position, k)
     cache[1].index_copy_(2, position, v)
     seen = torch.arange(cache.shape[3], device=cache.device) <= position
-    out = attention_ref(q, *cache.unbind(), q.shape[-1] ** -0.5 if scale is None else scale, seen)
+    out = attention_ref(q, cache[0], cache[1], q.shape[-1] ** -0.5 if scale is None else scale, seen)
     return out.flatten(1)

@@ -118,6 +118,7 @@ class Decoder:
         self.at.add_(1)
         return calls[4](x, *self.head)
 
+    @torch.no_grad()
     def _bind(self) -> None:
         """Finds the arguments of a step's ops and what serves them, so that a step does not look for either."""
         model, self.plain = self.model, is_plain(self.model)
