@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import contenders as sizes
-from benchmarks.contenders import device, no_grad
+from benchmarks.contenders import device, gated, no_grad
 from latte_fast import TokenTransformer, reference, testing
 from latte_fast.models.tats.decoder import Decoder, causal_context
+from latte_fast.sampling import replay
+from latte_fast.token_films.draw import Drawing
+from latte_fast.token_films.steps import Steps
 
 HALF, FULL = torch.bfloat16, torch.float32
 BATCHES = [pytest.param(1, marks=pytest.mark.quick), 8, pytest.param(32, marks=pytest.mark.full)]
@@ -44,15 +47,94 @@ class Ours:
     """A clip decoded by the static cache: a call feeds LAP tokens at a clip's middle."""
 
     def __init__(self, model: TokenTransformer, start: Tensor):
-        self.context, self.next = causal_context(start), start[:, 0]
+        self.context, self.next = causal_context(start), start[:, 0].clone()
         self.decoder = Decoder(model, len(start), model.config.block_size)
         self.first = self.decoder.start(self.context)
 
     def __call__(self) -> Tensor:
-        self.decoder.filled = self.decoder.position = self.context.tokens.shape[1]
+        self.rewind()
         for _ in range(LAP):
             logits = self.decoder.step(self.next)
         return logits
+
+    def rewind(self) -> None:
+        count = self.context.tokens.shape[1]
+        self.decoder.seek(count, count)
+
+
+class Graph(Ours):
+    """The same as the replay of a CUDA graph a token."""
+
+    def __init__(self, model: TokenTransformer, start: Tensor):
+        super().__init__(model, start)
+        with torch.no_grad():
+            self.replay, self.logits = replay.capture(
+                lambda: self.decoder.advance(self.next), start.device, replay.new_pool()
+            )
+
+    def __call__(self) -> Tensor:
+        self.rewind()
+        for _ in range(LAP):
+            self.replay()
+        return self.logits
+
+
+class Drawn:
+    """LAP tokens drawn, one after the other: steps with temperature, top-k and top-p, as the package draws films."""
+
+    def __init__(self, model: TokenTransformer, start: Tensor):
+        self.context = causal_context(start[:, :1])
+        codes = model.config.vocab_size
+        self.steps = Steps(model, len(start), 0, codes, Drawing(1.0, min(2048, codes // 2), 0.92))
+        self.shares = torch.full((len(start), LAP), 0.5, dtype=torch.float64, device=start.device)
+
+    def __call__(self) -> Tensor:
+        return self.steps.draw(self.context, self.shares, lambda n: None)
+
+
+class Sdpa:
+    """A step in torch's own ops, a static cache and SDPA over all of it with a mask, as torch.compile takes it."""
+
+    def __init__(self, model: TokenTransformer, start: Tensor):
+        ours = Ours(model, start)
+        self.model, self.cache, self.next = model, ours.decoder.cache, ours.next
+        self.start = torch.tensor([start.shape[1]], device=start.device)
+        self.at = self.start.clone()
+
+    def __call__(self) -> Tensor:
+        self.at.copy_(self.start)
+        for _ in range(LAP):
+            logits = self.step(self.next, self.at)
+            self.at += 1
+        return logits
+
+    def step(self, tokens: Tensor, at: Tensor) -> Tensor:
+        model = self.model
+        seen = (torch.arange(self.cache.shape[4], device=at.device) <= at)[None]  # (1, L)
+        x = model.tok_emb(tokens) + model.pos_emb[0].index_select(0, at)  # (B, D)
+        for block, (keys, values) in zip(model.blocks, self.cache, strict=True):
+            attn, h = block.attn, block.ln1(x)
+            q, k, v = (layer(h).unflatten(1, (attn.heads, 1, -1)) for layer in (attn.query, attn.key, attn.value))
+            keys.index_copy_(2, at, k)
+            values.index_copy_(2, at, v)
+            y = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+            x = x + attn.proj(y.flatten(1))
+            x = x + block.mlp(block.ln2(x))
+        return model.head(model.ln_f(x))
+
+
+def compiled_sdpa(model: TokenTransformer, start: Tensor) -> Callable[[], Tensor] | str:
+    """Returns the same compiled, where a GPU is, with CUDA graphs, or why it does not compile."""
+    lap = Sdpa(model, start)
+    torch._dynamo.reset()
+    torch._dynamo.mark_static_address(lap.cache)  # or the graph would not be allowed to write into it
+    lap.step = torch.compile(lap.step, mode="reduce-overhead", dynamic=False)  # type: ignore[method-assign]
+    try:
+        with torch.no_grad():
+            lap()
+    except Exception as error:  # a compiler's errors have no base of their own
+        return f"torch.compile failed: {(str(error).strip() or repr(error)).splitlines()[0]:.120}"
+    return no_grad(lap)
 
 
 class Authors:
@@ -71,33 +153,53 @@ class Authors:
         return logits[:, -1]
 
 
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Returns the weights that every step reads whole."""
+    return [p.detach() for name, p in model.named_parameters() if name not in ("tok_emb.weight", "pos_emb")]
+
+
+def read_bytes(model: nn.Module) -> int:
+    return sum(w.nbytes for w in weights_of(model))
+
+
 def read_of(model: nn.Module) -> Callable[[], object]:
     """Returns what reads all weights of a step once, LAP times: the sum of their bits as 64-bit numbers."""
-    skipped = ("tok_emb.weight", "pos_emb")
-    weights = [p.detach().flatten() for name, p in model.named_parameters() if name not in skipped]
-    whole = torch.cat([w.view(torch.uint8) for w in weights])
+    whole = torch.cat([w.flatten().view(torch.uint8) for w in weights_of(model)])
     words = whole[: len(whole) // 8 * 8].view(torch.int64)
     return lambda: [words.sum() for _ in range(LAP)]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_decode(batch: int, compare: Any) -> None:
+def test_decode(batch: int, compare: Any, benchmark: Any) -> None:
     ours, oracle = models(HALF)
     start = tokens(batch, given()["block_size"] // 2)
-    mine, theirs = Ours(ours, start), Authors(oracle, start)
-    contenders: dict[str, Callable | str] = {
-        "ours": no_grad(mine),
+    mine, theirs = Ours(ours, start), no_grad(Authors(oracle, start))
+    same = theirs().cpu()
+    want = no_grad(Ours(models(FULL)[0], start))().cpu()
+    models.cache_clear()
+
+    def right(run: Callable[[], Tensor]) -> None:
+        testing.assert_no_worse_than_torch("logits", no_grad(run)().cpu(), same, want)
+
+    def checked(run: Callable[[], Tensor]) -> Callable[[], Any] | str:
+        return gated(lambda: right(run), no_grad(run))
+
+    contenders: dict[str, Callable | str] = {"ours": no_grad(mine)}
+    if start.is_cuda:
+        contenders |= {"ours, a CUDA graph a token": checked(Graph(ours, start))}
+        contenders |= {"SDPA, static cache, torch.compile": compiled_sdpa(ours, start)}
+    contenders |= {
+        "ours, tokens drawn": no_grad(Drawn(ours, start)),
+        "SDPA, static cache": checked(Sdpa(ours, start)),
         "a bare read of the weights": read_of(ours),
-        "the authors' cached loop": no_grad(theirs),
+        "the authors' cached loop": theirs,
     }
-
-    def check() -> None:
-        full, _ = models(FULL)
-        want = Ours(full, start)()
-        models.cache_clear()
-        testing.assert_no_worse_than_torch("logits", mine().cpu(), no_grad(theirs)().cpu(), want.cpu())
-
-    compare(f"{LAP} tokens of {batch} clips, {title()}, bfloat16", contenders, check, seconds=15.0)
+    clips = f"{batch} clip{'s' * (batch > 1)}"
+    text = f"{LAP} tokens of {clips}, {title()}, bfloat16"
+    laps = compare(text, contenders, lambda: right(mine), seconds=15.0, bytes=LAP * read_bytes(ours))
+    rates = {name: LAP * batch / lap.median for name, lap in laps.items() if not lap.reason}
+    benchmark.extra_info["tokens a second"] = rates
+    print(*(f"{rate:10.0f} tokens/s  {name}" for name, rate in rates.items()), sep="\n")
 
 
 @pytest.mark.full

@@ -12,7 +12,15 @@ import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from latte_fast.kernels import tiles
-from latte_fast.kernels.tiles import Config, FlashConfig, PackedConfig, RowsConfig, TileConfig
+from latte_fast.kernels.tiles import (
+    Config,
+    DecodeConfig,
+    FlashConfig,
+    HeldConfig,
+    PackedConfig,
+    RowsConfig,
+    TileConfig,
+)
 
 # larger than any L2 here, so that each repetition finds its inputs in memory
 FLUSH_BYTES = 256 * 2**20
@@ -28,6 +36,8 @@ def candidates(default: Config) -> Iterator[Config]:
         TileConfig: {"block_r": (1, 2, 4, 8), "warps": (4, 8), "stages": (1, 2), "programs_per_sm": (4, 7, 32, 64)},
         PackedConfig: {"pack": (1, 2, 4, 8), "warps": (1, 2, 4, 8)},
         FlashConfig: {"block_m": (64, 128), "block_n": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)},
+        HeldConfig: {"block_n": (4, 8, 16), "warps": (2, 4, 8, 16)},
+        DecodeConfig: {"block_n": (64, 128), "warps": (4, 8), "stages": (1, 2, 3), "splits": (1, 2, 4, 8, 16)},
     }
     grid = grids[type(default)]
     yield default

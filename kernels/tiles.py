@@ -51,7 +51,25 @@ class FlashConfig:
     stages: int
 
 
-Config = RowsConfig | TileConfig | PackedConfig | FlashConfig
+@dataclass(frozen=True)
+class HeldConfig:
+    """A program holds block_n rows of weights whole in its registers."""
+
+    block_n: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """A head has `splits` programs, each of which walks its share of the keys by block_n."""
+
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+
+
+Config = RowsConfig | TileConfig | PackedConfig | FlashConfig | HeldConfig | DecodeConfig
 
 
 def power_of_2(n: int) -> int:

@@ -126,6 +126,35 @@ inline auto nearest(const Kernel<NearestCode> (&levels)[kLevels]) {
   };
 }
 
+// pointers: x, w, bias, gamma, beta, residual, y; row strides of x, w and residual; sizes: dtype, rows, depth, cols, gelu
+inline auto few_rows(const Kernel<SmallLinear> (&levels)[kLevels]) {
+  return [&levels](const std::array<int64_t, 7>& p, const std::array<int64_t, 3>& strides,
+                   const std::array<int64_t, 5>& sizes, double eps, int64_t threads) {
+    const int64_t dtype = sizes[0], rows = sizes[1], depth = sizes[2], cols = sizes[3];
+    auto table = [&](int64_t at, int64_t stride) {
+      return Rows{reinterpret_cast<void*>(at), dtype, 1, rows, 0, 0, stride};
+    };
+    auto vector = [&](int64_t at, int64_t stride) { return Groups{reinterpret_cast<void*>(at), dtype, stride}; };
+    SmallLinear a{table(p[0], strides[0]), table(p[5], strides[2]), table(p[6], cols), vector(p[1], strides[1]),
+                  vector(p[2], 0), vector(p[3], 0), vector(p[4], 0), rows, depth, cols, sizes[4], threads, eps};
+    launch(levels, a, dtype, rows * depth * cols);
+  };
+}
+
+// pointers: qkv, cache, out, position; strides of qkv and of cache; sizes: dtype, batch, heads, dim, keys seen
+inline auto one_query(const Kernel<DecodeAttention> (&levels)[kLevels]) {
+  return [&levels](const std::array<int64_t, 4>& p, const std::array<int64_t, 3>& qkv_stride,
+                   const std::array<int64_t, 4>& cache_stride, const std::array<int64_t, 5>& sizes, double scale,
+                   int64_t threads) {
+    auto at = [&](int i) { return reinterpret_cast<void*>(p[i]); };
+    DecodeAttention a{at(0), at(1), at(2), static_cast<const int64_t*>(at(3)), sizes[0], {}, {}, sizes[1], sizes[2],
+                      sizes[3], threads, scale};
+    for (int i = 0; i < 3; ++i) a.qkv_stride[i] = qkv_stride[i];
+    for (int i = 0; i < 4; ++i) a.cache_stride[i] = cache_stride[i];
+    launch(levels, a, a.dtype, 2 * a.batch * a.heads * a.dim * sizes[4]);
+  };
+}
+
 inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowForward> norm_fwd[kLevels] = LATTE_LEVELS(norm_modulate_fwd);
   static const Kernel<RowForward> gate_fwd[kLevels] = LATTE_LEVELS(gate_residual_fwd);
@@ -146,6 +175,8 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<NormSilu> silu_fwd[kLevels] = LATTE_LEVELS(norm_silu_halo_fwd);
   static const Kernel<NormSilu> silu_bwd[kLevels] = LATTE_LEVELS(norm_silu_halo_bwd);
   static const Kernel<NearestCode> codes[kLevels] = LATTE_LEVELS(nearest_code);
+  static const Kernel<SmallLinear> linears[kLevels] = LATTE_LEVELS(small_linear);
+  static const Kernel<DecodeAttention> decoders[kLevels] = LATTE_LEVELS(decode_attention);
   forked();  // its first call installs the handler that notices a fork
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
@@ -167,6 +198,8 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("norm_silu_halo_fwd", norm_silu(silu_fwd));
   m.def("norm_silu_halo_bwd", norm_silu(silu_bwd));
   m.def("nearest_code", nearest(codes));
+  m.def("small_linear", few_rows(linears));
+  m.def("decode_attention", one_query(decoders));
 }
 
 }  // namespace latte

@@ -109,6 +109,26 @@ struct NearestCode {
   int64_t dtype, rows, codes, width, threads;
 };
 
+// y = act(LN(x) w^T + b) + residual; w (cols, depth), row n at n * stride; a null pointer leaves its term out. act is
+// GELU by erf where `gelu` is not 0.
+struct SmallLinear {
+  Rows x, residual, y;
+  Groups w, bias, gamma, beta;  // gamma and beta are the norm's
+  int64_t rows, depth, cols, gelu, threads;
+  double eps;
+};
+
+// out (batch, heads * dim), contiguous: attention of the query in qkv (batch, 3, heads, dim) to keys and values 0 ..
+// *position of cache (2, batch, heads, length, dim), whose last axes lie side by side, after those of qkv are written to
+// *position.
+struct DecodeAttention {
+  const void* qkv;
+  void *cache, *out;
+  const int64_t* position;
+  int64_t dtype, qkv_stride[3], cache_stride[4], batch, heads, dim, threads;
+  double scale;
+};
+
 #define LATTE_OPS(ns)                                          \
   namespace ns {                                               \
   void norm_modulate_fwd(const RowForward&);                   \
@@ -130,6 +150,8 @@ struct NearestCode {
   void norm_silu_halo_fwd(const NormSilu&);                    \
   void norm_silu_halo_bwd(const NormSilu&);                    \
   void nearest_code(const NearestCode&);                       \
+  void small_linear(const SmallLinear&);                       \
+  void decode_attention(const DecodeAttention&);               \
   }
 LATTE_OPS(portable)
 LATTE_OPS(avx2)

@@ -2,6 +2,7 @@
 
 from latte_fast.ops.axis_attention import axis_attention, axis_attention_qkv
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
+from latte_fast.ops.decode_attention import decode_attention
 from latte_fast.ops.fp8 import bias_gelu_fp8, gate_residual_norm_modulate_fp8, norm_modulate_fp8, rows_fp8
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
@@ -11,6 +12,7 @@ from latte_fast.ops.nearest_code import nearest_code
 from latte_fast.ops.norm_modulate import norm_modulate
 from latte_fast.ops.norm_silu_halo import norm_silu_halo
 from latte_fast.ops.pooled_norm import pooled_norm
+from latte_fast.ops.small_linear import small_linear
 
 __all__ = [
     "attention_layer",
@@ -19,6 +21,7 @@ __all__ = [
     "bias_gelu",
     "bias_gelu_fp8",
     "conv_transpose3d",
+    "decode_attention",
     "gate_residual",
     "gate_residual_norm_modulate",
     "gate_residual_norm_modulate_fp8",
@@ -30,4 +33,5 @@ __all__ = [
     "norm_silu_halo",
     "pooled_norm",
     "rows_fp8",
+    "small_linear",
 ]

@@ -1,5 +1,6 @@
 """One way to register an op: two schemas, whose names say the rest, as in PyTorch's derivatives.yaml."""
 
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterable
@@ -39,6 +40,8 @@ class KernelOp:
     example: Callable[[Sizes], dict[str, Any]]  # arguments at a model's sizes, by name and in the order of `why_not`
     more_examples: Callable[[Sizes], Iterable[tuple[str, dict[str, Any]]]] = lambda sizes: ()  # by name, for tune
     reference: Callable | None = None  # oracle with the schema's names, for an op that is called rather than run
+    # whatever the backend: why kernels of ours do not serve these arguments, or None where they do
+    why_not: Callable[..., str | None] = lambda *args: None
     kernels: str = ""  # another op, whose launchers and backends serve this one too
     ours: tuple[str, ...] = ("cpu", "triton")  # backends that have kernels of ours, in order of preference
     libraries: dict[str, backends.Probe] = field(default_factory=dict)  # the other backends, which come after them
@@ -58,7 +61,7 @@ class KernelOp:
             self._register_gradient()
         if not self.kernels:
             self.kernels = self.name
-            backends.register(self.name, {b: _probe(self.name, b) for b in self.ours} | self.libraries)
+            backends.register(self.name, {b: _probe(self.name, b, self.why_not) for b in self.ours} | self.libraries)
         self._fwd, self._bwd = f"{self.kernels}_fwd", f"{self.kernels}_bwd"
         REGISTRY[self.name] = self
 
@@ -76,6 +79,13 @@ class KernelOp:
         if backend == "reference" and self.reference is not None:
             return self.reference(**dict(zip(self._arguments, args, strict=False)))
         return self.run(backend, *args)
+
+    def bound(self, *args: Any) -> Callable:
+        """Returns what runs the op where these arguments would run, without checks, for many calls of the same kind."""
+        backend = backends.choose(self.kernels, *args)
+        if backend == "reference" and self.reference is not None:
+            return self.reference
+        return functools.partial(self.run, backend)
 
     def run(self, backend: str, *args: Any) -> Any:
         """Runs the op on a backend with kernels of ours, without the dispatcher where nobody would notice."""
@@ -150,10 +160,10 @@ def _define(name: str, schema: str, body: Callable, fake: Callable, flops: Calla
     return packet.default
 
 
-def _probe(op: str, backend: str) -> backends.Probe:
-    """The probe of a backend with kernels of ours: the platform, then the arguments."""
+def _probe(op: str, backend: str, why_not: Callable[..., str | None]) -> backends.Probe:
+    """The probe of a backend with kernels of ours: the platform, the op, then the kernels, each by the arguments."""
     _homes[op, backend] = SimpleNamespace(name=_HOMES[backend].format(op), module=None)
-    return lambda x, *args: WHY_NOT[backend](x) or launchers(op, backend).why_not(x, *args)
+    return lambda x, *args: WHY_NOT[backend](x) or why_not(x, *args) or launchers(op, backend).why_not(x, *args)
 
 
 @torch.compiler.assume_constant_result
@@ -181,6 +191,11 @@ def records(*tensors: Tensor) -> bool:
         return False
     transformed = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
     return transformed or any(t.requires_grad for t in tensors)
+
+
+def why_no_gradient(*args: Any) -> str | None:
+    """Why an op without a backward does not serve these arguments, or None where no gradient is asked for."""
+    return "it has no gradient, and one is asked for" if records(*(a for a in args if isinstance(a, Tensor))) else None
 
 
 def call_directly(*args: Any) -> bool:

@@ -210,3 +210,30 @@ def norm_silu_halo_ref(x: Tensor, scale: Tensor, shift: Tensor, pads: Sequence[i
 def nearest_code_ref(z: Tensor, codes: Tensor) -> Tensor:
     """The number of the code nearest to each row: z (M, D), codes (K, D) -> (M,) int64."""
     return (codes.square().sum(1) - 2 * (z @ codes.t())).argmin(1)
+
+
+def small_linear_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gelu: bool = False,
+    eps: float = 1e-5,
+) -> Tensor:
+    """act(LN(x) w^T + b) + residual; x (M, D), weight (N, D), vectors of D and N, residual (M, N)."""
+    h = x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    h = F.linear(h, weight, bias)
+    h = F.gelu(h) if gelu else h
+    return h if residual is None else residual + h
+
+
+def decode_attention_ref(qkv: Tensor, cache: Tensor, position: Tensor, scale: float | None = None) -> Tensor:
+    """Writes k and v of qkv (B, 3, H, K) into cache (2, B, H, L, K) at position (1,); attends to 0 .. position."""
+    q, k, v = qkv.unsqueeze(3).unbind(1)  # (B, H, 1, K)
+    cache[0].index_copy_(2, position, k)
+    cache[1].index_copy_(2, position, v)
+    seen = torch.arange(cache.shape[3], device=cache.device) <= position
+    out = attention_ref(q, cache[0], cache[1], q.shape[-1] ** -0.5 if scale is None else scale, seen)
+    return out.flatten(1)

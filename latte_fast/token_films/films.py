@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latte_fast.files import atomic
-from latte_fast.models.tats.decoder import Context, Decoder, causal_context, gap_context
+from latte_fast.models.tats.decoder import Context, causal_context, gap_context
 from latte_fast.runs.tokens import TrainedTokens
-from latte_fast.token_films.draw import Drawing, pick, uniforms
+from latte_fast.token_films.draw import Drawing, uniforms
 from latte_fast.token_films.schedule import Span
+from latte_fast.token_films.steps import Steps
 
 Tick = Callable[..., object]  # called with a number of steps
 # seconds between writes of a film's tokens
@@ -76,6 +77,7 @@ class Drawer:
         seed: seed of all draws.
         how: how tokens are drawn.
         tick: function that is called after each token.
+        kept: what draws the tokens of a number of sequences, kept for the next Drawer of the same transformer.
     """
 
     def __init__(
@@ -86,13 +88,14 @@ class Drawer:
         seed: int,
         how: Drawing,
         tick: Tick,
+        kept: dict[int, Steps] | None = None,
     ):
         self.model, self.layout = trained.model, trained.layout
         self.device = self.model.pos_emb.device
         given = torch.zeros(len(numbers), dtype=torch.int64) if labels is None else labels
         self.given = given.to(self.device)[:, None]  # (B, 1)
         self.numbers, self.seed, self.how, self.tick = list(numbers), seed, how, tick
-        self._decoders: dict[int, Decoder] = {}
+        self._kept = {} if kept is None else kept
 
     def spans(self, tokens: Tensor, spans: Sequence[Span]) -> Iterator[Part]:
         """Yields the parts that draw spans of films (B, frames, h w); frames are those that the model sees."""
@@ -127,29 +130,20 @@ class Drawer:
 
     def _draw(self, context: Context, wanted: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         """Draws latent frames (n, frames, h w) after a context; `wanted` has each sequence's sample and frames."""
-        first, size = self.layout.conditions, self.layout.per_frame
-        numbers = [self.numbers[row] for row, _ in wanted]
-        frames = len(wanted[0][1])
-        decoder = self._decoder(len(wanted))
-        logits = decoder.start(context)
-        drawn = []
-        for i in range(frames):
-            rows = zip(numbers, wanted, strict=True)
-            shares = torch.cat([uniforms(self.seed, [n], places[i], size) for n, (_, places) in rows])
-            shares = shares.to(self.device)
-            for j in range(size):
-                code = pick(logits[:, first : first + self.layout.n_codes], shares[:, j], self.how)
-                drawn.append(code)
-                self.tick(1)
-                if (i, j) != (frames - 1, size - 1):
-                    logits = decoder.step(code + first)
-        return torch.stack(drawn, 1).unflatten(1, (frames, size))
+        size = self.layout.per_frame
+        rows = [
+            torch.cat([uniforms(self.seed, [self.numbers[row]], place, size)[0] for place in places])
+            for row, places in wanted
+        ]
+        drawn = self._steps(len(wanted)).draw(context, torch.stack(rows).to(self.device), self.tick)
+        return drawn.unflatten(1, (len(wanted[0][1]), size))
 
-    def _decoder(self, batch: int) -> Decoder:
-        """Returns the decoder of a number of sequences; one at a time holds its cache."""
-        if batch not in self._decoders:
-            self._decoders = {batch: Decoder(self.model, batch, self.model.config.block_size)}
-        return self._decoders[batch]
+    def _steps(self, batch: int) -> Steps:
+        """Returns what draws a number of sequences; one at a time holds its cache."""
+        if batch not in self._kept:
+            self._kept.clear()
+            self._kept[batch] = Steps(self.model, batch, self.layout.conditions, self.layout.n_codes, self.how)
+        return self._kept[batch]
 
 
 def mark_of(held: object, numbers: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from latte_fast.sampling.request import Request
 from latte_fast.token_films.draw import Drawing
 from latte_fast.token_films.films import Drawer, Films, Part, Tick, draw, mark_of
 from latte_fast.token_films.schedule import Span, gaps, windows
+from latte_fast.token_films.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TokenSource:
         self.drawing = options.drawing
         self.wanted = [label_number(trained, name) for name in wanted]
         self._known: dict[Request, Any] = {}
+        self._kept: tuple[dict[int, Steps], dict[int, Steps]] = ({}, {})  # of the first and the second transformer
         self.network = nn.ModuleList([trained.model, *([between.model] if between else [])])
 
     def batch(self, request: Request) -> int:
@@ -139,9 +141,10 @@ class TokenSource:
         films = Films(torch.zeros(len(numbers), self.frames(request), layout.per_frame, dtype=torch.int64))
         films.tokens = films.tokens.to(self.trained.model.pos_emb.device)
         given = (labels, numbers, request.seed, self.drawing, tick)
-        parts: list[Part] = list(Drawer(self.trained, *given).spans(films.tokens[:, :: layout.every], spans))
+        first = Drawer(self.trained, *given, self._kept[0])
+        parts: list[Part] = list(first.spans(films.tokens[:, :: layout.every], spans))
         if self.between is not None:
-            fill = Drawer(self.between, *given)
+            fill = Drawer(self.between, *given, self._kept[1])
             parts += fill.gaps(films.tokens, between, self.options.gaps, self.options.reading)
         mark = mark_of(self._contents(request), numbers) if keep else ""
         draw(films, parts, keep, mark, tick)

@@ -11,9 +11,9 @@ from latte_fast import FlexLatte, Latte
 from latte_fast.cli.cost import cost as command
 from latte_fast.config import PRESETS, LatteConfig
 from latte_fast.cost_model import cost
+from latte_fast.cuda_graphs import replay
 from latte_fast.flex_config import LAYOUTS, SIDES, FlexLatteConfig, density_schedule, sparse_grid
 from latte_fast.flex_cost import flex_cost
-from latte_fast.cuda_graphs import replay
 from tests.helpers.flex import flex_pair
 from tests.helpers.meta import on_meta
 from tests.helpers.played import Played

@@ -20,7 +20,7 @@ class Played:
         self.pools.append(pool)
         made = call()
         assert not made.requires_grad  # else autograd's graph would keep every activation as long as the CUDA graph
-        output = torch.full_like(made, float("nan"))
+        output = torch.full_like(made, float("nan") if made.is_floating_point() else -1)
 
         def again() -> None:
             self.replays += 1

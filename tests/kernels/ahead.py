@@ -1,8 +1,9 @@
-"""Compiles the kernels of the 3D-VQGAN, FlexDiT and 8-bit inference for GPUs that are not here; prints what each holds.
+"""Compiles kernels for GPUs that are not here and prints what each holds.
 
-A process of its own, as the tests interpret kernels.
+They are those of the 3D-VQGAN, FlexDiT, 8-bit inference and decoding; a process of its own, as the tests interpret
+kernels.
 
-python -m tests.kernels.ahead vqgan|flexdit|fp8 TARGET
+python -m tests.kernels.ahead vqgan|flexdit|fp8|tokens TARGET
 """
 
 import json
@@ -16,12 +17,14 @@ import triton
 from benchmarks import compile_ahead
 from latte_fast.kernels import (
     bias_gelu_fp8,
+    decode_attention,
     gate_residual_norm_modulate_fp8,
     nearest_code,
     norm_modulate_fp8,
     norm_silu_halo,
     pooled_norm,
     rows_fp8,
+    small_linear,
 )
 
 PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
@@ -69,7 +72,23 @@ def fp8() -> None:
                 rows_fp8.rows_fp8_fwd(x)
 
 
-MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8}
+def tokens() -> None:
+    """The launches of a step of the authors' transformer: 24 layers of 1,024 in 16 heads."""
+    for dtype in (torch.bfloat16, torch.float32):
+        width, position = 1024, meta(1, dtype=torch.int64)
+        layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
+        for rows in (1, 8):
+            for depth, cols, normed in layers:
+                x, w, bias, residual = (
+                    meta(*s, dtype=dtype) for s in ((rows, depth), (cols, depth), (cols,), (rows, cols))
+                )
+                norm = (meta(depth, dtype=dtype),) * 2 if normed else (None, None)
+                small_linear.small_linear_fwd(x, w, bias, *norm, None if normed else residual, cols > 3 * width, 1e-5)
+            qkv, cache = meta(rows, 3, 16, 64, dtype=dtype), meta(2, rows, 16, 1024, 64, dtype=dtype)
+            decode_attention.decode_attention_fwd(qkv, cache, position, 0.125)
+
+
+MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8, "tokens": tokens}
 
 
 def main(model: str, target: int) -> None:

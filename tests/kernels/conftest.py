@@ -33,6 +33,7 @@ if DEVICE == "cpu" and not why_not():
         import latte_fast.kernels.axis_attention
         import latte_fast.kernels.bias_gelu
         import latte_fast.kernels.bias_gelu_fp8
+        import latte_fast.kernels.decode_attention
         import latte_fast.kernels.gate_residual
         import latte_fast.kernels.gate_residual_norm_modulate
         import latte_fast.kernels.gate_residual_norm_modulate_fp8
@@ -41,7 +42,8 @@ if DEVICE == "cpu" and not why_not():
         import latte_fast.kernels.norm_modulate_fp8
         import latte_fast.kernels.norm_silu_halo
         import latte_fast.kernels.pooled_norm
-        import latte_fast.kernels.rows_fp8  # noqa: F401
+        import latte_fast.kernels.rows_fp8
+        import latte_fast.kernels.small_linear  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

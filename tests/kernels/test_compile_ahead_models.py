@@ -1,4 +1,4 @@
-"""The kernels of the 3D-VQGAN, FlexDiT and 8-bit inference, compiled by each Triton that a GPU may meet them with.
+"""Kernels of the 3D-VQGAN, FlexDiT, 8-bit inference and decoding, compiled by each Triton that a GPU may meet them with.
 
 No stack, no local memory, accesses of 16 bytes; a pass over rows has the next row on its way.
 """
@@ -12,7 +12,7 @@ import pytest
 from tests.kernels.test_compile_ahead import ROOT, environment
 
 pytest.importorskip("triton")
-LEAST = {"vqgan": 9, "flexdit": 18, "fp8": 39}
+LEAST = {"vqgan": 9, "flexdit": 18, "fp8": 39, "tokens": 20}
 # programs of a multiprocessor at D = 1152, whose rows they share evenly if they run together
 PROGRAMS = {"norm_modulate_fwd": 10, "gate_residual_norm_modulate_fwd": 6, "bias_gelu_fp8_fwd": 3, "rows_fp8_fwd": 14}
 
@@ -32,10 +32,12 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
     records = json.loads(done.stdout.splitlines()[-1])
     assert len(records) >= LEAST[model] and {r["triton"] for r in records} == {version}
     assert not [r for r in records if r["stack"] or r["local"]]
-    # rows of 8 bits are half as wide, those of 384 a part of what a warp stores
-    assert all(r["wide"] >= (0.25 if model == "fp8" else 0.5) for r in records), [
-        (r["kernel"], r["wide"]) for r in records
-    ]
+    # rows of 8 bits are half as wide, those of 384 a part of what a warp stores; decoding reads the weights and the cache
+    # so, and beside them a few numbers one by one
+    usual = 0.25 if model == "fp8" else 0.5
+    least = {"small_linear_fwd_kernel": 0.3, "join_splits_kernel": 0.0}
+    narrow = [(r["kernel"], r["wide"]) for r in records if r["wide"] < least.get(r["kernel"], usual)]
+    assert not narrow, narrow
     rows = [r for r in records if r["kernel"].startswith("pooled_norm") or model == "fp8"]
     assert bool(rows) == (model in ("flexdit", "fp8")) and not [r for r in rows if r["waits"]]
     if model == "fp8":

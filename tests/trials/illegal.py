@@ -47,6 +47,10 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "norm_silu_halo": lambda: {"x": tensor(2, 3, 2, 4, 4), "scale": tensor(2, 3), "shift": tensor(2, 3),
                                "pads": (1, 0, 1, 1, 2, 0)},
     "nearest_code": lambda: {"z": tensor(12, 16), "codes": tensor(9, 16)},
+    "small_linear": lambda: {"x": tensor(2, 16), "weight": tensor(8, 16), "bias": tensor(8), "norm_weight": tensor(16),
+                             "norm_bias": tensor(16), "residual": tensor(2, 8), "gelu": True, "eps": 1e-5},
+    "decode_attention": lambda: {"qkv": tensor(2, 3, 2, 8), "cache": tensor(2, 2, 2, 5, 8),
+                                 "position": torch.tensor([3]), "scale": 0.5},
 }  # fmt: skip
 SMALL: dict[str, Any] = {"input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 2,
                          "num_heads": 2, "num_frames": 2, "num_classes": 5, "extras": 2}  # fmt: skip

@@ -1,13 +1,25 @@
-"""Tokens one after the other, by a transformer with a static cache of keys and values that is never copied."""
+"""Tokens one after the other, by a transformer with a static cache of keys and values that is never copied.
+
+A step on an unchanged model is five ops a block, of which four read the weights once and one the cache, and nothing in
+it is read by the host: where it writes and which position it has lie on the device, so that a CUDA graph serves all.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from latte_fast.models.tats.transformer import Attend, TokenTransformer, check_tokens
+from latte_fast.backends import autocast_dtype
+from latte_fast.models.tats.transformer import Attend, Attention, Block, TokenTransformer, check_tokens
+from latte_fast.modules.hooks import is_untouched
+from latte_fast.ops.registration import REGISTRY
+
+# modules whose forward a step computes without calling them
+_KINDS = (Attention, Block, TokenTransformer, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList,
+          nn.Sequential)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Context:
 class Decoder:
     """Feeds tokens to a transformer and keeps their keys and values, in room for `length` tokens of `batch` sequences.
 
-    Weights of query, key and value are packed once; a decoder made before a change of weights does not see it.
+    Weights of query, key and value are packed at each start; one that changes after it is seen by the next.
 
     Args:
         model: transformer, in eval mode.
@@ -49,8 +61,10 @@ class Decoder:
         self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         with torch.no_grad():
             self.packed = [block.attn.packed() for block in model.blocks]
-        self.filled = 0
-        self.position = 0
+        self.filled = 0  # tokens in the cache
+        self.position = 0  # of the next token
+        self.at = torch.zeros(2, dtype=torch.int64, device=weight.device)  # both, where a step reads them
+        self._bind()
 
     @torch.no_grad()
     def start(self, context: Context) -> Tensor:
@@ -61,20 +75,81 @@ class Decoder:
         if len(tokens) != self.batch or count > self.room:
             rule = f"({self.batch}, at most {self.room})"
             raise ValueError(f"Decoder: tokens must be {rule}, got {tuple(tokens.shape)}")
-        self.filled, self.position = 0, context.after
+        self._bind()
+        for block, packed in zip(self.model.blocks, self.packed, strict=True):
+            for ours, new in zip(packed, block.attn.packed(), strict=True):
+                ours.copy_(new)
+        self.seek(count, context.after)
         places = torch.tensor(context.positions, device=tokens.device)
         x = self.model.tok_emb(tokens) + self.model.pos_emb[:, places]
         return self._logits(self._run(x, context.prefix), context.row)
 
+    def seek(self, filled: int, position: int) -> None:
+        """Says how many of the cache's tokens count, and which position the next one has."""
+        self.filled, self.position = filled, position
+        self.at.copy_(torch.tensor([filled, position]))
+
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """Feeds the next token of every sequence, (B,), and returns the logits (B, vocab_size) of what follows."""
+        self.reserve()
+        if self.plain:
+            return self.advance(tokens)
+        x = self.model.tok_emb(tokens[:, None]) + self.model.pos_emb[:, self.position - 1 : self.position]
+        return self._logits(self._run(x, 0), 0)
+
+    def reserve(self) -> None:
+        """Counts a step on the host, and refuses one that does not fit."""
         if self.filled >= self.room or self.position >= self.model.config.block_size:
             limit = min(self.room, self.model.config.block_size)
             raise ValueError(f"Decoder: tokens must fit into the {limit} of the cache and block, got one more")
-        x = self.model.tok_emb(tokens[:, None]) + self.model.pos_emb[:, self.position : self.position + 1]
-        self.position += 1
-        return self._logits(self._run(x, 0), 0)
+        self.filled, self.position = self.filled + 1, self.position + 1
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Computes a step of an unchanged model from what lies on the device alone; see `step`."""
+        model, filled, shape = self.model, self.at[:1], (3, self.model.config.n_head, -1)
+        x = model.tok_emb(tokens) + model.pos_emb[0].index_select(0, self.at[1:])  # (B, D)
+        calls, attend = self.calls, self.attend
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            qkv = calls[0](x, *layer[0]).unflatten(1, shape)  # (B, 3, H, K)
+            x = calls[1](attend(qkv, cache, filled, self.scale), *layer[1], x, False, 0.0)
+            x = calls[3](calls[2](x, *layer[2]), *layer[3], x, False, 0.0)
+        self.at.add_(1)
+        return calls[4](x, *self.head)
+
+    @torch.no_grad()
+    def _bind(self) -> None:
+        """Finds the arguments of a step's ops and what serves them, so that a step does not look for either."""
+        model, self.plain = self.model, is_plain(self.model)
+        if not self.plain:
+            return
+
+        def normed(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, gelu: bool = False) -> tuple[Any, ...]:
+            return weight, bias, norm.weight, norm.bias, None, gelu, norm.eps
+
+        def plain(layer: nn.Linear) -> tuple[Any, ...]:
+            return layer.weight, layer.bias, None, None
+
+        self.layers = [
+            (
+                normed(weight, bias, block.ln1),
+                plain(block.attn.proj),
+                normed(block.mlp[0].weight, block.mlp[0].bias, block.ln2, gelu=True),
+                plain(block.mlp[2]),
+            )
+            for block, (weight, bias) in zip(model.blocks, self.packed, strict=True)
+        ]
+        self.head = normed(model.head.weight, None, model.ln_f)
+        linear, attend = REGISTRY["small_linear"], REGISTRY["decode_attention"]
+        x = model.tok_emb.weight.new_zeros(self.batch, model.config.n_embd)
+        h = x.new_zeros(self.batch, 4 * model.config.n_embd)
+        first = self.layers[0]
+        rows = ((x, *first[0]), (x, *first[1], x, False, 0.0), (x, *first[2]), (h, *first[3], x, False, 0.0))
+        self.calls = [linear.bound(*args) for args in (*rows, (x, *self.head))]
+        qkv = x.new_zeros(self.batch, 3, *self.cache.shape[3:6:2])
+        self.scale = qkv.shape[-1] ** -0.5
+        self.attend = attend.bound(qkv, self.cache[0], self.at[:1], self.scale)
 
     def _run(self, x: Tensor, prefix: int) -> Tensor:
         count = x.shape[1]
@@ -85,12 +160,11 @@ class Decoder:
         causal = count > 1 and prefix <= 1
         for block, packed, layer in zip(self.model.blocks, self.packed, self.cache, strict=True):
             x = block(x, self._attend(layer, count, mask, causal), packed)
-        self.filled += count
         return x
 
     def _attend(self, layer: Tensor, count: int, mask: Tensor | None, causal: bool) -> Attend:
         """Returns attention to the cache of a layer, (2, B, H, length, K), after the new tokens are written into it."""
-        first, last = self.filled, self.filled + count
+        first, last = self.filled - count, self.filled
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             layer[0, :, :, first:last] = k
@@ -102,6 +176,16 @@ class Decoder:
 
     def _logits(self, x: Tensor, row: int) -> Tensor:
         return self.model.head(self.model.ln_f(x[:, row]))
+
+
+def is_plain(model: TokenTransformer) -> bool:
+    """Whether a step may compute what the modules compute instead of calling them: no layer exchanged, no hook."""
+    weight = model.tok_emb.weight
+    return (
+        autocast_dtype(weight.device.type) is None
+        and all(type(module) in _KINDS and is_untouched(module) for module in model.modules())
+        and all(p.dtype == weight.dtype for p in model.parameters())
+    )
 
 
 def causal_context(tokens: Tensor) -> Context:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latte_fast import TokenTransformer
 from latte_fast.models.tats.decoder import Decoder, causal_context, gap_context
+from tests.helpers.counting import Count
+from tests.helpers.guards import require_backend
 from tests.helpers.tiny_tokens import FRAME, GAP, TINY, pair, tokens
 
 close = {"rtol": 1e-10, "atol": 1e-11}
@@ -113,6 +115,53 @@ def test_a_step_copies_no_cache() -> None:
     keys = decoder.cache[0, 0].nbytes
     assert decoder.cache.data_ptr() == where and early.sizes == late.sizes
     assert max(late.sizes) < keys / 8 and sum(late.sizes) < 2 * keys
+
+
+def test_a_step_is_five_ops_a_block() -> None:
+    """Four of them linear; around them an embedding, a position, their sum, the count and the head."""
+    model = pair()[0]
+    decoder = Decoder(model, 2, 24)
+    require_backend("small_linear", torch.zeros(2, 16), torch.zeros(3, 16))
+    decoder.start(causal_context(tokens(2, 5)))
+    fed = torch.zeros(2, dtype=torch.int64)
+    with Count() as count:
+        decoder.step(fed)
+    layers = len(model.blocks)
+    want = {"small_linear": 4 * layers + 1, "decode_attention": layers, "embedding": 1, "index_select": 1, "add": 1}
+    assert dict(count.ran) == want | {"add_": 1} and not count.copies
+
+
+@pytest.mark.parametrize("change", ["hook", "layer", "forward", "autocast"])
+def test_a_changed_model_is_called(change: str) -> None:
+    """Modules with hooks, layers of another type and a replaced forward are run as the whole forward runs them."""
+    model = pair()[0]
+    block = model.blocks[1]
+    if change == "hook":
+        block.mlp[2].register_forward_hook(lambda module, args, out: 2 * out)
+    elif change == "layer":
+        block.attn.proj = nn.Sequential(block.attn.proj, nn.Tanh())
+    elif change == "forward":
+        block.ln2.forward = lambda x: x
+    context = torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast")
+    with context, torch.no_grad():
+        found, logits = drawn(model, causal_context(tokens(2, 5)), 6)
+        whole = model(torch.cat([tokens(2, 5), found[:, :-1]], 1))
+    close = {"rtol": 0.1, "atol": 0.1} if change == "autocast" else {"rtol": 1e-4, "atol": 1e-5}
+    for i, got in enumerate(logits):
+        torch.testing.assert_close(got, whole[:, 4 + i], **close)
+    assert (logits[1].dtype == torch.bfloat16) == (change == "autocast")
+
+
+def test_a_start_sees_weights_that_changed() -> None:
+    model = pair()[0]
+    decoder = Decoder(model, 2, 24)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.7)
+    decoder.start(causal_context(tokens(2, 5)))
+    got = decoder.step(torch.zeros(2, dtype=torch.int64))
+    want = model(torch.cat([tokens(2, 5), torch.zeros(2, 1, dtype=torch.int64)], 1))[:, -1]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_sequences_do_not_see_each_other() -> None:
