@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latte_fast.models.tats.decoder import Context, Decoder
 from latte_fast.models.tats.transformer import TokenTransformer
-from latte_fast.sampling import replay
+from latte_fast.cuda_graphs import replay
 from latte_fast.token_films.draw import Drawing, pick
 
 Tick = Callable[[int], object]
