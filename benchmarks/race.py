@@ -42,6 +42,8 @@ def warmed(run: Callable[[], object]) -> Callable[[], object] | str:
         lap(run)
     except torch.OutOfMemoryError as error:
         reason = str(error).partition(". ")[0]
+    except Exception as error:  # a compiler that fails costs its own row and no other
+        reason = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
     else:
         return run
     # outside the `except`, whose traceback would hold what was allocated

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks import contenders as sizes
 from benchmarks.contenders import device, gated, no_grad
 from latte_fast import TokenTransformer, reference, testing
-from latte_fast.models.tats.decoder import Decoder, causal_context
 from latte_fast.cuda_graphs import replay
+from latte_fast.models.tats.decoder import Decoder, causal_context
 from latte_fast.token_films.draw import Drawing
 from latte_fast.token_films.steps import Steps
 

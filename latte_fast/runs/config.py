@@ -201,8 +201,8 @@ class TrainConfig:
         parallel: how ranks share the model: ddp replicates it, fsdp shards it; auto is ddp where there are several.
         sequence: number of ranks that share each clip's tokens, for long clips; the others have clips of their own.
         compile: whether each block is compiled.
-        graphs: whether the model's forward and backward are replayed as CUDA graphs, for a GPU that waits for its host's
-            launches; in one process.
+        graphs: whether the model's forward and backward are replayed as CUDA graphs, for a GPU that waits for the host
+            to launch its kernels; in one process.
         fp8: whether the blocks' linear layers train in fp8 (needs torchao and a GPU that has it).
         pretrained: weights to start from: a .pt or .safetensors of upstream, of this package or of an ImageNet DiT; for
             text to video also the folder of a Latte, which sets the model's sizes, or of a PixArt-alpha.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latte_fast.cuda_graphs import replay
 from latte_fast.models.tats.decoder import Context, Decoder
 from latte_fast.models.tats.transformer import TokenTransformer
-from latte_fast.cuda_graphs import replay
 from latte_fast.token_films.draw import Drawing, pick
 
 Tick = Callable[[int], object]

@@ -27,7 +27,7 @@ def model() -> Latte:
 
 
 class PlayedStep:
-    """Stands in for the two graphs of a step: each repeats its part eagerly, on its own inputs, into its own tensors."""
+    """Stands in for a step's two graphs: each repeats its part eagerly, on its own inputs, into its own tensors."""
 
     def __init__(self) -> None:
         self.captures = 0

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from latte_fast import TokenTransformer
-from latte_fast.models.tats.decoder import Decoder, causal_context, gap_context
 from latte_fast.cuda_graphs import replay
+from latte_fast.models.tats.decoder import Decoder, causal_context, gap_context
 from latte_fast.token_films.draw import Drawing, pick
 from latte_fast.token_films.steps import Steps
 from tests.helpers.counting import Count
