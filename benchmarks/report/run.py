@@ -59,7 +59,8 @@ def measure(suites: tuple[str, ...], everything: bool, full: bool) -> results.Re
 
 
 def folder_of(run: results.Results) -> Path:
-    device = re.sub(r"[^a-z0-9]+", "-", run.device.lower()).strip("-")
+    name = run.device.partition(", sm_")[0]  # a GPU's alone, not what torch was built for
+    device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return SOURCES / "benchmarks" / "results" / device / f"{run.date}-{run.commit}"
 
 

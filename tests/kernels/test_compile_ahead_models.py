@@ -32,8 +32,8 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
     records = json.loads(done.stdout.splitlines()[-1])
     assert len(records) >= LEAST[model] and {r["triton"] for r in records} == {version}
     assert not [r for r in records if r["stack"] or r["local"]]
-    # rows of 8 bits are half as wide, those of 384 a part of what a warp stores; decoding reads weights and cache so, and
-    # beside them a few numbers one by one
+    # rows of 8 bits are half as wide, those of 384 a part of what a warp stores; decoding reads weights and cache
+    # so, and beside them a few numbers one by one
     usual = 0.25 if model == "fp8" else 0.5
     least = {"small_linear_fwd_kernel": 0.3, "join_splits_kernel": 0.0}
     narrow = [(r["kernel"], r["wide"]) for r in records if r["wide"] < least.get(r["kernel"], usual)]
