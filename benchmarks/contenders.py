@@ -83,6 +83,7 @@ def models(
         ours = Latte(**kwargs)
     testing.refill(oracle)
     ours.load_state_dict(oracle.state_dict())
+    ours.replays_few_clips = False  # a race has both, by name
     x = torch.randn(batch, frames, 4, side, side).to(device(), dtype)
     t = torch.randint(0, 1000, (batch,)).to(device())
     return oracle.to(device(), dtype).train(train), ours.to(device(), dtype).train(train), (x, t)

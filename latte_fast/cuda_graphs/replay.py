@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ WARM_UPS = 3
 _FIXED = (str, bool, int, float, type(None))
 _ALL_HAVE = frozenset(vars(nn.Module()))
 _PLAIN = (Tensor, nn.Parameter)
+_inside = threading.local()
 
 
 class Replay(nn.Module):
@@ -64,6 +66,10 @@ class Replay(nn.Module):
         self._begin()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with inside_graph():
+            return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Tensor:
         (run,) = self._run
         inputs = (*args, *kwargs.values())
         key = graph_key(self.model, inputs)
@@ -111,6 +117,21 @@ class Replay(nn.Module):
             replayed, output = capture(call, inputs[0].device, self._pool)
             # after the capture, so that tables made on the model's first calls are included
             return Graph(replayed, output, inputs, graph_key(self.model, tuple(inputs)))
+
+
+@contextmanager
+def inside_graph() -> Iterator[None]:
+    """Marks a call as part of a graph: what it calls does not make graphs of its own."""
+    before = getattr(_inside, "graph", False)
+    _inside.graph = True
+    try:
+        yield
+    finally:
+        _inside.graph = before
+
+
+def is_inside_graph() -> bool:
+    return getattr(_inside, "graph", False)
 
 
 class Graph(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latte_fast.cuda_graphs.few_clips import replayed_if_few
 from latte_fast.flex_config import FlexLatteConfig, sparse_grid
 from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
 from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
@@ -83,6 +84,7 @@ class FlexLatte(Latte):
             return super().make_block(i)
         return kind(config.hidden_size, config.num_heads, config.mlp_ratio)
 
+    @replayed_if_few
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
@@ -125,6 +127,7 @@ class FlexLatte(Latte):
 class FlexLatteIMG(FlexLatte, LatteIMG):
     """FlexLatte for joint training: n images follow the video frames, share t, and skip all attention over time."""
 
+    @replayed_if_few
     def forward(  # type: ignore[override]
         self,
         x: Tensor,

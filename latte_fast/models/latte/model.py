@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, TEXT_WIDTH, TEXT_WIDTH_JOINT, LatteConfig
+from latte_fast.cuda_graphs.few_clips import replayed_if_few
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte.block import Block, BlockContext, FinalLayer, Rope
 from latte_fast.models.latte.checks import check_guided, check_inputs, check_labels
@@ -61,6 +62,7 @@ class Latte(Fused, Sharing, Caching, nn.Module):
     recompute = "none"
     extend_time = "error"
     extend_space = "error"
+    replays_few_clips = True  # of themselves, as CUDA graphs; see cuda_graphs/few_clips.py
     stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
     modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     parallel: Parallel | None = None  # set by enable_parallelism
@@ -103,6 +105,7 @@ class Latte(Fused, Sharing, Caching, nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.x_embedder.parameters()).dtype
 
+    @replayed_if_few
     def forward(
         self,
         x: Tensor,
@@ -320,6 +323,7 @@ class LatteIMG(Latte):
             )
         super().__init__(extras=extras, **kwargs)
 
+    @replayed_if_few
     def forward(  # type: ignore[override]
         self,
         x: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from latte_fast.config import LatteT2VConfig
+from latte_fast.cuda_graphs.few_clips import replayed_if_few
 from latte_fast.models.checks import EXTEND, check_keyword
 from latte_fast.models.latte_t2v.block import BlockContextT2V, BlockT2V, Text
 from latte_fast.models.latte_t2v.checks import check_inputs, checked_time, text_mask
@@ -50,6 +51,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     recompute = "none"
     extend_time = "error"
     gradient_checkpointing = False
+    replays_few_clips = True  # of themselves, as CUDA graphs; see cuda_graphs/few_clips.py
     stack_reuse: StackReuse | None = None  # set for a run with reuse, or by enable_cache
     modulation_table: ModulationTable | None = None  # set for a run with a table; see modules/modulation.py
     parallel: Parallel | None = None  # set by enable_parallelism
@@ -98,6 +100,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     def output(self, sample: Tensor) -> Any:
         return Output(sample)
 
+    @replayed_if_few
     def run(
         self,
         x: Tensor,
