@@ -42,7 +42,7 @@ def replayed_if_few(forward: Method) -> Method:
     @functools.wraps(forward)
     def call(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling() or not wanted(self, x):
-            return forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+            return forward(self, x, *args, **kwargs)
         return replayed(self, forward, (x, *args), kwargs)
 
     return call  # type: ignore[return-value]
@@ -72,7 +72,7 @@ def replayed(model: nn.Module, forward: Callable, args: tuple, kwargs: dict[str,
     shapes = (len(args), *kwargs, *((v.shape, v.dtype) if isinstance(v, Tensor) else str(v) for v in given))
     if few.broken or shapes not in few.seen or isinstance(graph_key(model, given), str):
         few.seen.add(shapes)
-        return forward(model, *args, **kwargs)  # type: ignore[no-any-return]
+        return forward(model, *args, **kwargs)
     if few.replay is None:
         backends.say_once(
             "calls with few clips are replayed as CUDA graphs; model.replays_few_clips = False turns it off",
@@ -87,4 +87,4 @@ def replayed(model: nn.Module, forward: Callable, args: tuple, kwargs: dict[str,
     except RuntimeError as error:
         few.broken = (str(error).strip() or repr(error)).splitlines()[0]
     backends.say_once(f"calls with few clips run launch by launch: {few.broken}", logging.WARNING)
-    return forward(model, *args, **kwargs)  # type: ignore[no-any-return]
+    return forward(model, *args, **kwargs)

@@ -269,7 +269,7 @@ def new_model(config: TrainConfig, adapter: Adapter, say: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = adapter.build(config.images, config.model.recompute)
-    model.replays_few_clips = False  # previews leave training its memory
+    model.replays_few_clips = False  # type: ignore[assignment]  # previews leave training its memory
     if config.pretrained is not None:
         say(adapter.start(model, config.pretrained))
     return model
