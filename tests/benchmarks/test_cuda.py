@@ -218,7 +218,7 @@ def test_shards_that_passed_do_not_run_again(tmp_path: Path, monkeypatch: pytest
 
 def test_stages_are_the_most_valuable_first() -> None:
     names = [s.name for s in plan.plan(dry=False)]
-    wanted = ["build", "smoke", "gemm", "tune", "ops", "model", "training", "t2v", "sampling", "fp8"]
+    wanted = ["build", "smoke", "checks", "gemm", "tune", "ops", "model", "training", "t2v", "fp8", "whole-graph"]
     assert names[: len(wanted)] == wanted and names[-1] == "sanitize"
     assert all(s.least < 500 for s in plan.plan(dry=False))
     assert [s.name for s in plan.chosen(plan.plan(True), ["ops", "gemm"])] == ["gemm", "ops"]
@@ -351,7 +351,9 @@ def test_two_calls_on_a_bare_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["build", "ops", "model-one-clip", "t2v", "rest", "ops-B", "memory", "sanitize"])
+@pytest.mark.parametrize(
+    "name", ["build", "checks", "ops", "model-one-clip", "t2v", "rest", "ops-B", "memory", "sanitize"]
+)
 def test_dry_run(name: str, tmp_path: Path) -> None:
     """The stages that compile for minutes, at sizes that take a moment."""
     env = os.environ | {"OUT": str(tmp_path), "DRY": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
