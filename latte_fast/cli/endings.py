@@ -62,6 +62,8 @@ def sentence(error: BaseException, command: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{command}: {f'{error.filename}: ' if error.filename else ''}{error.strerror}"
     text = str(error) or repr(error)
+    if isinstance(error, ConnectionError) and command in RESUMES:  # to another rank
+        return f"{command}: {text}; {RESUMES[command]}"
     if text.startswith(f"{command}: "):
         return text
     found = _PREFIX.match(text)

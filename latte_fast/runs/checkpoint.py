@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latte_fast.distributed.data_parallel import whole_tensor
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.files import naming, sha256_of
-from latte_fast.models.checkpoint import CheckpointError
+from latte_fast.models.checkpoint import CheckpointError, save_tensors
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -175,7 +174,7 @@ def _write(
             if ranks.first:
                 whole[name] = full.cpu().contiguous()
         if ranks.first:
-            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt", **keywords})
+            save_tensors(whole, partial / f"{stem}.safetensors", {"format": "pt", **keywords})
     if ranks.first:
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
 

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.trials.endings import RESULTS
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_five_runs_of_each_kind_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.trials.endings", str(tmp_path / "runs"), "--runs", "5", "--forked"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "runs" / RESULTS).read_text()
+    assert done.stdout.count("5 of 5 runs, 5 exit with 0, 0 hang") == 4, done.stdout
 
 
 CASES = [("ddp",), ("fsdp",), pytest.param(("ddp", "error"), marks=pytest.mark.slow)]

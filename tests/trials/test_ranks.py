@@ -1,0 +1,126 @@
+"""Ranks that share clips, one of them killed: the others say which and end, and what is gone on with is the same."""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from latte_fast.distributed import watch
+from latte_fast.distributed.ranks import start
+from latte_fast.locks import LOCK
+from latte_fast.runs import checkpoint
+from latte_fast.runs.log import LOG
+from tests.trials.commands import COMMANDS, begin_ranks, contents, prepare
+from tests.trials.test_kills import result
+
+ENDS_WITHIN = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("ranks") / "home")
+
+
+def killed(folder: Path, name: str, kills: int, seed: int, after_steps: int = 0) -> str:
+    """Kills one of two ranks at random moments, or after some steps, and goes on until the command has ended."""
+    rng = random.Random(seed)
+    make = COMMANDS[name]
+    args = ("--sequence", "2")
+    began = time.monotonic()
+    for running in begin_ranks(folder, 2, *make(f"{name}-{kills}-whole"), *args):
+        ended = running.wait_at_most(ENDS_WITHIN)
+        assert ended.code == 0, ended.said
+    lasts = time.monotonic() - began
+    want = result(folder, name, f"{name}-{kills}-whole")
+    done = runs = named = 0
+    longest = 0.0
+    while done < kills:
+        out = f"{name}-{kills}-{runs}"
+        runs += 1
+        while True:
+            both = begin_ranks(folder, 2, *make(out), *args, "--resume")
+            lost = None
+            if done < kills:
+                lost = rng.randrange(2)
+                until(lambda out=out: (folder / out / LOCK).exists())  # type: ignore[misc]  the ranks have met
+                if after_steps:
+                    until(lambda out=out: steps_of(folder / out) >= after_steps)  # type: ignore[misc]
+                both[lost].kill(0 if after_steps else rng.uniform(0, lasts))
+                done += 1
+            began = time.monotonic()
+            ended = [running.wait_at_most(ENDS_WITHIN) for i, running in enumerate(both) if i != lost]
+            longest = max(longest, time.monotonic() - began) if lost is not None else longest
+            assert not any(e.crashed for e in ended), [e.said for e in ended]
+            if all(e.code == 0 for e in ended):
+                if lost is None:
+                    break
+                continue
+            named += f"rank {lost} (process {both[lost or 0].pid}) ended before the others" in ended[0].last
+            if name == "train" and checkpoint.all_checkpoints(folder / out):
+                assert checkpoint.latest(folder / out) is not None
+        got = result(folder, name, out)
+        assert got == want, {n for n in got.keys() | want.keys() if got.get(n) != want.get(n)}
+        left = [p for p in contents(folder / out) if ".partial" in p or p.endswith(".lock")]
+        assert not left, left
+    assert named
+    return f"{name}: {done} kills, {named} named by the other rank, which ended within {longest:.1f} s, {runs} runs"
+
+
+def until(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + ENDS_WITHIN
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def steps_of(run: Path) -> int:
+    log = run / LOG
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def test_one_kill(folder: Path) -> None:
+    killed(folder, "train", 1, 1, after_steps=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_twenty_kills(folder: Path, name: str) -> None:
+    print(killed(folder, name, 20, 0))
+
+
+def test_a_rank_that_waits_in_vain_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with NCCL, whose calls do not end when another rank is gone."""
+    monkeypatch.setattr(watch, "LOOKS", 0.1)
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29517")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        try:
+            os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+            sys.stderr = (tmp_path / f"said-{rank}").open("w")
+            with start():
+                dist.barrier()
+                (tmp_path / f"there-{rank}").touch()
+                time.sleep(60)
+        finally:
+            os._exit(70)
+    until(lambda: all((tmp_path / f"there-{rank}").exists() for rank in range(2)))
+    os.kill(children[1], signal.SIGKILL)
+    began = time.monotonic()
+    status = os.waitpid(children[0], 0)[1]
+    assert os.WEXITSTATUS(status) == 1 and time.monotonic() - began < 30
+    assert f"rank 1 (process {children[1]}) ended before the others" in (tmp_path / "said-0").read_text()
+    os.waitpid(children[1], 0)
