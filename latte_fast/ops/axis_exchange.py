@@ -23,6 +23,12 @@ def group_named(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(group)
 
 
+def gather_into(out: Tensor, x: Tensor, group: Any) -> None:
+    # torch 2.13 gives it a new name
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, x, group=group)
+
+
 def as_bytes(x: Tensor) -> Tensor:
     # backends differ in the dtypes that they carry; all carry bytes
     return x.view(torch.uint8)
@@ -177,7 +183,7 @@ def axis_gather(x: Tensor, dim: int, total: int, group: str) -> Tensor:
         moved = torch.cat([moved, moved.new_zeros(held[0] - moved.shape[0], *moved.shape[1:])])
     moved = moved.contiguous()
     out = moved.new_empty(g.size(), *moved.shape)
-    dist.all_gather_into_tensor(as_bytes(out.view(-1)), as_bytes(moved.view(-1)), group=g)
+    gather_into(as_bytes(out.view(-1)), as_bytes(moved.view(-1)), g)
     if total % g.size():
         out = torch.cat([part[:n] for part, n in zip(out, held, strict=True)])
     return out.view(total, *moved.shape[1:]).movedim(0, dim).contiguous()

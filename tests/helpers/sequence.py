@@ -1,6 +1,7 @@
 """Ranks that share clips, against the same model alone.
 
-python -m tests.helpers.sequence 2,3,4 prints, for each number of ranks, a line of JSON: errors, bytes, refusals.
+python -m tests.helpers.sequence 2,3,4 prints, for each number of ranks, a line of JSON: errors, bytes, refusals; with
+--link what its sockets moved.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from latte_fast import FlexLatte, Latte, LatteIMG, LatteT2V, sample, testing
 from latte_fast.codecs.vae import Identity
 from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.modules.stack_reuse import StackReuse
+from latte_fast.ops import axis_exchange
+from latte_fast.parallel_cost import Links, shared_cost
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.training import Trainer
 from tests.helpers.forks import on_ranks
@@ -125,6 +128,27 @@ def errors(case: Case, pieces: int = 1) -> list[float]:
     return [largest(together - alone) / largest(alone), max(grads)]
 
 
+def compiled(case: Case) -> list[float]:
+    """Returns the errors that blocks compiled without a graph break have, relative to the same ranks' uncompiled."""
+    make, shape, call = case
+    torch.manual_seed(0)
+    model: Any = testing.refill(make()).eval()
+    model.enable_parallelism(ParallelConfig(sequence=dist.get_world_size()))
+    x, found = torch.randn(shape, generator=torch.Generator().manual_seed(1)), []
+    for compiling in (False, True):
+        for block in model.blocks if compiling else ():
+            block.compile(fullgraph=True, backend="aot_eager")
+        model.zero_grad(set_to_none=True)
+        out = called(model, x, call)
+        out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2)))
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((out.detach(), grads))
+    (plain, wanted), (out, got) = found
+    most = max(largest(grad) for grad in wanted)
+    apart = max(largest(a - b) for a, b in zip(got, wanted, strict=True))
+    return [largest(out - plain) / largest(plain), apart / most]
+
+
 def largest(x: Tensor) -> float:
     return x.abs().max().item()
 
@@ -134,7 +158,7 @@ def exchanged(case: Case, pieces: int = 1) -> dict[str, Any]:
     make, shape, call = case
     model: Any = make()
     model.enable_parallelism(ParallelConfig(sequence=dist.get_world_size(), pieces=pieces))
-    exchange, gather = dist.all_to_all_single, dist.all_gather_into_tensor
+    exchange, gather = dist.all_to_all_single, axis_exchange.gather_into
     sent: list[int] = []
     gathered: list[int] = []
 
@@ -142,16 +166,16 @@ def exchanged(case: Case, pieces: int = 1) -> dict[str, Any]:
         sent.append(sum(counts) - counts[dist.get_rank()])
         return exchange(out, x, out_counts, counts, **given)
 
-    def counting_too(out: Tensor, x: Tensor, **given: Any) -> Any:
+    def counting_too(out: Tensor, x: Tensor, group: Any) -> None:
         gathered.append(x.numel() * x.element_size() * (dist.get_world_size() - 1))
-        return gather(out, x, **given)
+        gather(out, x, group)
 
-    dist.all_to_all_single, dist.all_gather_into_tensor = counting, counting_too
+    dist.all_to_all_single, axis_exchange.gather_into = counting, counting_too
     try:
         with torch.no_grad():
             called(model, torch.randn(shape), call)
     finally:
-        dist.all_to_all_single, dist.all_gather_into_tensor = exchange, gather
+        dist.all_to_all_single, axis_exchange.gather_into = exchange, gather
     return {"bytes": sent, "blocks": len(model.blocks), "gathered": sum(gathered)}
 
 
@@ -253,6 +277,36 @@ def sampled(folder: Path, every: bool) -> dict[str, Any]:
     return found
 
 
+def received() -> int:
+    """Returns the bytes that have come over the loopback interface of this network namespace."""
+    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[0])
+
+
+def over_the_link(counts: list[int]) -> None:
+    """Prints what a forward moves between ranks by gloo's sockets, and what the arithmetic of `cost` says."""
+    sizes = SMALL | {"input_size": 16, "num_frames": 16, "hidden_size": 256, "depth": 8, "extras": 2}
+    x, call = torch.randn(2, 16, 4, 16, 16), {"t": torch.tensor([7, 601]), "y": torch.tensor([1, 4])}
+    for count in counts:
+
+        def run(ranks: Any, count: int = count) -> None:
+            torch.set_num_threads(1)
+            model: Any = Latte(**sizes)
+            model.enable_parallelism(ParallelConfig(sequence=count))
+            with torch.no_grad():
+                model(x, **call)  # compares the inputs
+                ranks.barrier()
+                before = received()
+                model(x, **call)
+                ranks.barrier()
+            counted = received() - before
+            cost = shared_cost(model.config, 2, 16, 64, count, Links(1e9, 1e9), 1.0, bytes_each=4)
+            if ranks.first:
+                print(json.dumps({"ranks": count, "counted": counted, "simulated": count * cost.sent}), flush=True)
+
+        on_ranks(count, run)
+
+
 def main(counts: list[int], every: bool, folder: Path | None) -> None:
     for count in counts:
         found: dict[str, Any] = {}
@@ -266,6 +320,8 @@ def main(counts: list[int], every: bool, folder: Path | None) -> None:
             even = CASES["16 frames, 16 patches"]
             found["exchanged"], found["pieces"] = exchanged(even), exchanged(even, pieces=2)
             found["saved"] = [saved(even, 1), saved(even, ranks.count)]
+            for name in ("joint", "text", "variant 4") if every and ranks.count == 2 else ():
+                found[f"{name}, compiled"] = compiled(CASES[name])
             found["refused"] = refusals(ranks)
             gathered: list[Any] = [None] * ranks.count
             dist.all_gather_object(gathered, found)
@@ -282,5 +338,9 @@ if __name__ == "__main__":
     parser.add_argument("ranks", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--all", action="store_true", help="every case")
     parser.add_argument("--folder", type=Path, help="train and sample too, into this folder")
+    parser.add_argument("--link", action="store_true", help="count the bytes of a forward, in a namespace of its own")
     given = parser.parse_args()
-    main(given.ranks, given.all, given.folder)
+    if given.link:
+        over_the_link(given.ranks)
+    else:
+        main(given.ranks, given.all, given.folder)
