@@ -1,5 +1,6 @@
 """Commands in forks of one process, which has imported what they import: cheap to run, to race and to kill."""
 
+import gc
 import os
 import shutil
 import signal
@@ -83,8 +84,10 @@ def begin(folder: Path, *args: str, **env: str) -> Running:
     global _count
     _count += 1
     log = folder.parent / f"log-{os.getpid()}-{_count}"
+    gc.freeze()  # a child's collections would copy all that there is
     pid = os.fork()
     if pid:
+        gc.unfreeze()
         return Running(pid, log)
     code = 70
     try:

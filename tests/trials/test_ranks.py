@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from latte_fast.distributed import watch
@@ -16,7 +17,7 @@ from latte_fast.distributed.ranks import start
 from latte_fast.locks import LOCK
 from latte_fast.runs import checkpoint
 from latte_fast.runs.log import LOG
-from tests.trials.commands import COMMANDS, begin_ranks, contents, prepare
+from tests.trials.commands import COMMANDS, YAML, begin_ranks, contents, prepare
 from tests.trials.test_kills import result
 
 ENDS_WITHIN = 60.0  # seconds
@@ -84,8 +85,11 @@ def steps_of(run: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def test_one_kill(folder: Path) -> None:
-    killed(folder, "train", 1, 1, after_steps=3)
+def test_one_kill(tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # forks inherit no threads
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "x.yaml").write_text(YAML)
+    killed(tmp_path / "home", "train", 1, 1, after_steps=3)
 
 
 @pytest.mark.slow
