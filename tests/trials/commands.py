@@ -60,10 +60,13 @@ class Running(NamedTuple):
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         return Ended(code, self.log.read_text(errors="replace"))
 
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait_at_most(self, seconds: float) -> Ended:
         """Waits so long at most, then kills the process and fails."""
         end = time.monotonic() + seconds
-        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while not self.has_ended():
             if time.monotonic() > end:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError(f"still there after {seconds} s: {self.wait().said}")

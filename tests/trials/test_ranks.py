@@ -17,7 +17,7 @@ from latte_fast.distributed.ranks import start
 from latte_fast.locks import LOCK
 from latte_fast.runs import checkpoint
 from latte_fast.runs.log import LOG
-from tests.trials.commands import COMMANDS, YAML, begin_ranks, contents, prepare
+from tests.trials.commands import COMMANDS, YAML, Running, begin_ranks, contents, prepare
 from tests.trials.test_kills import result
 
 ENDS_WITHIN = 60.0  # seconds
@@ -45,24 +45,23 @@ def killed(folder: Path, name: str, kills: int, seed: int, after_steps: int = 0)
         out = f"{name}-{kills}-{runs}"
         runs += 1
         while True:
+            (folder / out / LOCK).unlink(missing_ok=True)  # that of a killed rank
             both = begin_ranks(folder, 2, *make(out), *args, "--resume")
-            lost = None
+            lost = rng.randrange(2)
             if done < kills:
-                lost = rng.randrange(2)
-                until(lambda out=out: (folder / out / LOCK).exists())  # type: ignore[misc]  the ranks have met
-                if after_steps:
-                    until(lambda out=out: steps_of(folder / out) >= after_steps)  # type: ignore[misc]
-                both[lost].kill(0 if after_steps else rng.uniform(0, lasts))
-                done += 1
+                kill_one(both[lost], folder / out, rng.uniform(0, lasts), after_steps)
             began = time.monotonic()
-            ended = [running.wait_at_most(ENDS_WITHIN) for i, running in enumerate(both) if i != lost]
-            longest = max(longest, time.monotonic() - began) if lost is not None else longest
+            ended = [running.wait_at_most(ENDS_WITHIN) for running in both]
             assert not any(e.crashed for e in ended), [e.said for e in ended]
-            if all(e.code == 0 for e in ended):
-                if lost is None:
-                    break
-                continue
-            named += f"rank {lost} (process {both[lost or 0].pid}) ended before the others" in ended[0].last
+            if ended[lost].code != -signal.SIGKILL:
+                assert all(e.code == 0 for e in ended), [e.said for e in ended]
+                break
+            done += 1
+            longest = max(longest, time.monotonic() - began)
+            other = ended[1 - lost]
+            if other.code:  # not killed after all was done
+                assert f"rank {lost} (process {both[lost].pid}) ended before the others" in other.last, other.said
+                named += 1
             if name == "train" and checkpoint.all_checkpoints(folder / out):
                 assert checkpoint.latest(folder / out) is not None
         got = result(folder, name, out)
@@ -71,6 +70,18 @@ def killed(folder: Path, name: str, kills: int, seed: int, after_steps: int = 0)
         assert not left, left
     assert named
     return f"{name}: {done} kills, {named} named by the other rank, which ended within {longest:.1f} s, {runs} runs"
+
+
+def kill_one(rank: Running, out: Path, after: float, after_steps: int) -> None:
+    """Kills a rank some seconds after it met the others, or after some steps; one that has ended has ended."""
+    until(lambda: (out / LOCK).exists() or rank.has_ended())
+    if after_steps:
+        until(lambda: steps_of(out) >= after_steps)
+        after = 0
+    end = time.monotonic() + after
+    while time.monotonic() < end and not rank.has_ended():
+        time.sleep(0.001)
+    os.kill(rank.pid, signal.SIGKILL)
 
 
 def until(there: Callable[[], bool]) -> None:
