@@ -23,6 +23,7 @@ import torch
 
 from latte_fast.cli import main as latte_fast
 from latte_fast.training import Trainer
+from tests.helpers.ending import as_the_group_goes
 from tests.helpers.tiny_run import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def under_torchrun(folder: Path, args: tuple[str, ...]) -> tuple[int | None, str
 
 
 def in_forks(folder: Path, args: tuple[str, ...]) -> tuple[int | None, str]:
-    """As under_torchrun, in two forks of this process, which end as any interpreter does, without torchrun."""
+    """As under_torchrun, in two forks of this process, which end as any interpreter does; none may hold the group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -95,6 +96,7 @@ def in_forks(folder: Path, args: tuple[str, ...]) -> tuple[int | None, str]:
             os.dup2(handle, 1), os.dup2(handle, 2)
             os.chdir(folder)
             sys.argv = ["latte-fast", *args]
+            as_the_group_goes(lambda alive: sys.exit(f"alive: {alive}") if alive else print("alive: []"))
             latte_fast()
             sys.exit()
         children.append(child)
@@ -107,6 +109,8 @@ def in_forks(folder: Path, args: tuple[str, ...]) -> tuple[int | None, str]:
             os.waitpid(child, 0)
         codes.append(os.waitstatus_to_exitcode(done[1]) if done[0] else None)
     said = "".join((folder / f"said-{rank}").read_text(errors="replace") for rank in range(2))
+    if said.count("alive: []") != 2:
+        codes.append(1)
     return None if None in codes else next((code for code in codes if code), 0), said
 
 
