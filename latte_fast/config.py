@@ -112,6 +112,11 @@ class LatteConfig:
         time = block % 2 == 1 if self.variant == 1 else block >= self.depth // 2
         return "time" if time else "space"
 
+    def stays_in_time(self, block: int) -> bool:
+        """Returns whether block i is one of several over time that follow each other."""
+        near = (i for i in (block - 1, block + 1) if 0 <= i < self.depth)
+        return self.axis(block) == "time" and any(self.axis(i) == "time" for i in near)
+
     @property
     def first_time_block(self) -> int:
         """The block before whose time attention absolute temporal positions are added, once; `depth` for variant 0."""

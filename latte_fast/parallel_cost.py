@@ -30,9 +30,10 @@ class SharedCost:
     Args:
         gpus: number of GPUs.
         exchanges: number of exchanges in the blocks.
-        sent: bytes that the GPU with most tokens sends in all of them.
-        compute: seconds of its share of the forward.
-        exchange: seconds of the exchanges.
+        sent: bytes that the GPU with most tokens sends in all of them, and in the gathering of the output.
+        compute: seconds of a GPU's mean share of the forward.
+        exchange: seconds that the bytes take.
+        waiting: seconds that exchanges take besides, and that GPUs wait for the one with most frames.
     """
 
     gpus: int
@@ -40,26 +41,31 @@ class SharedCost:
     sent: int
     compute: float
     exchange: float
+    waiting: float
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.exchange
+        return self.compute + self.exchange + self.waiting
 
 
 def exchanges_of(config: LatteConfig) -> int:
-    """Counts exchanges: one where the axis changes between blocks, two in a block over both axes."""
-    axes = [config.axis(i) for i in range(config.depth)]
-    return 2 * axes.count("both") + sum(one != two for one, two in pairwise(axes))
+    """Counts exchanges: two around each attention over time, of blocks that follow each other around all of them."""
+    axes = ["space", *(config.axis(i) for i in range(config.depth))]
+    return 2 * sum(one == "both" or (one == "time" != before) for before, one in pairwise(axes))
 
 
 def sent_by_first(config: LatteConfig, batch: int, frames: int, tokens: int, gpus: int, bytes_each: int) -> int:
     """Returns the bytes that the first GPU, which has most tokens, sends in all exchanges of a forward."""
     f, n = -(-frames // gpus), -(-tokens // gpus)
     row = batch * config.hidden_size * bytes_each
-    # frames to patches and back, in turn
-    there, back = f * (tokens - n) * row, n * (frames - f) * row
-    count = exchanges_of(config)
-    return there * -(-count // 2) + back * (count // 2)
+    # to the patches' ranks and back
+    return exchanges_of(config) // 2 * (f * (tokens - n) + n * (frames - f)) * row
+
+
+def gathered_by_first(config: LatteConfig, batch: int, frames: int, patches: int, gpus: int, bytes_each: int) -> int:
+    """Returns the bytes that a GPU sends where all gather the output, each as much as the one with most frames."""
+    values = patches * config.patch_size**2 * config.out_channels * config.patch_frames
+    return (gpus - 1) * batch * -(-frames // gpus) * values * bytes_each
 
 
 def shared_cost(
@@ -90,26 +96,28 @@ def shared_cost(
             f"cost: gpus must be in [1, {min(frames, tokens)}], the frames and tokens of a clip, got {gpus}"
         )
     if gpus == 1:
-        return SharedCost(1, 0, 0, alone, 0.0)
-    count, sent = exchanges_of(config), sent_by_first(config, batch, frames, tokens, gpus, bytes_each)
-    # the GPU with most frames and most patches sets the pace
-    over_time = sum(config.axis(i) == "time" for i in range(config.depth)) / config.depth
-    share = over_time * -(-tokens // gpus) / tokens + (1 - over_time) * -(-frames // gpus) / frames
+        return SharedCost(1, 0, 0, alone, 0.0, 0.0)
+    count = exchanges_of(config)
+    sent = sent_by_first(config, batch, frames, tokens, gpus, bytes_each)
+    sent += gathered_by_first(config, batch, frames, patches, gpus, bytes_each)
     away = max(0, gpus - links.per_machine) / (gpus - 1)  # of the others, those in another machine
     moving = sent * ((1 - away) / links.inside + away / links.between)
-    return SharedCost(gpus, count, sent, share * alone, moving + count * links.wait)
+    # the GPU with most frames sets the pace
+    behind = (-(-frames // gpus) / frames - 1 / gpus) * alone
+    return SharedCost(gpus, count, sent, alone / gpus, moving, (count + 1) * links.wait + behind)
 
 
 def rows(costs: list[SharedCost]) -> list[str]:
     """Formats costs as a table; the last column is the clips a second of as many GPUs with clips of their own, as 1."""
-    head = ("GPUs", "exchanges", "MB sent", "compute ms", "exchange ms", "forward ms", "faster", "clips/s")
+    head = ("GPUs", "exchanges", "MB sent", "compute ms", "exchange ms", "waiting ms", "forward ms", "faster",
+            "clips/s")  # fmt: skip
     lines = ["".join(f"{name:>13}" for name in head)]
     alone = costs[0].seconds
     for c in costs:
         faster = alone / c.seconds
         cells = (
             f"{c.gpus}", f"{c.exchanges}", f"{c.sent / 1e6:.2f}", f"{c.compute * 1e3:.2f}", f"{c.exchange * 1e3:.2f}",
-            f"{c.seconds * 1e3:.2f}", f"{faster:.2f}x", f"{faster / c.gpus:.2f}",
+            f"{c.waiting * 1e3:.2f}", f"{c.seconds * 1e3:.2f}", f"{faster:.2f}x", f"{faster / c.gpus:.2f}",
         )  # fmt: skip
         lines.append("".join(f"{cell:>13}" for cell in cells))
     return lines

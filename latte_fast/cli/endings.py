@@ -41,13 +41,24 @@ def in_one_line(command: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _stopped(command, 128 + signal.SIGINT)
-    except Terminated:
+    except Terminated as stopped:
+        lost = _lost_rank(stopped)
+        if lost is not None:
+            raise SystemExit(sentence(lost, command)) from None
         _stopped(command, 128 + signal.SIGTERM)
     except OSError as error:
         raise SystemExit(sentence(error, command)) from error
     finally:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _lost_rank(stop: BaseException) -> ConnectionError | None:
+    """Returns the error of a lost rank that a stop interrupted: torchrun stops the ranks that are left."""
+    error = stop.__context__
+    while error is not None and not isinstance(error, ConnectionError):
+        error = error.__context__
+    return error
 
 
 def _stopped(command: str, code: int) -> NoReturn:
@@ -62,6 +73,8 @@ def sentence(error: BaseException, command: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{command}: {f'{error.filename}: ' if error.filename else ''}{error.strerror}"
     text = str(error) or repr(error)
+    if isinstance(error, ConnectionError) and command in RESUMES:  # to another rank
+        return f"{command}: {text}; {RESUMES[command]}"
     if text.startswith(f"{command}: "):
         return text
     found = _PREFIX.match(text)

@@ -48,16 +48,15 @@ def command(args: list[str]) -> Callable[..., None]:
         """
         if flex is not None:
             settings = replace(settings, model=replace(settings.model, layout=flex))
-        with start() as ranks:
-            try:
-                with writing(Path(settings.out), ranks):
-                    Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr)).run()
-            except (VideoError, DataError) as error:
-                # an error in a loader worker has its traceback before the message
-                said = str(error).strip().splitlines()[-1]
-                raise SystemExit(f"train: {said.rpartition('Error: ')[2]}") from None
-            except (ValueError, RuntimeError, FloatingPointError) as error:
-                raise SystemExit(sentence(error, "train")) from None
+        try:
+            with start() as ranks, writing(Path(settings.out), ranks):
+                Trainer(settings, ranks, resume, say=lambda text: print(text, file=sys.stderr)).run()
+        except (VideoError, DataError) as error:
+            # an error in a loader worker has its traceback before the message
+            said = str(error).strip().splitlines()[-1]
+            raise SystemExit(f"train: {said.rpartition('Error: ')[2]}") from None
+        except (ValueError, RuntimeError, FloatingPointError) as error:
+            raise SystemExit(sentence(error, "train")) from None
 
     return train
 

@@ -14,7 +14,8 @@ CHUNK = 16
 class VAE(Protocol):
     """Encodes and decodes frames: `factor` pixels a latent, `channels` channels; `random` is False if std is 0.
 
-    A latent frame stands for `frame_factor` frames, one where a class of one's own does not say.
+    A latent frame stands for `frame_factor` frames, one where a class of one's own does not say. A codec that decodes
+    each frame by itself may say so by `framewise = True`: ranks that share a clip then decode some of its frames each.
     """
 
     name: str
@@ -39,10 +40,14 @@ def frame_factor_of(vae: VAE) -> int:
     return getattr(vae, "frame_factor", 1)
 
 
+def is_framewise(vae: VAE) -> bool:
+    return getattr(vae, "framewise", False)
+
+
 class Identity:
     """Uses pixels as latents."""
 
-    name, channels, factor, frame_factor, random = "identity", 3, 1, 1, False
+    name, channels, factor, frame_factor, random, framewise = "identity", 3, 1, 1, False, True
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -64,7 +69,7 @@ class Autoencoder:
     decode 1.36 times as fast.
     """
 
-    random, frame_factor = True, 1
+    random, frame_factor, framewise = True, 1, True
 
     def __init__(self, network: Any, name: str, device: torch.device | str, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype = name, device, dtype

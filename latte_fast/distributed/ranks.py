@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from latte_fast.distributed.watch import Watch
+
 CPU = torch.device("cpu")
 
 
@@ -94,9 +96,10 @@ def start() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    ranks, finished = Ranks(rank, count, device), False
+    ranks, finished, watch = Ranks(rank, count, device), False, Watch(rank, count)
     try:
-        yield ranks
+        with watch.naming():
+            yield ranks
         finished = True
     finally:
         # DDP's reducer and FSDP's state join a thread of the group when they go, and it may wait for Python's lock,
@@ -105,6 +108,10 @@ def start() -> Iterator[Ranks]:
             close()
         ranks.closers.clear()
         gc.collect()
-        if finished:
-            dist.barrier()
-        dist.destroy_process_group()
+        try:
+            if finished:
+                with watch.naming():
+                    dist.barrier()
+        finally:
+            watch.close()
+            dist.destroy_process_group()

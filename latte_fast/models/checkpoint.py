@@ -180,7 +180,20 @@ def save_state(
             # torch.save would write the whole storage behind a view
             torch.save({"ema": {key: value.clone() for key, value in state.items()}}, partial)
         else:
-            save_file(state, partial, metadata=metadata)
+            save_tensors(state, partial, metadata)
+
+
+def save_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file whose bytes follow from what it holds: the library writes metadata in any order."""
+    save_file(state, path, metadata=metadata)
+    with path.open("r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        held = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(held) <= size, path
+        file.seek(8)
+        file.write(held.ljust(size))
 
 
 def read_about(path: Path) -> dict[str, Any] | None:

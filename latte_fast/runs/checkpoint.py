@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latte_fast.distributed.data_parallel import whole_tensor
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.files import naming, sha256_of
-from latte_fast.models.checkpoint import CheckpointError
+from latte_fast.models.checkpoint import CheckpointError, save_tensors
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -88,9 +87,10 @@ def verify(folder: Path) -> None:
     try:
         if not path.is_file():
             raise ValueError("no regular file")
-        content = json.loads(path.read_text())
+        text = path.read_text()
+        content = json.loads(text)
         files = content["files"]
-        intact = content["sha256"] == _digest_of(files)
+        intact = content["sha256"] == _digest_of(files) and text == _manifest(content)
         if not files:
             raise ValueError("it names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -175,7 +175,7 @@ def _write(
             if ranks.first:
                 whole[name] = full.cpu().contiguous()
         if ranks.first:
-            save_file(whole, partial / f"{stem}.safetensors", metadata={"format": "pt", **keywords})
+            save_tensors(whole, partial / f"{stem}.safetensors", {"format": "pt", **keywords})
     if ranks.first:
         (partial / "meta.json").write_text(json.dumps(meta, indent=1))
 
@@ -235,9 +235,13 @@ def _seal(folder: Path) -> None:
     """Writes the manifest, then flushes all files and folders to disk."""
     names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
-    (folder / MANIFEST).write_text(json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1))
+    (folder / MANIFEST).write_text(_manifest({"files": files, "sha256": _digest_of(files)}))
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
+
+
+def _manifest(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1)
 
 
 def _sync(path: Path) -> None:

@@ -53,7 +53,11 @@ def from_mapping(cls: type[T], content: Any, where: str, prefix: str = "") -> T:
     unknown = [str(key) for key in content if key not in names]
     if unknown:
         raise ValueError(f"config: {where} must name one of {', '.join(names)}, got {prefix}{unknown[0]}")
-    return cls(**{key: _value(hints[key], value, where, prefix + key) for key, value in content.items()})
+    values = {key: _value(hints[key], value, where, prefix + key) for key, value in content.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:  # of a value out of range
+        raise ValueError(f"config: {where}: {str(error).removeprefix('train: ')}") from None
 
 
 def _value(hint: Any, value: Any, where: str, name: str) -> Any:

@@ -10,14 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latte_fast.codecs.vae import VAE, frame_factor_of
+from latte_fast.codecs.vae import VAE, frame_factor_of, is_framewise
 from latte_fast.data.text import Texts
 from latte_fast.diffusion import Diffusion
 from latte_fast.diffusion.noise import Use, normal
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.adapter import Adapter, Condition, Conditions
 from latte_fast.modules.modulation import ModulationTable
-from latte_fast.modules.sequence import in_halves
+from latte_fast.modules.sequence import decoded, in_halves
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
@@ -143,7 +143,7 @@ class ModelSource:
             denoiser = self.denoiser(model, condition.given, null, plan.scale)
             tables = request.lossless or bool(request.plan and not self.in_training)
             latents = self.follow(plan, denoiser, noise, tables, lambda *_: tick())
-            return to_pixels(self.vae.decode(latents)), condition.names
+            return self.pixels(latents), condition.names
 
         def ticking(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
             out = model(x, t, **kwargs)
@@ -166,7 +166,11 @@ class ModelSource:
             dtype=self.dtype,
             step_keywords=self.adapter.step_keywords(request.steps),
         )
-        return to_pixels(self.vae.decode(latents)), condition.names
+        return self.pixels(latents), condition.names
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Returns the frames of latents, uint8 (B, F, H, W, 3)."""
+        return decoded(self.network, is_framewise(self.vae), lambda x: to_pixels(self.vae.decode(x)), latents)
 
     def plan_for(self, request: Request) -> Plan | None:
         """Returns the plan that a request asks for or needs, checked against this model; None for the plain loops."""

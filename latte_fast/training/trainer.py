@@ -65,6 +65,8 @@ class Trainer:
         self.parallel = ("ddp" if config.parallel == "auto" else config.parallel) if several else "none"
         if config.parallel in ("ddp", "fsdp") and not several:
             self.say(f"train: one process, so there is nothing for {config.parallel} to spread")
+        # before the data is opened: its configuration has to be the run's
+        found = self.ranks.from_first(lambda: newest(self.out, config, self.say)) if resume else None
         self.objective = OBJECTIVES[config.objective](config, self.ranks, self.parallel, self.say)
         # sums of the losses since the last log line
         self.sums = torch.zeros(len(self.objective.columns), dtype=torch.float64, device=self.ranks.device)
@@ -73,7 +75,7 @@ class Trainer:
         self.step = 0  # updates done
         self.stopping = False
         if resume:
-            self._resume()
+            self._resume(found)
         self.evaluation: RunEvaluation | None = None
         if config.eval.every:
             assert isinstance(self.objective, Denoising)
@@ -102,8 +104,7 @@ class Trainer:
         state = self.objective.state()
         return checkpoint.save(self.out, self.step, state, weights, meta, self.ranks, self.config.keep, kept)
 
-    def _resume(self) -> None:
-        folder = self.ranks.from_first(lambda: newest(self.out, self.config, self.say))
+    def _resume(self, folder: Path | None) -> None:
         if folder is None:
             self.say(f"train: no checkpoint in {self.out} yet, starting from the beginning")
             return

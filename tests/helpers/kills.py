@@ -82,7 +82,7 @@ def while_writing(folder: Path) -> None:
     """Kills a child before and after each call that writes a checkpoint: at most the new checkpoint is lost."""
     stages = [
         (torch.distributed.checkpoint, "save"),
-        (checkpoint, "save_file"),
+        (checkpoint, "save_tensors"),
         (checkpoint, "_seal"),
         (checkpoint.os, "rename"),
         (checkpoint.shutil, "rmtree"),

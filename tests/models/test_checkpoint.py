@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from latte_fast import Latte
 from latte_fast.models.checkpoint import (
@@ -13,6 +14,7 @@ from latte_fast.models.checkpoint import (
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
+    save_tensors,
 )
 from tests.helpers.tiny_latte import equal, fresh, refilled
 
@@ -46,6 +48,16 @@ def test_safetensors_round_trip(model: Latte, tmp_path: Path) -> None:
     load_checkpoint(target, tmp_path / "out.safetensors")
     assert equal(target, model)
     assert os.listdir(tmp_path) == ["out.safetensors"]
+
+
+def test_bytes_follow_from_what_a_file_holds(tmp_path: Path) -> None:
+    metadata = {f"{n}": f'{{"a": "\u00e9\n{n}"}}' for n in range(12)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        save_tensors({"x": torch.arange(5.0)}, file, metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as opened:
+        assert opened.metadata() == metadata and opened.get_tensor("x").tolist() == [0, 1, 2, 3, 4]
 
 
 def test_failed_write_keeps_the_previous_file(model: Latte, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

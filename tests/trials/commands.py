@@ -1,8 +1,10 @@
 """Commands in forks of one process, which has imported what they import: cheap to run, to race and to kill."""
 
+import gc
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +60,19 @@ class Running(NamedTuple):
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         return Ended(code, self.log.read_text(errors="replace"))
 
+    def has_ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait_at_most(self, seconds: float) -> Ended:
+        """Waits so long at most, then kills the process and fails."""
+        end = time.monotonic() + seconds
+        while not self.has_ended():
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"still there after {seconds} s: {self.wait().said}")
+            time.sleep(0.02)
+        return self.wait()
+
     def kill(self, after: float, number: int = signal.SIGKILL) -> Ended:
         time.sleep(after)
         os.kill(self.pid, number)
@@ -67,13 +82,15 @@ class Running(NamedTuple):
 _count = 0
 
 
-def begin(folder: Path, *args: str) -> Running:
-    """Starts `latte-fast args` in a folder."""
+def begin(folder: Path, *args: str, **env: str) -> Running:
+    """Starts `latte-fast args` in a folder, with more variables in its environment."""
     global _count
     _count += 1
     log = folder.parent / f"log-{os.getpid()}-{_count}"
+    gc.freeze()  # a child's collections would copy all that there is
     pid = os.fork()
     if pid:
+        gc.unfreeze()
         return Running(pid, log)
     code = 70
     try:
@@ -81,6 +98,7 @@ def begin(folder: Path, *args: str) -> Running:
         os.dup2(handle, 1), os.dup2(handle, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         os.chdir(folder)
+        os.environ.update(env)
         sys.argv = ["latte-fast", *args]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         text_encoder.open_text_encoder = lambda *args: Letters()  # in the place of T5, in the fork alone
@@ -107,6 +125,15 @@ def _call() -> int:
 
 def run(folder: Path, *args: str) -> Ended:
     return begin(folder, *args).wait()
+
+
+def begin_ranks(folder: Path, count: int, *args: str) -> list[Running]:
+    """Starts `latte-fast args` on so many ranks, with nobody who watches them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
+    return [begin(folder, *args, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(count)]
 
 
 def prepare(folder: Path) -> Path:

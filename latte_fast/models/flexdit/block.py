@@ -89,8 +89,8 @@ class PoolBlock(Block):
         self, x: Tensor, pending: Pending | None, silu_c: Tensor | tuple[Tensor, ...] | None, context: BlockContext
     ) -> tuple[Tensor, Pending] | Tensor:
         """As Block's; where nothing but a norm has to pass over x, the mean is all that it writes."""
-        attn = self.attn
-        if not (pools_alone(pending, context.pos) and isinstance(attn, PoolingAttention)) or is_changed(attn):
+        attn, away = self.attn, context.shards is not None and context.axis == "time"
+        if away or not (pools_alone(pending, context.pos) and isinstance(attn, PoolingAttention)) or is_changed(attn):
             return super().forward(x, pending, silu_c, context)
         modulation = self.modulation(silu_c)
         shift, scale = modulation[:2]

@@ -12,7 +12,7 @@ from latte_fast.cuda_graphs.few_clips import replayed_if_few
 from latte_fast.flex_config import FlexLatteConfig, sparse_grid
 from latte_fast.models.flexdit.block import GenerateBlock, ModuleContext, PoolBlock, RecoverBlock
 from latte_fast.models.flexdit.density import Grid, check_side, pool_tokens
-from latte_fast.models.latte.block import BlockContext, Rope
+from latte_fast.models.latte.block import Rope
 from latte_fast.models.latte.checks import check_guided, check_inputs
 from latte_fast.models.latte.model import Latte, LatteIMG, RunBlocks
 from latte_fast.modules.modulation import Conditioning, of_block
@@ -44,9 +44,8 @@ class AtDensity:
         pending: Pending | None = None
         module: ModuleContext | None = None  # from a module's first G to its R
         for i, (kind, block) in enumerate(zip(config.kinds, model.blocks, strict=True)):
-            axis = config.axis(i)
             if shards is not None:
-                x, pending = shards.along(axis, x, pending)
+                x, pending = shards.along(config.stays_in_time(i), x, pending)
             if kind == "G" and module is None:
                 module = ModuleContext([resolve(x, pending)], self.grid, self.sparse)
                 x, pending = pool_tokens(module.dense[0], self.grid, self.sparse), None  # (B, F, M, D)
@@ -54,10 +53,10 @@ class AtDensity:
                 x, pending = run_block(model.recompute, block, x, pending, of_block(silu_space, block), module)
                 module = None if kind == "R" else module
                 continue
-            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
-            silu_c = of_block(silu_time if axis == "time" else silu_space, block)
+            context = model.context_of(i, pos, rope, images, shards)
+            silu_c = of_block(silu_time if context.axis == "time" else silu_space, block)
             x, pending = model.run_one(block, x, pending, silu_c, context)
-        return x, pending
+        return (x, pending) if shards is None else shards.along(False, x, pending)
 
 
 class FlexLatte(Latte):

@@ -4,6 +4,7 @@ Block covers the paper's variants: attention over one axis (variants 1 and 2), o
 in parallel with the outputs added (4); modulated by the condition (S-AdaLN) or plain (all-tokens).
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class BlockContext(NamedTuple):
     rope: Rope | None = None  # (cos, sin), (F, K/2) each
     images: int = 0  # the last frames, which skip time attention
     whole: bool = False  # whether the result has no residual pending, for hooks that see it
-    shards: Shards | None = None  # where a block over both axes finds all frames, if ranks share them
+    shards: Shards | None = None  # where attention over time finds all frames, if ranks share them
 
 
 class Attention(nn.Module):
@@ -142,11 +143,11 @@ class Block(nn.Module):
         modulation = self.modulation(silu_c)  # (G, D) each
         shift_a, scale_a, gate_a = modulation[:3]
         pos = None if self.order == "sequential" else context.pos
-        # attention over both axes reads h twice, and time attention without the images' frames
-        readers = () if self.order == "parallel" else readers_of(self.attn)
+        # attention over both axes reads h twice, time attention without the images' frames; ranks exchange h
+        readers = () if self.order == "parallel" or context.shards is not None else readers_of(self.attn)
         x, h = add_and_norm(x, pending, shift_a, scale_a, pos, readers=readers)  # (B, F, N, D) each
         if self.order == "one":
-            y, bias = parted(self.attn(h, context.axis, context.rope))  # (B, F, N, D), (D,)
+            y, bias = self.over_axis(h, context)  # (B, F, N, D), (D,)
         elif self.order == "sequential":
             y, bias = parted(self.attn(h, "space"))
             readers = () if context.images or context.shards is not None else readers_of(self.attn_time)
@@ -173,19 +174,32 @@ class Block(nn.Module):
         last = Pending(y, gate_m, None if bias is None else bias.clone())
         return resolve(x, last) if whole else (x, last)
 
+    def over_axis(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
+        """Applies the attention of variants 1 and 2; returns it and the bias still to be added, if any."""
+        if context.axis == "space":
+            return parted(self.attn(h, "space"))
+        return self.over_frames(h, context, lambda h: parted(self.attn(h, "time", context.rope)))
+
     def temporal_attention(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Applies the time attention of variants 3 and 4; images get zeros, not even its bias."""
-        if context.shards is not None:
-            y, bias = self.temporal_attention(context.shards.moved(h, "time"), context._replace(shards=None))
-            return context.shards.moved(y, "space"), bias
-        if not context.images:
-            return parted(self.attn_time(h, "time", context.rope))
+        joint = context.images if context.shards is None else context.shards.all_images
+        if not joint:
+            return self.over_frames(h, context, lambda h: parted(self.attn_time(h, "time", context.rope)))
+        # a rank without images, too: its bias is added where its patches are
+        video = h[:, : h.shape[1] - context.images]
         if type(self.attn_time) is Attention and not is_changed(self.attn_time):
-            y = self.attn_time.proj(self.attn_time.attend(h[:, : -context.images], "time", context.rope))
+            own: Attention = self.attn_time
+            y, bias = self.over_frames(video, context, lambda h: (own.proj(own.attend(h, "time", context.rope)), None))
         else:
-            y, bias = parted(self.attn_time(h[:, : -context.images], "time", context.rope))
+            y, bias = self.over_frames(video, context, lambda h: parted(self.attn_time(h, "time", context.rope)))
             y = y if bias is None else y + bias
         return torch.cat([y, y.new_zeros(y.shape[0], context.images, *y.shape[2:])], dim=1), None
+
+    def over_frames(
+        self, h: Tensor, context: BlockContext, attend: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Applies attention over time where all frames are, or with the ranks that share them."""
+        return attend(h) if context.shards is None else context.shards.over_time(h, attend)
 
     def in_parallel(self, h: Tensor, context: BlockContext) -> tuple[Tensor, Tensor | None]:
         """Adds up space and time attention over the same h (variant 4)."""

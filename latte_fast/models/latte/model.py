@@ -36,7 +36,7 @@ from latte_fast.modules.modulation import Conditioning, ModulationTable, of_bloc
 from latte_fast.modules.parts import Fused
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, resolve
-from latte_fast.modules.sequence import Parallel, Shards, Sharing, returning
+from latte_fast.modules.sequence import Parallel, Shards, Sharing
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
@@ -149,9 +149,9 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         config, p = self.config, self.patch_size
         rows, columns = x.shape[3] // p, x.shape[4] // p
         batch, frames, extra = x.shape[0], x.shape[1] // config.patch_frames - images, config.extra_tokens
-        shards = self.shards_of(x, rows * columns + extra, time)
+        shards = self.shards_of(x, time, frames, rows * columns + extra, images)
         if shards is not None:
-            x = shards.own_frames(x)
+            x = shards.own_frames(x, config.patch_frames)
         x = self.x_embedder(x) + self.space_positions(rows, columns).to(self.dtype)  # (B, F, N, D)
         silu_space: Conditioning = None
         silu_time: Conditioning = None
@@ -169,25 +169,20 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         pos, rope = self.time_positions(frames, x.device)  # (F, 1, D), or (F, K/2) twice
         if pos is not None and images and config.variant > 2:
             pos = pad(pos, (0, 0, 0, 0, 0, images))  # images have no position in time
-        run = run_blocks or self.run_blocks
         if shards is not None:
-            silu_space = shards.own_rows(silu_space, batch)
-            run = run if self.stack_reuse is None else returning(run)
-        run = with_reuse(self.stack_reuse, run)
+            silu_space, silu_head = shards.own_rows(silu_space, batch), shards.own_rows(silu_head, batch)
+        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), silu_space, silu_time, pos, rope, images, shards)  # (B, F, N, D)
-        if extra and shards is None:
+        if extra:
             x = x[:, :, extra:]
             pending = None if pending is None else pending._replace(y=pending.y[:, :, extra:])
         if is_changed(self.final_layer):
             x, pending = resolve(x, pending), None
-        if shards is not None and shards.axis == "space":
-            silu_head = shards.own_rows(silu_head, batch)
         x = self.final_layer(x, pending, of_block(silu_head, None))  # (B, F, N, P*P*2C)
-        if shards is not None:
-            x = shards.whole(x)[:, :, extra:]
-        return self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
+        out = self.unpatchify(x, rows, columns)  # (B, F, 2C, H, W)
+        return out if shards is None else shards.whole(out, config.patch_frames)
 
     def run_blocks(
         self,
@@ -203,14 +198,22 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         pending: Pending | None = None
         for i, block in enumerate(self.blocks):
             axis = config.axis(i)
-            context = BlockContext(axis, pos if i == config.first_time_block else None, rope, images)
             if shards is not None:
-                x, pending = shards.along(axis, x, pending)
-                if axis == "both":
-                    context = context._replace(pos=shards.own_positions(context.pos), shards=shards)
+                x, pending = shards.along(config.stays_in_time(i), x, pending)
+            context = self.context_of(i, pos, rope, images, shards)
             silu_c = of_block(silu_time if axis == "time" else silu_space, block)
             x, pending = self.run_one(block, x, pending, silu_c, context)
-        return x, pending
+        return (x, pending) if shards is None else shards.along(False, x, pending)
+
+    def context_of(
+        self, i: int, pos: Tensor | None, rope: Rope | None, images: int, shards: Shards | None
+    ) -> BlockContext:
+        """Returns what block i needs besides its tokens and condition."""
+        pos = pos if i == self.config.first_time_block else None
+        if shards is not None:
+            pos, images = pos if shards.away else shards.own_positions(pos), shards.images
+            shards = None if shards.away else shards
+        return BlockContext(self.config.axis(i), pos, rope, images, shards=shards)
 
     def run_one(
         self, block: nn.Module, x: Tensor, pending: Pending | None, silu_c: Any, context: BlockContext

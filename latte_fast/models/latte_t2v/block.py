@@ -14,6 +14,7 @@ from latte_fast.modules.linear import joined, joined8, mlp, split_bias, weight_o
 from latte_fast.modules.linear8 import Rows8, product, rows8
 from latte_fast.modules.prompt_cache import PromptCache
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
+from latte_fast.modules.sequence import Shards
 
 
 class Text(NamedTuple):
@@ -32,6 +33,7 @@ class BlockContextT2V(NamedTuple):
     pos: Tensor | None = None  # (F, 1, D), added before the first time attention
     images: int = 0  # the last frames, which have captions of their own
     whole: bool = False  # whether the result has no residual pending, for hooks that see it
+    shards: Shards | None = None  # where attention over time finds all frames, if ranks share them
 
 
 class AttentionT2V(nn.Module):
@@ -158,6 +160,8 @@ class BlockT2V(nn.Module):
 
     def attention(self, h: Tensor | Rows8, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
         """h (B, F, N, D), modulated by shift and scale -> its self-attention before the output projection."""
+        if context.axis == "time" and context.shards is not None:
+            return context.shards.over_time(h, lambda h: (self_attention(self.attn1, h, "time"), None))[0]
         return self_attention(self.attn1, h, context.axis)
 
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:

@@ -30,7 +30,7 @@ from latte_fast.modules.parts import Fused
 from latte_fast.modules.prompt_cache import PromptCache, is_gathered
 from latte_fast.modules.recompute import POLICIES, run_block
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
-from latte_fast.modules.sequence import Parallel, Shards, Sharing, returning
+from latte_fast.modules.sequence import Parallel, Shards, Sharing
 from latte_fast.modules.stack_reuse import StackReuse, with_reuse
 
 RunBlocks = Callable[..., tuple[Tensor, Pending | None]]
@@ -117,10 +117,8 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         width = self.scale_shift_table.shape[-1]
         table = space_table(width, rows, columns, x.device, config.sample_size // p, max(config.sample_size // 64, 1))
         x = x.transpose(1, 2)  # (B, F, C, H, W)
-        shards = self.shards_of(x, rows * columns, t)
+        shards = self.shards_of(x, t, x.shape[1] - images, rows * columns, images)
         if shards is not None:
-            if images:
-                raise ValueError(f"LatteT2V: use_image_num must be 0 where ranks share a clip, got {images}")
             x = shards.own_frames(x)
         x = embed_patches(x, proj) if is_plain(proj, nn.Conv2d) else called_on_patches(x, proj)  # (B, F, N, D)
         x = x + table.to(weight_of(proj).dtype)
@@ -132,9 +130,11 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         else:
             time = self.embed_time(t)  # (B, D)
             modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
-        space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run = run_blocks or self.run_blocks
-        run = with_reuse(self.stack_reuse, run if shards is None or self.stack_reuse is None else returning(run))
+        captions = self.project(text, mask)
+        if shards is not None and images:
+            captions, images = own_captions(captions, shards), shards.images
+        space = BlockContextT2V("space", captions, images=images)
+        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), modulation, space, temporal, (rows, columns), shards)  # (B, F, N, D)
@@ -161,19 +161,16 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     ) -> tuple[Tensor, Pending | None]:
         """Runs the space blocks, each followed by its time block if `temporal`."""
         policy, images = self.policy, space.images
-        width, frames = x.shape[3], (x.shape[1] if shards is None else shards.frames) - images
+        width, frames = x.shape[3], x.shape[1] - images if shards is None else shards.frames
         pending: Pending | None = None
         blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for i, (space_block, time_block) in enumerate(blocks):
-            if shards is not None:
-                x, pending = shards.along("space", x, pending)
             x, pending = run_block(policy, space_block, x, pending, of_block(modulation, space_block), space)
             if not temporal:
                 continue
-            if shards is not None:
-                x, pending = shards.along("time", x, pending)
             pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            context, own = BlockContextT2V("time", pos=pos), of_block(modulation, time_block)
+            pos = pos if shards is None else shards.own_positions(pos)
+            context, own = BlockContextT2V("time", pos=pos, shards=shards), of_block(modulation, time_block)
             if images:
                 x, pending = self.beside_images(policy, time_block, x, pending, own, context, images), None
             else:
@@ -248,6 +245,19 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.share_projections()
+
+
+def own_captions(captions: Text, shards: Shards) -> Text:
+    """Returns the captions (B, 1 + n, T, D) of the clip and of a rank's images; (B, T, D) where it has no images."""
+    if not shards.images:
+        return captions._replace(
+            hidden=captions.hidden[:, 0], mask=None if captions.mask is None else captions.mask[:, 0], kept=False
+        )
+    before = 1 + shards.first_image - shards.frames
+    held = [0, *range(before, before + shards.images)]
+    return captions._replace(
+        hidden=captions.hidden[:, held], mask=None if captions.mask is None else captions.mask[:, held], kept=False
+    )
 
 
 class _TimestepT2V(nn.Module):

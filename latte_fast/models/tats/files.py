@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latte_fast.files import atomic
-from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint, read_pickle
+from latte_fast.models.checkpoint import CheckpointError, load_state, read_checkpoint, read_pickle, save_tensors
 from latte_fast.models.tats.config import VQGANConfig
 from latte_fast.models.tats.vqgan import VQGAN
 
@@ -123,7 +122,7 @@ def save_vqgan(model: VQGAN, path: str | os.PathLike) -> None:
         raise ValueError(f"save_vqgan: path must end in .safetensors or .ckpt, got {path.name}")
     with atomic(path) as partial:
         if path.suffix == ".safetensors":
-            save_file(state, partial, metadata=metadata_of(model.config))
+            save_tensors(state, partial, metadata_of(model.config))
             return
         options = asdict(model.config) | {theirs: getattr(model.config, ours) for ours, theirs in _THEIRS.items()}
         args = argparse.Namespace(**options | {"image_channels": 3})

@@ -117,7 +117,7 @@ class Denoising(OneLearner):
         )
         model = new_model(config, self.adapter, say).to(ranks.device)
         if config.sequence > 1:
-            share_clips(model, config.sequence, self.latent)
+            share_clips(model, config.sequence, self.latent, config.images)
         if config.fp8:
             convert_to_fp8(model)
         if config.compile:
@@ -219,11 +219,12 @@ class Denoising(OneLearner):
             return source.draw(request, numbers)
 
 
-def share_clips(model: Any, degree: int, latent: tuple[int, ...]) -> None:
+def share_clips(model: Any, degree: int, latent: tuple[int, ...], images: int) -> None:
     """Lets neighbouring ranks share each clip's tokens, where it has enough of them."""
     model.enable_parallelism(ParallelConfig(sequence=degree))
     patch = model.config.patch_size
-    model.parallel.shards(latent[0], (latent[2] // patch) * (latent[3] // patch))
+    frames = (latent[0] - images) // getattr(model.config, "patch_frames", 1)
+    model.parallel.shards(frames, (latent[2] // patch) * (latent[3] // patch))
 
 
 def open_run_vae(config: TrainConfig, device: torch.device) -> VAE | None:
