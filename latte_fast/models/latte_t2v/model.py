@@ -42,6 +42,15 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
+class Stack(NamedTuple):
+    """What the blocks need besides their tokens."""
+
+    modulation: Conditioning
+    space: BlockContextT2V
+    temporal: bool  # whether the time blocks run
+    frames: int  # of video, of the whole clip where ranks share it
+
+
 class FastT2V(Fused, Sharing, Caching, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
@@ -130,7 +139,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
             time = self.embed_time(t)  # (B, D)
             modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
         space = BlockContextT2V("space", self.project(text, mask), images=images)
-        run = run_blocks or self.run_blocks
+        run = run_blocks or self.stack_runner()
         run = with_reuse(self.stack_reuse, run if shards is None or self.stack_reuse is None else returning(run))
         first = [x]
         del x  # the blocks free it, if nobody else names it
@@ -147,6 +156,10 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     def policy(self) -> str:
         return "block" if self.gradient_checkpointing else self.recompute
 
+    def stack_runner(self) -> RunBlocks:
+        """Returns the function that runs the blocks."""
+        return self.run_blocks
+
     def run_blocks(
         self,
         x: Tensor,
@@ -157,25 +170,43 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         shards: Shards | None = None,
     ) -> tuple[Tensor, Pending | None]:
         """Runs the space blocks, each followed by its time block if `temporal`."""
-        policy, images = self.policy, space.images
-        width, frames = x.shape[3], (x.shape[1] if shards is None else shards.frames) - images
+        stack = self.stack_for(x, modulation, space, temporal, grid, shards)
         pending: Pending | None = None
-        blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
-        for i, (space_block, time_block) in enumerate(blocks):
+        # one loop, which alone names x: a function around both blocks would keep the first one's input for the second
+        for i, _ in enumerate(zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)):
             if shards is not None:
                 x, pending = shards.along("space", x, pending)
-            x, pending = run_block(policy, space_block, x, pending, of_block(modulation, space_block), space)
+            x, pending = self.run_space(i, x, pending, stack)
             if not temporal:
                 continue
             if shards is not None:
                 x, pending = shards.along("time", x, pending)
-            pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            context, own = BlockContextT2V("time", pos=pos), of_block(modulation, time_block)
-            if images:
-                x, pending = self.beside_images(policy, time_block, x, pending, own, context, images), None
-            else:
-                x, pending = run_block(policy, time_block, x, pending, own, context)
+            x, pending = self.run_time(i, x, pending, stack)
         return x, pending
+
+    @staticmethod
+    def stack_for(
+        x: Tensor,
+        modulation: Conditioning,
+        space: BlockContextT2V,
+        temporal: bool,
+        grid: tuple[int, int],
+        shards: Shards | None = None,
+    ) -> Stack:
+        frames = (x.shape[1] if shards is None else shards.frames) - space.images
+        return Stack(modulation, space, temporal, frames)
+
+    def run_space(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
+        block = self.transformer_blocks[i]
+        return run_block(self.policy, block, x, pending, of_block(stack.modulation, block), stack.space)
+
+    def run_time(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
+        block, images = self.temporal_transformer_blocks[i], stack.space.images
+        pos = self.time_positions(x.shape[3], stack.frames, x) if i == 0 and stack.frames > 1 else None
+        context, own = BlockContextT2V("time", pos=pos), of_block(stack.modulation, block)
+        if images:
+            return self.beside_images(self.policy, block, x, pending, own, context, images), None
+        return run_block(self.policy, block, x, pending, own, context)
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
         one, two = self.caption_projection.linear_1, self.caption_projection.linear_2
