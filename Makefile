@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside test test-all trial test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
+.PHONY: install demo triton-beside diffusers-beside test test-all trial test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
 .PHONY: sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
@@ -30,10 +30,20 @@ triton-beside: $(TRITON_BESIDE)
 $(TRITON_BESIDE): $(VENV)/.installed
 	$(PIP) install --no-deps --target $@.partial triton==3.6.0 && mv $@.partial $@ || echo "no Triton 3.6.0 beside"
 
+# the oldest diffusers that is supported, with the transformers of its day; without it its test skips
+DIFFUSERS_BESIDE := $(VENV)/diffusers-0.32.0
+OF_ITS_DAY := transformers==4.47.1 huggingface_hub==0.27.1 tokenizers==0.21.0 accelerate==1.2.1 regex requests urllib3
+OF_ITS_DAY += idna charset_normalizer certifi importlib_metadata zipp psutil
+diffusers-beside: $(DIFFUSERS_BESIDE)
+
+$(DIFFUSERS_BESIDE): $(VENV)/.installed
+	$(PIP) install --no-deps --target $@.partial diffusers==0.32.0 $(OF_ITS_DAY) && mv $@.partial $@ \
+		|| echo "no diffusers 0.32.0 beside"
+
 test: install triton-beside
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-all: install triton-beside
+test-all: install triton-beside diffusers-beside
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # half an hour on two cores: commands raced, killed, on full disks, with edited folders; illegal calls; changed modules

@@ -2,50 +2,129 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from latte_fast.integrations.caches import enable, forget_pairs, hide_pairs, run_pairs
+from latte_fast.integrations.called_block import CalledBlockT2V
+from latte_fast.integrations.dispatched import DispatchedProcessor, attentions_of, dispatch
 from latte_fast.integrations.swap import Kind
-from latte_fast.models.latte_t2v.block import BlockT2V
-from latte_fast.models.latte_t2v.model import FastT2V
+from latte_fast.models.latte_t2v.model import FastT2V, RunBlocks, Stack
 from latte_fast.models.latte_t2v.parts import LATTE_T2V
-from latte_fast.modules.hooks import has_cache_hooks, is_heard, is_untouched
+from latte_fast.modules.caching import Caching
+from latte_fast.modules.hooks import has_cache_hooks, is_heard, is_predicted, runs_itself
 from latte_fast.modules.parts import walk
+from latte_fast.modules.residual import Pending
 
 _PARTS = ("transformer_blocks", "temporal_transformer_blocks", "adaln_single", "caption_projection", "pos_embed")
 
 
 class PatchedT2V(FastT2V):
-    """FastT2V on diffusers' or upstream's module tree."""
+    """FastT2V on diffusers' or upstream's module tree, with every cache that the installed diffusers has."""
+
+    called_in_context = False  # whether a cache_context is open
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        reason = cache_hooks(self)
-        if reason:
-            raise RuntimeError(f"patch: {reason}")
-        return super().forward(hidden_states, *args, **kwargs)
+        if getattr(self, "_cache_config", None) is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        if torch.is_grad_enabled():
+            raise RuntimeError("enable_cache: gradients must be off, as what a cache reuses has none")
+        # diffusers' LattePipeline opens no context, without which most caches raise
+        with nullcontext() if self.called_in_context else self.cache_context("inference"):
+            return super().forward(hidden_states, *args, **kwargs)
 
     def output(self, sample: Tensor) -> Any:
         kind = getattr(sys.modules.get(type(self).__module__), "Transformer2DModelOutput", None)
         return super().output(sample) if kind is None else kind(sample=sample)
 
+    def stack_runner(self) -> RunBlocks:
+        return self.run_blocks if "blocks" not in self._modules else self.run_hooked
+
+    def run_hooked(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Pending | None]:
+        """Runs the pairs of blocks that a cache of residuals has hooked."""
+        if self.parallel is not None:
+            raise ValueError("enable_cache: ranks must not share a clip, as each would decide by its own tokens")
+        pairs: Any = self.blocks
+        return run_pairs(pairs, partial(self.run_pair, stack=self.stack_for(x, *args, **kwargs)), x)
+
+    def run_pair(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
+        """Runs space block i and, if there is attention over time, time block i."""
+        x, pending = self.run_space(i, x, pending, stack)
+        return self.run_time(i, x, pending, stack) if stack.temporal else (x, pending)
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        return super().is_cache_enabled or getattr(self, "_cache_config", None) is not None
+
     def enable_cache(self, config: Any) -> None:
-        if hasattr(config, "start_steps"):
+        """Enables a cache of diffusers, or a latte_fast.StepCache; refuses at once what would do nothing here."""
+        own = getattr(self, "_cache_config", None) or self.stack_reuse
+        if self.is_cache_enabled:
+            raise ValueError(f"Caching has already been enabled with {type(own).__name__}; call disable_cache() first")
+        theirs = getattr(super(Caching, self), "enable_cache", None)
+        if hasattr(config, "start_steps") or theirs is None:
             super().enable_cache(config)
+        else:
+            enable(self, config, theirs)
+
+    def disable_cache(self) -> None:
+        if getattr(self, "_cache_config", None) is None:
+            super().disable_cache()
             return
-        raise RuntimeError(f"patch: {_CACHE_REASON}; latte_fast.unpatch the model to use {type(config).__name__}")
+        super(Caching, self).disable_cache()  # type: ignore[misc]
+        hide_pairs(self)
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        super()._reset_stateful_cache(recurse)
+        if getattr(self, "_cache_config", None) is not None:
+            super(Caching, self)._reset_stateful_cache(recurse)  # type: ignore[misc]
+
+    @contextmanager
+    def cache_context(self, name: str, **where: Any) -> Iterator[None]:
+        theirs: Any = getattr(super(Caching, self), "cache_context", None)  # which 0.33 does not have, nor need
+        own = theirs is None or getattr(self, "_cache_config", None) is None
+        before, self.called_in_context = self.called_in_context, True
+        try:
+            with super().cache_context(name) if own else theirs(name, **where):
+                yield
+        finally:
+            self.called_in_context = before
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Leaves all attention to a backend of diffusers, unfused; without one each shape gets the fastest of ours."""
+        attentions = attentions_of(self)
+        before = dispatch(attentions)
+        try:
+            super().set_attention_backend(backend)  # type: ignore[misc]
+        except BaseException:
+            for attn, processor in zip(attentions, before, strict=True):
+                attn.set_processor(processor)
+            raise
+
+    def reset_attention_backend(self) -> None:
+        super().reset_attention_backend()  # type: ignore[misc]
+        for attn in attentions_of(self):
+            if isinstance(attn.processor, DispatchedProcessor):
+                attn.set_processor(attn.processor.before)
+
+    def leave(self) -> None:
+        """Takes away what its own class can't do; caches of attention go on."""
+        if "blocks" in self._modules:
+            self.disable_cache()
+        forget_pairs(self)
 
 
-_CACHE_REASON = "diffusers' caches hook the attention modules, which a fused block does not call"
-
-
-def cache_hooks(model: nn.Module) -> str | None:
-    """Returns why a model with diffusers' cache hooks can't run fast, or None where it has none."""
+def block_hooks(model: nn.Module) -> str | None:
+    """Returns why a model whose blocks have hooks of a cache can't run fast, or None where they have none."""
     for name in ("transformer_blocks", "temporal_transformer_blocks"):
         for i, block in enumerate(getattr(model, name)):
-            for child in (block, block.attn1, getattr(block, "attn2", None)):
-                if child is not None and has_cache_hooks(child):
-                    return f"{name}.{i} has cache hooks: {_CACHE_REASON}; disable the cache or unpatch"
+            if has_cache_hooks(block) and not is_predicted(block):
+                why = "has cache hooks for blocks that keep the shape of their tokens"
+                return f"{name}.{i} {why}; disable the cache, patch, and enable it again"
     return None
 
 
@@ -58,14 +137,14 @@ def swaps(model: nn.Module) -> Iterator[tuple[str, nn.Module, type[nn.Module]]]:
     yield "", model, PatchedT2V
     for name in ("transformer_blocks", "temporal_transformer_blocks"):
         for i, block in enumerate(getattr(model, name)):
-            yield f"{name}.{i}", block, BlockT2V
+            yield f"{name}.{i}", block, CalledBlockT2V
 
 
 def why_not(model: Any) -> str | None:
     """Returns which detail of a text-to-video model would change its results if it were swapped, or None."""
     if len(model.transformer_blocks) != len(model.temporal_transformer_blocks):
         return "it must have as many temporal_transformer_blocks as transformer_blocks"
-    reason = cache_hooks(model)
+    reason = block_hooks(model)
     if reason:
         return reason
     for name in ("transformer_blocks", "temporal_transformer_blocks"):
@@ -115,8 +194,9 @@ def _why_not_block(block: Any, space: bool) -> str | None:
     activation = block.ff.net[0]
     if not hasattr(activation, "proj") or getattr(activation, "approximate", "tanh") != "tanh":
         return f"ff must be a tanh-GELU MLP, got {activation}"
+    called = tuple(f"{name}." for name, child in block.named_children() if runs_itself(child))
     for name, module in block.named_modules():
-        if name and list(module.children()) and not is_untouched(module):
+        if name and list(module.children()) and is_heard(module) and not f"{name}.".startswith(called):
             return f"{name} has hooks, which a fused block would not call"
         if isinstance(module, nn.Dropout) and module.p > 0:
             return f"{name} must not drop anything, got p = {module.p}"
@@ -133,15 +213,28 @@ def _why_not_attention(attn: Any) -> str | None:
     for name, value in (wanted | {"upcast_softmax": False, "is_causal": False}).items():
         if getattr(attn, name, value) != value:
             return f"{name} must be {value}, got {getattr(attn, name)}"
-    processor = type(getattr(attn, "processor", None)).__name__
-    if processor not in ("NoneType", "AttnProcessor", "AttnProcessor2_0"):
-        return f"its processor {processor} computes something of its own"
     return None
 
 
-def share_projections(model: Any) -> dict[str, str]:
-    why = "its to_q, to_k and to_v run one by one: LoRA, hooks, quantised or sharded weights do not share a storage"
-    return dict.fromkeys(model.share_projections(), why)
+def finish(model: Any) -> dict[str, str]:
+    """Prepares a patched model's projections and pairs; returns what does not run fused, and why."""
+    hide_pairs(model)
+    return calls_alone(model) | dict.fromkeys(model.share_projections(), _ONE_BY_ONE)
 
 
-KIND: Kind = Kind(looks_like_t2v, FastT2V, why_not, lambda model: None, swaps, share_projections)
+_ONE_BY_ONE = "its to_q, to_k and to_v run one by one: LoRA, hooks, quantised or sharded weights do not share a storage"
+
+
+def calls_alone(model: Any) -> dict[str, str]:
+    """Returns the parts of blocks that are called as modules, each with its processor or that it has hooks."""
+    found = {}
+    for kind in ("transformer_blocks", "temporal_transformer_blocks"):
+        for i, block in enumerate(getattr(model, kind)):
+            for name, part in block.named_children():
+                if runs_itself(part):
+                    why = "hooks" if is_heard(part) else f"its processor {type(part.processor).__name__}"
+                    found[f"{kind}.{i}.{name}"] = f"it is called as a module, for {why}"
+    return found
+
+
+KIND: Kind = Kind(looks_like_t2v, FastT2V, why_not, lambda model: None, swaps, finish)

@@ -25,11 +25,16 @@ class Kind(NamedTuple):
 
 def swap(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__dict__[MARK] = type(module)
-    module.__class__ = _both(cls, type(module))
+    become(module, cls)
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Gives an instance a class that inherits from `cls` and then its own, for good."""
+    module.__class__ = both(cls, type(module))
     rebind(module)
 
 
-def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
+def both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
     """Returns the class of a swapped instance, which inherits from ours and then its own."""
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
@@ -43,7 +48,7 @@ def _both(cls: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
 def _remade(cls: type[nn.Module], before: type[nn.Module]) -> nn.Module:
     """Recreates a swapped instance for pickle and copy, before its state is set."""
     module = before.__new__(before)
-    module.__class__ = _both(cls, before)
+    module.__class__ = both(cls, before)
     return module
 
 
@@ -68,6 +73,9 @@ def restore(module: nn.Module) -> None:
     """Gives a swapped instance its own class back."""
     before = module.__dict__.pop(MARK, None)
     if before is not None:
+        leave: Any = getattr(type(module), "leave", None)
+        if leave is not None:
+            leave(module)
         forget_own_forward(module)
         module.__class__ = before
         for ours in ("_prompt_cache", "stack_reuse"):

@@ -10,6 +10,8 @@ _HOOK, REGISTRY = "_hf_hook", "_diffusers_hook"
 # diffusers' hooks that move or widen weights and leave the numbers alone; all others change what a module returns
 _MOVING = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs",
            "layerwise_casting"}  # fmt: skip
+# diffusers' attention processors that compute what the fused blocks compute
+_DEFAULT_PROCESSORS = ("NoneType", "AttnProcessor", "AttnProcessor2_0")
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -26,6 +28,24 @@ def registered_hooks(module: nn.Module) -> list[str]:
 
 def has_cache_hooks(module: nn.Module) -> bool:
     return any(name not in _MOVING for name in registered_hooks(module))
+
+
+def is_predicted(module: nn.Module) -> bool:
+    """Returns whether all that listens to a module is diffusers' TaylorSeer, which any shape of tensors suits."""
+    names = [name for name in registered_hooks(module) if name not in _MOVING]
+    return names == ["taylorseer_cache"] and not has_torch_hooks(module)
+
+
+def runs_itself(module: nn.Module) -> bool:
+    """Returns whether a fused block must call a part of it as a module, for its hooks or a processor of its own.
+
+    Parts without a forward, as ours are, have nothing that could be called.
+    """
+    held = module.__dict__
+    processor = held.get("processor") or held["_modules"].get("processor")
+    if type(processor).__name__ in _DEFAULT_PROCESSORS and not is_heard(module):
+        return False
+    return type(module).forward is not nn.Module.forward
 
 
 def has_torch_hooks(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from latte_fast.modules.hooks import is_heard, is_untouched, listens_to_all
+from latte_fast.modules.hooks import is_heard, is_predicted, listens_to_all
 
 Rule = Callable[[nn.Module], str | None]
 
@@ -31,6 +31,7 @@ class Part:
         rule: function that returns why a module can't stand here, or None.
         foreign: the rule in another library's model.
         watched: attributes that the rule depends on.
+        alone: function that returns whether the forward calls the module itself, whatever is inside.
     """
 
     role: str
@@ -40,6 +41,7 @@ class Part:
     rule: Rule | None = None
     foreign: Rule | None = None
     watched: tuple[str, ...] = ()
+    alone: Callable[[nn.Module], bool] | None = None
 
 
 def silu(module: nn.Module) -> str | None:
@@ -118,12 +120,13 @@ class Fused:
 
     parts: Part
     patched = False  # whether it is another library's model
+    owned = False  # whether it is one of another library's class, made by us
 
     def check_parts(self, name: str) -> None:
         """Raises ValueError naming the first module that the forward would pass over."""
         reason = self.why_not_fused() if torch.compiler.is_compiling() else check(self)
         if reason is not None:
-            more = "; latte_fast.unpatch(model) brings its own forward back" if self.patched else ""
+            more = "; latte_fast.unpatch(model) brings its own forward back" if self.patched and not self.owned else ""
             raise ValueError(f"{name}: {reason}{more}")
 
     @torch.compiler.assume_constant_result
@@ -163,8 +166,10 @@ def _unchanged(seen: list[_Seen]) -> bool:
     return True
 
 
-def walk(model: Any, part: Part, patched: bool) -> tuple[list[_Seen], str | None]:
+def walk(model: Any, part: Part, patched: bool) -> tuple[list[_Seen] | None, str | None]:
     """Returns what each forward compares, and why the model can't run fused: the first such module and the reason.
+
+    There is nothing to compare, but to walk again, while a module runs by itself: when it stops nothing tells.
 
     Args:
         model: model whose own hooks and class are nobody's concern, as it is called.
@@ -173,9 +178,13 @@ def walk(model: Any, part: Part, patched: bool) -> tuple[list[_Seen], str | None
             modules that get our layout would see other tensors than before.
     """
     seen: list[_Seen] = []
+    lasts = True
     if listens_to_all():
         return seen, "torch's hooks for all modules must be removed, as the fused forward does not call every module"
     for path, siblings, name, module, here in _children(model, part, ""):
+        if here is ALONE:
+            lasts = False
+            continue
         reason = _why_not(module, here, patched)
         if reason is not None:
             return seen, f"{path} {reason}"
@@ -183,7 +192,7 @@ def walk(model: Any, part: Part, patched: bool) -> tuple[list[_Seen], str | None
         quiet = here.role in ("inside", "fixed") or patched or here.rule is not None
         size = len(module._modules)
         seen.append(_Seen(siblings, name, module, type(module), size, quiet, here.watched, values))
-    return seen, None
+    return (seen if lasts else None), None
 
 
 def _children(module: nn.Module, part: Part, above: str) -> Iterator[tuple[str, dict, str, nn.Module, Part]]:
@@ -193,12 +202,16 @@ def _children(module: nn.Module, part: Part, above: str) -> Iterator[tuple[str, 
         if child is None or here.role == "called":
             continue
         path = f"{above}.{name}".strip(".")
+        if here.alone is not None and here.alone(child):
+            yield path, module._modules, name, child, ALONE
+            continue
         yield path, module._modules, name, child, here
         if here.role == "inside" or (here.role == "own" and forward_of(child) in here.names):
             yield from _children(child, here, path)
 
 
 UNKNOWN = Part("unknown")
+ALONE = Part("alone")
 
 
 def _why_not(module: nn.Module, part: Part, patched: bool) -> str | None:
@@ -208,6 +221,8 @@ def _why_not(module: nn.Module, part: Part, patched: bool) -> str | None:
     if part.role == "own":
         if not patched:
             return part.rule(module) if part.rule is not None else None
+        if is_predicted(module):
+            return None
         known = forward_of(module) in part.names
         return _heard(module) if known else f"is a {type(module).__name__}, whose forward would not be called"
     if part.role == "inside" and part.names and forward_of(module) not in part.names:
@@ -216,9 +231,8 @@ def _why_not(module: nn.Module, part: Part, patched: bool) -> str | None:
     reason = rule(module) if rule is not None else None
     if reason is not None:
         return reason
-    heard = not is_untouched(module) if part.role == "fixed" else is_heard(module)
     # lists and dicts have no call that anybody could listen to
-    return _HEARD if heard and not isinstance(module, (nn.ModuleList, nn.ModuleDict)) else None
+    return _HEARD if is_heard(module) and not isinstance(module, (nn.ModuleList, nn.ModuleDict)) else None
 
 
 _HEARD = "has hooks, which the fused forward would not call"

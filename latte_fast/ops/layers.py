@@ -65,12 +65,9 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
     if rope is not None or _on_cpu(h, w, b):
         probe = h.new_empty(0, *h.shape[1:3], heads, w.shape[0] // (3 * heads))
         checked_scale("attention_layer", probe, probe, probe, axis, rope, None, None)
-        chosen = (
-            ""
-            if not _on_cpu(h, w, b)
-            else backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None)
-        )
-        if chosen == "cpu":
+        # another backend that was asked for by name judges the call itself, not an empty probe
+        fits = _on_cpu(h, w, b) and backends.state().get("axis_attention", "auto") in ("auto", "cpu")
+        if fits and backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) == "cpu":
             return cpu.attention(h, w, b, heads, axis, rope)
     return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
 

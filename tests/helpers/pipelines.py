@@ -21,6 +21,18 @@ def transformer(**kwargs: Any) -> Any:
     return diffusers.LatteTransformer3DModel(**SMALL | PUBLISHED | kwargs).eval()
 
 
+def tokenizer(vocabulary: list[tuple[str, float]]) -> Any:
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    # before, T5's took files alone
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    split = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    split.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=split, model_max_length=512, **names)
+
+
 def pipeline(**kwargs: Any) -> Any:
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.5)]
@@ -32,7 +44,7 @@ def pipeline(**kwargs: Any) -> Any:
         down_block_types=down, up_block_types=up, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16
     )
     pipe = diffusers.LattePipeline(
-        tokenizer=transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0),
+        tokenizer=tokenizer(vocabulary),
         text_encoder=transformers.T5EncoderModel(text).eval(),
         vae=vae.eval(),
         transformer=transformer(**kwargs),

@@ -22,8 +22,7 @@ def plain_norm(eps: float, affine: bool) -> nn.LayerNorm:
 
 
 SPOILED = {
-    "processor": (lambda m: setattr(m.transformer_blocks[0].attn1, "processor", nn.Identity()), "processor Identity"),
-    "hook": (lambda m: m.transformer_blocks[1].ff.register_forward_hook(print), "ff has hooks"),
+    "hook": (lambda m: m.transformer_blocks[1].ff.net[0].register_forward_hook(print), "ff.net.0 has hooks"),
     "hook on the caption": (
         lambda m: m.caption_projection.register_forward_hook(print),
         "caption_projection has hooks",

@@ -162,3 +162,29 @@ def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(TypeError, match="must be a module or a pipeline"):
         patch(object())
     assert PUBLISHED["norm_eps"] == 1e-6
+
+
+def peak(model: nn.Module, *given: torch.Tensor) -> float:
+    """Returns the most memory that a forward allocates at a time, in activations (B, F, N, D)."""
+    model(*given)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        model(*given)
+    now = most = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    x, width = given[0], 72
+    return most / (x.shape[0] * x.shape[2] * x.shape[3] * x.shape[4] // 4 * width * 4)
+
+
+@pytest.mark.parametrize("kind", ["ours", "patched"])
+@torch.no_grad()
+def test_peak_memory(kind: str) -> None:
+    """6.04 activations: no caller keeps the input of a block that is not its own."""
+    from tests.helpers.suite.kinds import Kind
+
+    model = Kind(kind).model(video_length=16)
+    x, text = torch.randn(2, 4, 16, 32, 32), torch.randn(2, 7, 40)
+    assert peak(model, x, torch.tensor([3, 900]), text) <= 6.5
+    assert peak(transformer(video_length=16), x, torch.tensor([3, 900]), text) > 7

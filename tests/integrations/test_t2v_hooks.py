@@ -159,34 +159,3 @@ def test_adapters_run() -> None:
     report = patch(pipe)
     assert len(report.kept) == 2 and "one by one" in str(report)
     assert (video(pipe) - before).abs().max() <= 1e-4
-
-
-@pytest.mark.parametrize("name", ["PyramidAttentionBroadcastConfig", "FasterCacheConfig"])
-def test_cache_hooks_are_refused(name: str) -> None:
-    pipe = pipeline()
-    if name == "PyramidAttentionBroadcastConfig":
-        config = diffusers.PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe._current_timestep
-        )
-    else:
-        config = diffusers.FasterCacheConfig(current_timestep_callback=lambda: pipe._current_timestep)
-    pipe.transformer.enable_cache(config)
-    report = patch(pipe)
-    assert not report.swapped and "cache hooks" in report.kept["transformer"]
-    pipe.transformer.disable_cache()
-    patch(pipe)
-    with pytest.raises(RuntimeError, match="unpatch the model to use"):
-        pipe.transformer.enable_cache(config)
-    unpatch(pipe)
-    pipe.transformer.enable_cache(config)
-
-
-def test_cache_hooks_behind_the_back_are_refused() -> None:
-    pipe = pipeline()
-    patch(pipe)
-    config = diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: pipe._current_timestep
-    )
-    diffusers.apply_pyramid_attention_broadcast(pipe.transformer, config)
-    with pytest.raises(RuntimeError, match="has cache hooks"):
-        video(pipe)

@@ -90,3 +90,12 @@ def test_gelu_in_the_product_serves_what_bias_gelu_would_take(monkeypatch: pytes
     with pytest.raises(ValueError, match="x must be"):
         ops.linear_gelu(fast[0, 0], w, b)
     assert len(called) == 1
+
+
+def test_attention_layer_leaves_the_call_to_a_forced_backend() -> None:
+    """Which judges the call, not the empty probe by which the CPU kernel is chosen."""
+    h, w, b = torch.randn(2, 3, 5, 32), torch.randn(96, 32) / 6, torch.randn(96)
+    want = ops.attention_layer(h, w, b, 2, "space")
+    with use_backend(axis_attention="sdpa"):
+        got = ops.attention_layer(h, w, b, 2, "space")
+    assert (got - want).abs().max() <= 3e-6 * want.abs().max()

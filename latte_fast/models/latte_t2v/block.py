@@ -106,6 +106,11 @@ class BlockT2V(nn.Module):
         return (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v)
 
     @property
+    def mlp_readers(self) -> tuple[Any, ...]:
+        """The layers that read the second norm's result."""
+        return (self.ff.net[0].proj,)
+
+    @property
     def hidden(self) -> int:
         return weight_of(self.ff.net[0].proj).shape[0]
 
@@ -135,17 +140,16 @@ class BlockT2V(nn.Module):
         out = self.attention(h, context, shift_a, scale_a)  # (B, F, N, D)
         del h, pending
         if context.text is None:
-            y, bias = split_bias(self.attn1.to_out[0], out)
+            y, bias = self.project(self.attn1, out)
         else:
             # cross-attention reads x without a norm, so no norm can add this residual on the way
-            x = resolve(x, Pending(self.attn1.to_out[0](out).expand_as(x), gate_a, None))
-            y, bias = split_bias(self.attn2.to_out[0], self.attend_to_text(x, context.text, context.images))
+            x = resolve(x, Pending(self.project(self.attn1, out, whole=True)[0].expand_as(x), gate_a, None))
+            y, bias = self.project(self.attn2, self.attend_to_text(x, context.text, context.images))
             gate_a = torch.ones_like(gate_a[:1]).expand_as(gate_a)
         del out
-        fc1 = self.ff.net[0].proj
-        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps_m, readers=(fc1,))
+        x, h = add_and_norm(x, Pending(y, gate_a, bias), shift_m, scale_m, eps=eps_m, readers=self.mlp_readers)
         del y
-        y, bias = mlp(fc1, self.ff.net[2], h)
+        y, bias = self.feed_forward(h, context.axis)
         # a copy, so that the next block reads no parameter of this one
         last = Pending(y, gate_m, None if bias is None else bias.clone())
         return resolve(x, last) if context.whole else (x, last)
@@ -163,6 +167,14 @@ class BlockT2V(nn.Module):
         if context.axis == "time" and context.shards is not None:
             return context.shards.over_time(h, lambda h: (self_attention(self.attn1, h, "time"), None))[0]
         return self_attention(self.attn1, h, context.axis)
+
+    def project(self, attn: nn.Module, out: Tensor, whole: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Applies an attention's output projection; returns the bias that is still to be added, none if `whole`."""
+        return (attn.to_out[0](out), None) if whole else split_bias(attn.to_out[0], out)
+
+    def feed_forward(self, h: Tensor, axis: str) -> tuple[Tensor, Tensor | None]:
+        """Applies the MLP; returns the result and the bias that is still to be added, if any."""
+        return mlp(self.ff.net[0].proj, self.ff.net[2], h)
 
     def attend_to_text(self, x: Tensor, text: Text, images: int) -> Tensor:
         """Lets a clip's F*N tokens attend to its caption as one sequence, and each image's N tokens to its own."""

@@ -43,6 +43,16 @@ class Output(NamedTuple):
     sample: Tensor  # (B, C, F, H, W)
 
 
+class Stack(NamedTuple):
+    """What the blocks need besides their tokens."""
+
+    modulation: Conditioning
+    space: BlockContextT2V
+    temporal: bool  # whether the time blocks run
+    frames: int  # of video, of the whole clip where ranks share it
+    shards: Shards | None = None
+
+
 class FastT2V(Fused, Sharing, Caching, nn.Module):
     """The forward of LatteT2V and of patched diffusers or upstream models, which have the same parameters."""
 
@@ -134,7 +144,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         if shards is not None and images:
             captions, images = own_captions(captions, shards), shards.images
         space = BlockContextT2V("space", captions, images=images)
-        run = with_reuse(self.stack_reuse, run_blocks or self.run_blocks)
+        run = with_reuse(self.stack_reuse, run_blocks or self.stack_runner())
         first = [x]
         del x  # the blocks free it, if nobody else names it
         x, pending = run(first.pop(), modulation, space, temporal, (rows, columns), shards)  # (B, F, N, D)
@@ -150,6 +160,10 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     def policy(self) -> str:
         return "block" if self.gradient_checkpointing else self.recompute
 
+    def stack_runner(self) -> RunBlocks:
+        """Returns the function that runs the blocks."""
+        return self.run_blocks
+
     def run_blocks(
         self,
         x: Tensor,
@@ -160,22 +174,39 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         shards: Shards | None = None,
     ) -> tuple[Tensor, Pending | None]:
         """Runs the space blocks, each followed by its time block if `temporal`."""
-        policy, images = self.policy, space.images
-        width, frames = x.shape[3], x.shape[1] - images if shards is None else shards.frames
+        stack = self.stack_for(x, modulation, space, temporal, grid, shards)
         pending: Pending | None = None
-        blocks = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
-        for i, (space_block, time_block) in enumerate(blocks):
-            x, pending = run_block(policy, space_block, x, pending, of_block(modulation, space_block), space)
-            if not temporal:
-                continue
-            pos = self.time_positions(width, frames, x) if i == 0 and frames > 1 else None
-            pos = pos if shards is None else shards.own_positions(pos)
-            context, own = BlockContextT2V("time", pos=pos, shards=shards), of_block(modulation, time_block)
-            if images:
-                x, pending = self.beside_images(policy, time_block, x, pending, own, context, images), None
-            else:
-                x, pending = run_block(policy, time_block, x, pending, own, context)
+        # one loop, which alone names x: a function around both blocks would keep the first one's input for the second
+        for i, _ in enumerate(zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)):
+            x, pending = self.run_space(i, x, pending, stack)
+            if temporal:
+                x, pending = self.run_time(i, x, pending, stack)
         return x, pending
+
+    @staticmethod
+    def stack_for(
+        x: Tensor,
+        modulation: Conditioning,
+        space: BlockContextT2V,
+        temporal: bool,
+        grid: tuple[int, int],
+        shards: Shards | None = None,
+    ) -> Stack:
+        frames = x.shape[1] - space.images if shards is None else shards.frames
+        return Stack(modulation, space, temporal, frames, shards)
+
+    def run_space(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
+        block = self.transformer_blocks[i]
+        return run_block(self.policy, block, x, pending, of_block(stack.modulation, block), stack.space)
+
+    def run_time(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
+        block, images = self.temporal_transformer_blocks[i], stack.space.images
+        pos = self.time_positions(x.shape[3], stack.frames, x) if i == 0 and stack.frames > 1 else None
+        pos = pos if stack.shards is None else stack.shards.own_positions(pos)
+        context, own = BlockContextT2V("time", pos=pos, shards=stack.shards), of_block(stack.modulation, block)
+        if images:
+            return self.beside_images(self.policy, block, x, pending, own, context, images), None
+        return run_block(self.policy, block, x, pending, own, context)
 
     def project(self, text: Tensor, mask: Tensor | None) -> Text:
         one, two = self.caption_projection.linear_1, self.caption_projection.linear_2

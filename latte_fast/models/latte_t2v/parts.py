@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from latte_fast.modules.hooks import runs_itself
 from latte_fast.modules.parts import ANY_BARE_NORM, BARE_NORM, CALLED, NOTHING, SILU, TANH_GELU, Part
 
 # what has no forward of its own, as our holders of parameters
@@ -17,6 +18,7 @@ _ATTENTION = Part(
     },
     watched=("heads", "scale", "processor", "residual_connection", "rescale_output_factor", "upcast_attention",
              "upcast_softmax", "is_causal"),
+    alone=runs_itself,
 )  # fmt: skip
 _FEED_FORWARD = Part(
     "inside",
@@ -31,6 +33,7 @@ _FEED_FORWARD = Part(
             },
         )
     },
+    alone=runs_itself,
 )
 
 
@@ -76,6 +79,8 @@ LATTE_T2V = Part(
         "pos_embed": Part("inside", ("PatchEmbed", _BARE), {"proj": CALLED}, watched=("norm", "pos_embed_type")),
         "transformer_blocks": Part("inside", each=_BLOCK),
         "temporal_transformer_blocks": Part("inside", each=_BLOCK),
+        # for caches: they call blocks of the two lists, and own nothing
+        "blocks": Part("inside", each=CALLED),
         "norm_out": BARE_NORM,
         "proj_out": CALLED,
         "adaln_single": Part(
