@@ -14,7 +14,14 @@ import torch
 import triton
 
 from benchmarks import compile_ahead
-from latte_fast.kernels import decode_attention, nearest_code, norm_silu_halo, pooled_norm, small_linear
+from latte_fast.kernels import (
+    causal_attention,
+    decode_attention,
+    nearest_code,
+    norm_silu_halo,
+    pooled_norm,
+    small_linear,
+)
 
 PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
 
@@ -44,8 +51,15 @@ def flexdit() -> None:
                 pooled_norm.pooled_norm_bwd(h, x, scale, axis, 1e-6)
 
 
+def attention(dtype: torch.dtype) -> None:
+    for prefix in (0, 512):
+        qkv = meta(2, 1280, 3, 16, 64, dtype=dtype)
+        out, lse = causal_attention.causal_attention_fwd(qkv, prefix, True)
+        causal_attention.causal_attention_bwd(out, qkv, out, lse, prefix)
+
+
 def tokens() -> None:
-    """The launches of a step of the authors' transformer: 24 layers of 1,024 in 16 heads."""
+    """The authors' transformer, layers of 1,024 in 16 heads: the launches of a step, and a clip's attention."""
     for dtype in (torch.bfloat16, torch.float32):
         width, position = 1024, meta(1, dtype=torch.int64)
         layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
@@ -58,6 +72,7 @@ def tokens() -> None:
                 small_linear.small_linear_fwd(x, w, bias, *norm, None if normed else residual, cols > 3 * width, 1e-5)
             qkv, cache = meta(rows, 3, 16, 64, dtype=dtype), meta(2, rows, 16, 1024, 64, dtype=dtype)
             decode_attention.decode_attention_fwd(qkv, cache, position, 0.125)
+        attention(dtype)
 
 
 MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "tokens": tokens}
