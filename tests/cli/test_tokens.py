@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+import latte_fast
 from latte_fast.models.tats.files import save_vqgan
+from latte_fast.models.tats.transformer_files import load_transformer
+from latte_fast.runs.tokens import load_tokens
+from latte_fast.token_films.sample import open_tokens
 from tests.cli.test_train import run
 from tests.helpers.films import decode, encode, moving
 from tests.helpers.tiny_vqgan import pair
@@ -41,6 +46,38 @@ def test_long_film(home: Path, tmp_path: Path) -> None:
     again = run("sample", str(home / "keys"), *args, "--out", str(tmp_path / "h"), ok=False)
     assert "out must not hold these samples yet" in again
     run("sample", str(home / "keys"), *args, "--out", str(tmp_path / "h"), "--resume")
+
+
+def test_films_in_python(home: Path, tmp_path: Path) -> None:
+    """latte_fast.sample takes an opened run; the files are those of the command."""
+    with pytest.raises(ValueError, match=r"model must be opened by latte_fast\.token_films\.sample\.open_tokens"):
+        latte_fast.sample(home / "all")
+    vae = str(home / "vqgan.safetensors")
+    source = open_tokens(home / "all", vae=vae)
+    found = latte_fast.sample(source, samples=3, batch=2, frames=12, progress=False)
+    assert found.videos.shape == (3, 12, 8, 8, 3) and len(found.names) == 3
+    assert latte_fast.sample(source, samples=1, batch=1, frames=12, out=tmp_path / "p", progress=False) is None
+    args = ("--frames", "12", "--samples", "1", "--batch", "1", "--vae", vae)
+    run("sample", str(home / "all"), *args, "--out", str(tmp_path / "c"))
+    for name in ("000000.mp4", "samples.json"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    with pytest.raises(ValueError, match="guidance must be left out for films of tokens, got 2"):
+        latte_fast.sample(source, guidance=2.0)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_convert(home: Path, tmp_path: Path, name: str) -> None:
+    run("convert", str(home / "gaps"), str(tmp_path / name))
+    want, got = load_tokens(home / "gaps").model, load_transformer(tmp_path / name)
+    assert got.config == want.config and got.config.n_unmasked
+    assert all(torch.equal(x, want.state_dict()[key]) for key, x in got.state_dict().items())
+    if name.endswith("safetensors"):
+        run("convert", str(tmp_path / name), str(tmp_path / "b.ckpt"), "--dtype", "bfloat16")
+        half = load_transformer(tmp_path / "b.ckpt").state_dict()
+        state = torch.load(tmp_path / "b.ckpt", weights_only=False)["state_dict"]
+        assert {x.dtype for x in state.values()} == {torch.bfloat16} and set(half) == set(want.state_dict())
+    said = run("convert", str(home / "gaps"), str(tmp_path / "c.pt"), ok=False)
+    assert "out must end in .safetensors or .ckpt for a token transformer, got c.pt" in said
 
 
 def test_one_message_each(home: Path, tmp_path: Path) -> None:
