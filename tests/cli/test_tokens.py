@@ -1,5 +1,6 @@
 """Films of a token transformer by the command line, from films on disk to a hierarchy's long ones."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from latte_fast.runs.tokens import load_tokens
 from latte_fast.token_films.sample import open_tokens
 from tests.cli.test_train import run
 from tests.helpers.films import decode, encode, moving
+from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_vqgan import pair
 
 SIZES = ("--tokens.n-layer", "1", "--tokens.n-head", "2", "--tokens.n-embd", "8", "--batch", "2", "--size", "8")
@@ -31,7 +33,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("train", *data, "--out", str(folder / "all"), "--frames", "8")
     run("train", *data, "--out", str(folder / "keys"), "--frames", "18", "--tokens.every", "4")
     run("train", *data, "--out", str(folder / "gaps"), "--frames", "10", "--tokens.gap")
+    (folder / "captions.json").write_text(json.dumps({"a": "it moves left", "b": "it does not move"}))
+    text = ("--tokens.captions", str(folder / "captions.json"), "--tokens.bpe", str(write_bpe(folder / "bpe.txt.gz")))
+    run("train", *data, "--out", str(folder / "text"), "--frames", "8", *text, "--tokens.words", "20")
     return folder
+
+
+def test_films_of_prompts(home: Path, tmp_path: Path) -> None:
+    """Captions are given as tokens before the codes, in the first window and in each later one."""
+    args = (str(home / "text"), "--vae", str(home / "vqgan.safetensors"), "--frames", "12", "--batch", "1")
+    run("sample", *args, "--prompt", "it moves", "move!", "--samples", "2", "--out", str(tmp_path / "s"))
+    names = json.loads((tmp_path / "s" / "samples.json").read_text())["names"]
+    assert names == ["it moves", "move!"] and decode(tmp_path / "s" / "000001.mp4").shape == (12, 8, 8, 3)
+    said = run("sample", *args, "--out", str(tmp_path / "t"), ok=False)
+    assert "prompt must say what to show, for a model trained with captions, got none" in said
+    (tmp_path / "other.txt").write_text("#\na b\n")
+    wrong = ("--prompt", "x", "--tokens.bpe", str(tmp_path / "other.txt"))
+    assert "tokens.bpe must be the training's vocabulary" in run("sample", *args, *wrong, "--out", "t", ok=False)
+    long = ("--prompt", 20 * "it ")
+    assert "captions must be at most 20 tokens long, got 4" in run("sample", *args, *long, "--out", "t", ok=False)
 
 
 def test_long_film(home: Path, tmp_path: Path) -> None:
