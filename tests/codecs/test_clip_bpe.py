@@ -12,8 +12,9 @@ from latte_fast.codecs.clip_bpe import ClipBPE, words_of
 from tests.helpers.texts import write_bpe
 
 TEXTS = [
-    "a red square moves left", "Don't stop; they've 12 balls &amp;amp; 3 cats!!", "  spaces \n and\ttabs ", "", "ünïcode çà",
-    "café", "日本語 text 😀", "a1b2", "''s", "it's  its'", "x²½ ٣", "under_score-dash", "moves moves moves",
+    "a red square moves left", "Don't stop; they've 12 balls &amp;amp; 3 cats!!", "  spaces \n and\ttabs ", "",
+    "ünïcode çà", "café", "日本語 text 😀", "a1b2", "''s", "it's  its'", "x²½ ٣", "under_score-dash",
+    "moves moves moves",
 ]  # fmt: skip
 
 
