@@ -150,3 +150,21 @@ PROBES = {
     "sdpa": why_not_sdpa,
     "cudnn": why_not_cudnn,
 }
+
+
+def sdpa_causal(qkv: Tensor, prefix: int) -> Tensor:
+    """Causal attention of packed qkv (B, L, 3, H, K) by SDPA; with a prefix in two calls, of which one has a mask."""
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # (B, H, L, K)
+    length = q.shape[2]
+    if prefix <= 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    given = F.scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix])
+    if prefix < length:
+        mask = torch.ones(length - prefix, length, dtype=torch.bool, device=qkv.device).tril(prefix)
+        rest = F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask)
+        given = torch.cat([given, rest], 2)
+    return given.transpose(1, 2).flatten(2)
+
+
+def why_not_sdpa_causal(qkv: Tensor, *others: Any) -> str | None:
+    return "an empty batch" if qkv.numel() == 0 else None

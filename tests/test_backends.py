@@ -19,7 +19,7 @@ def test_forced_by_name_leaves_others_on_auto_and_warns_once(caplog: pytest.LogC
     backends._said.clear()
     for _ in range(2):
         with use_backend("sdpa"):
-            assert backends._forced == {"axis_attention": "sdpa"}
+            assert backends._forced == {"axis_attention": "sdpa", "causal_attention": "sdpa"}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "leaves" in record.message and "norm_modulate" in record.message
     assert backends._forced == {}

@@ -23,7 +23,7 @@ def convert(
 
     A Latte with or without classes becomes a file under upstream's keys: .safetensors, or the .pt that
     upstream's scripts load. A text-to-video model becomes a folder that diffusers' LatteTransformer3DModel reads. A
-    VQGAN becomes .safetensors, or the .ckpt that TATS's scripts load.
+    VQGAN or a token transformer becomes .safetensors, or the .ckpt that TATS's scripts load.
 
     Example: latte-fast convert runs/ucf ucf.safetensors
 

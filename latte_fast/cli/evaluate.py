@@ -65,8 +65,9 @@ def evaluate(
             file of features (.npy, .npz, .safetensors).
         detector: file of the network that looks at clips or frames; transnetv2 for the one in an installed wheel.
         metric: fvd, kvd, jedi or prdc (precision, recall, density, coverage) of clips; fid or kid of single frames; is
-            or is_images (inception score), which need no real set; psnr, ssim or lpips against films of the same names;
-            flicker of single films; or a preset of these: fvd2048_16f, fvd2048_128f, fid50k, is50k.
+            or is_images (inception score), which need no real set; ccs of clips or ics of frames against the start of
+            each film, with --windows; psnr, ssim or lpips against films of the same names; flicker of single films; or
+            a preset of these: fvd2048_16f, fvd2048_128f, fid50k, is50k.
         real: folder of the real set, or of the films to compare with; may be left out where the file of --real-stats
             exists.
         kind: layout of the real set's folder, as for `latte-fast encode`.

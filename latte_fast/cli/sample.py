@@ -139,16 +139,17 @@ def sample(
                 over["seed-rule"] = seed_rule == "old"
                 text_flags = {"scheduler": scheduler, "height": height, "width": width, "negative": negative}
                 refuse("without --pretrained", **text_flags, **over)
+                guided = guidance
                 if guidance is None and asked:
                     guidance = 7.5
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
                 if is_token_run(path):
-                    refuse("for a token transformer", guidance=guidance, method=method, plan=plan, prompt=prompt)
-                    refuse("for a token transformer", prompts=prompts, quality="" if quality == "exact" else quality)
+                    refuse("for a token transformer", method=method, plan=plan)
+                    refuse("for a token transformer", guidance=guided, quality="" if quality == "exact" else quality)
                     kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
                     asks = Request(count=wanted, **kept)
-                    trained_tokens = (path, weights or "ema", vae, classes, DTYPES[dtype])
+                    trained_tokens = (path, weights or "ema", vae, (*classes, *asked), DTYPES[dtype])
                     sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume)
                     done(ranks, out, wanted)
                     return

@@ -12,6 +12,7 @@ class Item(TypedDict, total=False):
     latent: Tensor  # (F + n, C, h, w) float32, scaled; or
     tokens: Tensor  # (t, h, w) int64, of a 3D-VQGAN
     label: Tensor  # () int64, the number of a class or caption
+    words: Tensor  # (n,) int64, the tokens of a caption
     image_labels: Tensor  # (n,) int64, labels of the single images
 
 

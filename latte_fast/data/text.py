@@ -1,7 +1,7 @@
 """Captions and their embeddings, written once by `latte-fast encode-text` and read by memory map."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,14 @@ from latte_fast.media.formats import PICTURES, VIDEOS
 
 NULL = "null.safetensors"
 TEXT = Contents("text", "encode-text", "captions", check_text, TEXT_FIELDS)
+
+
+def caption_of(name: str, clips: Mapping[str, Any]) -> Any:
+    """Returns what `clips` has of a clip: by its name, its name without the suffix, or a folder above it; or None."""
+    path = PurePosixPath(name)
+    stem = name[: -len(path.suffix)] if path.suffix.lower() in VIDEOS + PICTURES else name
+    keys = (name, stem, *(str(folder) for folder in path.parents))
+    return next((clips[key] for key in keys if key in clips), None)
 
 
 class Texts:
@@ -60,12 +68,7 @@ class Texts:
         return [number for number in found if number is not None]
 
     def _number(self, name: str) -> int | None:
-        path = PurePosixPath(name)
-        stem = name[: -len(path.suffix)] if path.suffix.lower() in VIDEOS + PICTURES else name
-        for key in (name, stem, *(str(folder) for folder in path.parents)):
-            if key in self._clips:
-                return self._clips[key]
-        return None
+        return caption_of(name, self._clips)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns float32 (tokens, channels), zero after the caption's end, and bool (tokens,), True for its tokens."""

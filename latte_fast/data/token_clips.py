@@ -1,5 +1,6 @@
 """Training clips from tokens on disk: read by memory map, with a new start and a new mirroring in each epoch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,10 +8,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data.config import DataConfig
 from latte_fast.data.index_checks import require_setting
 from latte_fast.data.item import DataError, Item
 from latte_fast.data.seeding import Key, draw_places, generator, long_enough, split_key
+from latte_fast.data.text import caption_of
 from latte_fast.data.tokens import TokenFolder
 
 
@@ -43,7 +46,19 @@ class TokenClips(Dataset):
         self.n_codes, self.fingerprint = folder.n_codes, folder.fingerprint
         self.factor, self.frame_factor = folder.factor, folder.frame_factor
         self.side = size // folder.factor
+        self.words: Tensor | None = None  # (clips, n), set by `give_captions`
         self._open: dict[int, Any] = {}
+
+    def give_captions(self, captions: Mapping[str, str], bpe: ClipBPE, length: int) -> list[str]:
+        """Gives every clip its caption's tokens, `length` of them, and returns the captions of the clips."""
+        names = [self.tokens.names[number] for number in self.kept]
+        found = [caption_of(name, captions) for name in names]
+        lacking = [name for name, text in zip(names, found, strict=True) if text is None]
+        if lacking:
+            count = f"{len(lacking)} of {len(names)}"
+            raise ValueError(f"text: captions must hold every clip, got none of {lacking[0]} ({count} lack one)")
+        self.words = bpe.tokens(found, length)
+        return found
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -61,6 +76,8 @@ class TokenClips(Dataset):
         item: Item = {"tokens": self._read(name, f"{name}/tokens{suffix}", shard, places)}
         if self.classes:
             item["label"] = torch.tensor(label)
+        if self.words is not None:
+            item["words"] = self.words[index]
         return item
 
     def _read(self, name: str, key: str, shard: int, places: list[int]) -> Tensor:

@@ -99,10 +99,12 @@ class Evaluation:
 
     def _check_real(self) -> None:
         against = self.row.against
-        if against == "nothing":
+        if against in ("nothing", "start"):
             for name in ("real", "kind", "real_stats", "index"):
                 if getattr(self, name):
                     self._refuse(name, f"be left out for {self.metric}, which has no real set")
+            if against == "start" and self.windows < 2:
+                self._refuse("windows", f"be at least 2 for {self.metric}, which compares later windows with the first")
             return
         if against == "pairs":
             for name in ("kind", "real_stats", "index"):
@@ -159,7 +161,8 @@ class Evaluation:
     @property
     def of_files(self) -> bool:
         """Whether samples is a file of features."""
-        return Path(self.samples).suffix in FEATURES and self.row.call is not None and self.row.against != "pairs"
+        of_films = self.row.call is None or self.row.against in ("pairs", "start")
+        return Path(self.samples).suffix in FEATURES and not of_films
 
     @property
     def unit(self) -> str:

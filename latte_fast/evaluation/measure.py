@@ -111,6 +111,9 @@ def finish(
             rows = gather(collected)
             count, width = rows.shape
             check_left(config, "samples", count)
+            if config.row.against == "start":
+                held = rows if i == 0 else held
+                check_start(config, found[0].broken, collected.broken)
             scores.append(score_rows(config, rows, held))
         if i == 0:
             check_left(config, "samples", count)
@@ -121,7 +124,11 @@ def finish(
     sha256, network = (detector.sha256, detector.name) if detector else ("", "")
     published = detector is None or detector.published
     curve = tuple(scores) if config.windows > 1 else ()
-    return Result(config, scores[0], width, sha256, about, real_about, network, published, curve)
+    first = scores[0]
+    if config.row.against == "start":
+        # the first window is compared with itself
+        first = Score(sum(score.value for score in scores[1:]) / (len(scores) - 1))
+    return Result(config, first, width, sha256, about, real_about, network, published, curve)
 
 
 def score_rows(config: Evaluation, rows: Tensor, real: Moments | Tensor | None) -> Score:
@@ -190,6 +197,14 @@ def check_left(config: Evaluation, name: str, count: int) -> None:
     least = config.row.least
     if count < least:
         raise ValueError(f"evaluate: {name} must have {least} {config.unit}s that decode, got {count}")
+
+
+def check_start(config: Evaluation, first: list[str], later: list[str]) -> None:
+    """Refuses films that decode in one of two windows alone, as rows would be compared with those of other films."""
+    apart = sorted({*first} ^ {*later})
+    if config.unit == "clip" and apart:
+        rule = f"decode from start to end for {config.metric}, which compares each film with its start"
+        raise ValueError(f"evaluate: samples must {rule}, got {', '.join(apart)}")
 
 
 def about_of(choice: Choice) -> dict[str, Any]:

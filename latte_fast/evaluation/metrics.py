@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from latte_fast.evaluation.coherence import class_coherence, label_divergence
 from latte_fast.evaluation.frechet import frechet_distance, moments
 from latte_fast.evaluation.inception_score import SPLITS, inception_score
 from latte_fast.evaluation.kernel_distance import jedi_distance, kernel_distance
@@ -17,7 +18,7 @@ CLIPS = {"clips": 2048, "frames": 16, "interval": 3, "batch": 8}
 IMAGES = {"images": 50_000, "batch": 64}
 PAIRS = {"clips": 2048, "frames": 16}
 SUBSETS = {"subsets": 100, "subset": 0}
-Against = Literal["real", "pairs", "nothing"]
+Against = Literal["real", "pairs", "start", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Metric:
         score: function of the samples' rows, the real rows or None, and the settings.
         better: whether a good set has a lower or a higher value.
         unit: what one row describes.
-        against: what the samples are compared with: a real set, films of the same names, or nothing.
+        against: what the samples are compared with: a real set, films of the same names, each film's start, or nothing.
         call: how the detector is called; None where pixels are measured.
         least: smallest number of clips or frames.
         settings: the settings of published numbers; a metric has no others.
@@ -101,7 +102,7 @@ class Metric:
     @property
     def probabilities(self) -> bool:
         """Whether a row is the probabilities of classes."""
-        return self.score is class_score
+        return self.call is not None and self.call.output.endswith("probabilities")
 
     @property
     def size(self) -> int:
@@ -167,6 +168,15 @@ METRICS: dict[str, Metric] = {
     "prdc": Metric(
         "precision", "precision", "precision, recall, density and coverage of clips", _between(manifold_score),
         better="higher", settings=CLIPS | {"neighbours": 5},
+    ),
+    "ccs": Metric(
+        "class coherence", "class coherence", "share of films whose class later is that of their start",
+        class_coherence, better="higher", against="start", call=C3D, least=1,
+        settings={"clips": 2048, "frames": 16, "batch": 8},
+    ),
+    "ics": Metric(
+        "label divergence", "label divergence", "KL of a classifier's mean answer at the films' start and later",
+        label_divergence, unit="frame", against="start", call=INCEPTION_CLASSES, least=1, settings=IMAGES,
     ),
     "psnr": Metric(
         "PSNR", "PSNR", "peak signal-to-noise ratio in dB of films of the same names", _alone,

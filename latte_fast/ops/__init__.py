@@ -1,6 +1,7 @@
 """The ops every model is made of; each resolves to a kernel or, where none serves, to the oracle."""
 
 from latte_fast.ops.axis_attention import axis_attention, axis_attention_qkv
+from latte_fast.ops.causal_attention import causal_attention
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
 from latte_fast.ops.decode_attention import decode_attention
 from latte_fast.ops.fp8 import bias_gelu_fp8, gate_residual_norm_modulate_fp8, norm_modulate_fp8, rows_fp8
@@ -20,6 +21,7 @@ __all__ = [
     "axis_attention_qkv",
     "bias_gelu",
     "bias_gelu_fp8",
+    "causal_attention",
     "conv_transpose3d",
     "decode_attention",
     "gate_residual",

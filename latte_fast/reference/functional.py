@@ -237,3 +237,11 @@ def decode_attention_ref(qkv: Tensor, cache: Tensor, position: Tensor, scale: fl
     seen = torch.arange(cache.shape[3], device=cache.device) <= position
     out = attention_ref(q, cache[0], cache[1], q.shape[-1] ** -0.5 if scale is None else scale, seen)
     return out.flatten(1)
+
+
+def causal_attention_ref(qkv: Tensor, prefix: int = 0) -> Tensor:
+    """Attention of packed qkv (B, L, 3, H, K) in which a token sees those up to itself and the first `prefix`."""
+    q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, H, L, K)
+    order = torch.arange(qkv.shape[1], device=qkv.device)
+    seen = (order <= order[:, None]) | (order < prefix)
+    return attention_ref(q, k, v, q.shape[-1] ** -0.5, seen).transpose(1, 2).flatten(2)

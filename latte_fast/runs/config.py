@@ -162,6 +162,9 @@ class TokenTraining:
         every: distance of a clip's latent frames that the model sees: 1 takes all, 4 key frames for a hierarchy.
         gap: whether the model fills the latent frames between the first and the last of a clip, as a hierarchy needs.
         classes: whether the class of a clip is given to the model, where the data has classes.
+        captions: JSON file of captions by clip, as `latte-fast encode-text` takes, which are given instead of classes.
+        bpe: CLIP's vocabulary of byte pairs, bpe_simple_vocab_16e6.txt.gz, by which captions become tokens.
+        words: number of tokens of a caption, with its start, its end and padding.
     """
 
     n_layer: int = 24
@@ -170,13 +173,21 @@ class TokenTraining:
     every: int = 1
     gap: bool = False
     classes: bool = True
+    captions: str = ""
+    bpe: str = ""
+    words: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "every"):
+        for name in ("n_layer", "n_head", "n_embd", "every", "words"):
             require(getattr(self, name) >= 1, f"tokens.{name}", "at least 1", getattr(self, name))
         rule = f"a multiple of tokens.n_head = {self.n_head}"
         require(self.n_embd % self.n_head == 0, "tokens.n_embd", rule, self.n_embd)
         require(self.every == 1 or not self.gap, "tokens.every", "1 for a model that fills gaps", self.every)
+        require(
+            not self.gap or not self.captions, "tokens.captions", "empty for a model that fills gaps", self.captions
+        )
+        rule = "CLIP's vocabulary with captions, and empty without"
+        require(bool(self.captions) == bool(self.bpe), "tokens.bpe", rule, self.bpe or "none")
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ from latte_fast.models.latte.adapter import FILES, LatteAdapter
 from latte_fast.models.latte.published import MARK, config_of
 from latte_fast.models.latte_t2v.adapter import read_about_folder
 from latte_fast.models.tats.files import save_vqgan
+from latte_fast.models.tats.transformer_files import is_transformer_file, load_transformer, save_transformer
 from latte_fast.runs.checkpoint import FOLDER
 from latte_fast.runs.codec import is_vqgan, load_run_vqgan
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.load import about_of, load
+from latte_fast.runs.tokens import is_token_run, load_tokens
 from latte_fast.runs.yaml import from_mapping, read_config
 
 
@@ -33,8 +35,8 @@ def convert(source: str | Path, out: str | Path, weights: str = "ema", dtype: to
     """Writes the weights of `source` to `out` and returns it.
 
     A Latte with or without classes becomes a file: .safetensors, or the .pt that upstream's scripts load. A
-    text-to-video model becomes a folder that diffusers and `LatteT2V.from_pretrained` read. A VQGAN becomes a file:
-    .safetensors, or the .ckpt that its authors' scripts load.
+    text-to-video model becomes a folder that diffusers and `LatteT2V.from_pretrained` read. A VQGAN and a token
+    transformer become a file: .safetensors, or the .ckpt that their authors' scripts load.
 
     Args:
         source: a run's folder, one of its checkpoints, a file under upstream's keys, or a text-to-video model's folder.
@@ -58,6 +60,10 @@ def _convert(source: Path, out: Path, weights: str, dtype: torch.dtype | None) -
         if dtype not in (None, torch.float32):
             raise ValueError(f"convert: dtype must be float32 for a VQGAN, whose codes are averages, got {dtype}")
         save_vqgan(load_run_vqgan(source, weights), out)
+    elif is_transformer_file(source):
+        save_transformer(load_transformer(source), out, dtype)
+    elif source.is_dir() and is_token_run(source):
+        save_transformer(load_tokens(source, weights).model, out, dtype)
     elif source.is_file():
         LatteAdapter.check_export(out)
         state = read_checkpoint(source, weights)

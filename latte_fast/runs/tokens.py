@@ -26,12 +26,15 @@ class TokenLayout:
         frames: latent frames of a clip that the model sees.
         side: height and width of a latent frame in codes.
         n_codes: number of the VQGAN's codes, which come after the conditions in the vocabulary.
-        conditions: number of classes; 0 for a model without, whose condition is token 0, a code's too.
+        conditions: number of classes, or of the vocabulary of captions; 0 for a model without, whose condition is token
+            0, a code's too.
         every: distance of the model's latent frames in the film.
         gap: whether the model fills the frames between the first and the last.
         fingerprint: digits of the VQGAN.
         frame_factor: frames a latent frame.
         factor: pixels a code in height and width.
+        words: number of tokens of a caption, which is the condition; 0 for a model without captions.
+        bpe: digits of the vocabulary of captions.
     """
 
     frames: int
@@ -43,22 +46,35 @@ class TokenLayout:
     fingerprint: str
     frame_factor: int
     factor: int
+    words: int = 0
+    bpe: str = ""
+
+    @property
+    def given(self) -> int:
+        """Number of tokens of a condition."""
+        return self.words or 1
 
     @property
     def per_frame(self) -> int:
         return self.side * self.side
 
     def model(self, n_layer: int, n_head: int, n_embd: int) -> TransformerConfig:
-        """Returns the configuration of a transformer of these sizes; the last code is predicted and never seen."""
-        unmasked = self.per_frame if self.gap else 0
-        codes = self.conditions + self.n_codes
-        return TransformerConfig(codes, self.frames * self.per_frame, n_layer, n_head, n_embd, unmasked)
+        """Returns the configuration of a transformer of these sizes; the last code is predicted and never seen.
 
-    def sequence(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Returns condition and codes (B, 1 + t h w) as numbers of the vocabulary, of tokens (B, t, h, w)."""
+        With captions the block has room for it all the same, as the authors' has.
+        """
+        unmasked = self.per_frame if self.gap else 0
+        codes, block = self.conditions + self.n_codes, self.frames * self.per_frame + self.words
+        return TransformerConfig(codes, block, n_layer, n_head, n_embd, unmasked)
+
+    def sequence(self, tokens: Tensor, given: Tensor | None) -> Tensor:
+        """Returns condition and codes (B, n + t h w) as numbers of the vocabulary, of tokens (B, t, h, w).
+
+        The condition is (B,) numbers of classes, (B, n) tokens of captions, or None.
+        """
         codes = tokens.flatten(1) + self.conditions
-        given = codes.new_zeros(len(codes)) if labels is None else labels.to(codes.device, codes.dtype)
-        return torch.cat([given[:, None], codes], 1)
+        given = codes.new_zeros(len(codes)) if given is None else given.to(codes.device, codes.dtype)
+        return torch.cat([given.view(len(codes), -1), codes], 1)
 
 
 @dataclass(frozen=True)

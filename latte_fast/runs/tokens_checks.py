@@ -11,10 +11,14 @@ def check_tokens(config: TrainConfig) -> None:
     """Refuses settings that a token transformer cannot be trained with."""
     rule = "a set of films, shapes or tokens for a token transformer"
     require(config.data.kind != "latents", "data.kind", rule, config.data.kind)
-    require(not config.data.text, "data.text", "empty for a token transformer, which knows classes", config.data.text)
+    require(
+        not config.data.text, "data.text", "empty for a token transformer, which has tokens.captions", config.data.text
+    )
     require(config.images == 0, "images", "0 for a token transformer, which sees whole clips", config.images)
     require(not config.fp8, "fp8", "off for a token transformer", config.fp8)
     require(not config.compile, "compile", "off for a token transformer", config.compile)
+    rule = "tokens where captions are given, by the names of the encoded clips"
+    require(not config.tokens.captions or config.data.kind == "tokens", "data.kind", rule, config.data.kind)
     shown = config.sample.every > 0
     rule = "0 with fsdp, as a token transformer draws from whole weights"
     require(not shown or config.parallel != "fsdp", "sample.every", rule, config.sample.every)

@@ -17,9 +17,10 @@ from latte_fast.runs.codec import open_codec
 from latte_fast.runs.config import TrainConfig
 from latte_fast.runs.load import Trained, load
 from latte_fast.runs.plan import COMPUTED, plan_path
+from latte_fast.runs.tokens import is_token_run
 from latte_fast.sampling.chunks import chunks
 from latte_fast.sampling.request import Request
-from latte_fast.sampling.source import ModelSource, trained_source
+from latte_fast.sampling.source import FilmSource, ModelSource, Source, trained_source
 
 
 class Samples(NamedTuple):
@@ -30,7 +31,7 @@ class Samples(NamedTuple):
 
 
 def sample(
-    model: str | Path | Trained | nn.Module,
+    model: str | Path | Trained | nn.Module | FilmSource,
     *,
     classes: Sequence[str | int] = (),
     samples: int | None = None,
@@ -59,7 +60,8 @@ def sample(
     Sample i depends on the seed and i alone, whatever the batch and the number of processes.
 
     Args:
-        model: path for latte_fast.load, its result, or a module trained with the linear schedule of 1000 steps.
+        model: path for latte_fast.load, its result, a module trained with the linear schedule of 1000 steps, or what
+            latte_fast.token_films.sample.open_tokens returns, of which `classes`, `vae` and `dtype` are arguments.
         classes: names or numbers of classes or captions, in turn over the samples; by default drawn by the seed.
         samples: number of samples, by default 8.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, or 1 for a model without classes.
@@ -86,6 +88,17 @@ def sample(
     """
     if ranks is None:
         ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(model, FilmSource):
+        given = {"classes": classes, "guidance": guidance, "vae": vae, "plan": plan, "parallel": parallel}
+        for name, value in (given | {"quality": "" if quality == "exact" else quality}).items():
+            if value:
+                raise ValueError(f"sample: {name} must be left out for films of tokens, got {value!r}")
+        asked = Request(count=8 if samples is None else samples, batch=batch, seed=seed, frames=frames, format=format,
+                        fps=fps)  # fmt: skip
+        return drawn(model, replace(asked, steps=model.steps(asked)), out, ranks, progress, resume)
+    if isinstance(model, str | Path) and is_token_run(model):
+        rule = "opened by latte_fast.token_films.sample.open_tokens where it is a token transformer's run"
+        raise ValueError(f"sample: model must be {rule}, got {model}")
     if quality not in COMPUTED:
         if plan:
             raise ValueError(f"sample: quality must be left out with a plan, got {quality!r}")
@@ -121,21 +134,28 @@ def sample(
         plan=str(plan),
         lossless=quality == "lossless",
     )
+    return drawn(source, request, out, ranks, progress, resume)
+
+
+def drawn(
+    source: Source, request: Request, out: str | Path | None, ranks: Ranks, progress: bool, resume: bool
+) -> Samples | None:
+    """Draws a request's samples and returns them, or writes them to the folder `out`."""
     if out is not None:
         # imported here, as it loads PyAV, which pixels do not need
         from latte_fast.sampling.files import sample_files
 
         sample_files(source, request, out, ranks, resume=resume)
         return None
-    drawn: list[Tensor] = []
+    parts: list[Tensor] = []
     names: list[str] = []
     shares = chunks(request.count, request.batch)
     with tqdm(total=len(shares) * request.calls, desc="sample", unit="step", disable=None if progress else True) as bar:
         for chunk in shares:
             videos, shown = source.draw(request, chunk.numbers, bar.update)
-            drawn.append(videos[: chunk.wanted])
+            parts.append(videos[: chunk.wanted])
             names += shown[: chunk.wanted]
-    return Samples(torch.cat(drawn), names)
+    return Samples(torch.cat(parts), names)
 
 
 def open_source(

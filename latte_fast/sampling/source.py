@@ -56,6 +56,10 @@ class Source(Protocol):
 class FilmSource(Source, Protocol):
     """A source whose films may be longer than memory holds."""
 
+    def steps(self, request: Request) -> int:
+        """Returns the number of steps that the films of a batch take."""
+        ...
+
     def films(
         self, request: Request, numbers: Sequence[int], out: Path, tick: Callable[[int], object]
     ) -> AbstractContextManager[tuple[Sequence[Iterator[Tensor]], list[str]]]:

@@ -72,7 +72,7 @@ class Drawer:
 
     Args:
         trained: transformer and what its tokens stand for.
-        labels: class of each sample, None for a model without classes.
+        labels: class of each sample, (B,), or the tokens of its caption, (B, n); None for a model without either.
         numbers: numbers of the samples.
         seed: seed of all draws.
         how: how tokens are drawn.
@@ -93,7 +93,7 @@ class Drawer:
         self.model, self.layout = trained.model, trained.layout
         self.device = self.model.pos_emb.device
         given = torch.zeros(len(numbers), dtype=torch.int64) if labels is None else labels
-        self.given = given.to(self.device)[:, None]  # (B, 1)
+        self.given = given.view(len(numbers), -1).to(self.device)  # (B, n)
         self.numbers, self.seed, self.how, self.tick = list(numbers), seed, how, tick
         self._kept = {} if kept is None else kept
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.codecs.vqgan import VQGANCodec
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.runs.codec import is_vqgan, open_vqgan
@@ -32,7 +33,8 @@ def sample_tokens(
         path: run of the transformer that draws films or their key frames, or one of its checkpoints.
         weights: "ema" or "model".
         vae: VQGAN of the tokens, a file or a run; by default that of the run.
-        classes: names or numbers of classes, in turn over the samples; by default drawn by the seed.
+        classes: names or numbers of classes, in turn over the samples; by default drawn by the seed; or prompts, for a
+            model with captions.
         dtype: data type of weights and activations of the transformers; the VQGAN decodes in fp32.
         options: how films are drawn.
         request: how many films, of how many frames.
@@ -60,7 +62,8 @@ def open_tokens(
     trained = in_dtype(load_tokens(path, weights, device), dtype)
     between = in_dtype(load_tokens(options.between, weights, device), dtype) if options.between else None
     codec = codec_of(vae or trained.config.vae, device)
-    return TokenSource(trained, codec, options, classes, between)
+    bpe = ClipBPE(options.bpe or trained.config.tokens.bpe) if trained.layout.words else None
+    return TokenSource(trained, codec, options, classes, between, bpe)
 
 
 def in_dtype(trained: TrainedTokens, dtype: torch.dtype) -> TrainedTokens:

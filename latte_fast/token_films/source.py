@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.codecs.vqgan import VQGANCodec
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.tats.chunks import decode_in_chunks
@@ -36,6 +37,7 @@ class TokenOptions:
             it, which is used with their weights.
         gaps: number of gaps filled at once, which takes memory; another number may change last bits.
         chunk: number of latent frames decoded before their frames are written; films do not depend on it.
+        bpe: CLIP's vocabulary, for a model with captions; by default the file that the run was trained with.
     """
 
     temperature: float = 1.0
@@ -47,6 +49,7 @@ class TokenOptions:
     reading: Literal["trained", "released"] = "trained"
     gaps: int = 16
     chunk: int = 16
+    bpe: str = ""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "gaps", "chunk"):
@@ -67,8 +70,10 @@ class TokenSource:
         trained: transformer that draws films, or their key frames.
         codec: VQGAN of its tokens.
         options: how it draws.
-        wanted: classes by name or number, in turn over the samples; by default drawn by the seed.
+        wanted: classes by name or number, in turn over the samples; by default drawn by the seed. Of a model with
+            captions, what to show.
         between: transformer that fills the gaps between key frames.
+        bpe: vocabulary of a model with captions.
     """
 
     def __init__(
@@ -78,11 +83,17 @@ class TokenSource:
         options: TokenOptions,
         wanted: Sequence[str] = (),
         between: TrainedTokens | None = None,
+        bpe: ClipBPE | None = None,
     ):
         check_models(trained, codec, between)
         self.trained, self.codec, self.options, self.between = trained, codec, options, between
         self.drawing = options.drawing
-        self.wanted = [label_number(trained, name) for name in wanted]
+        self.captions: list[str] = []
+        self.words: Tensor | None = None
+        if trained.layout.words:
+            self.captions = list(wanted)
+            self.words = caption_tokens(trained, self.captions, bpe)
+        self.wanted = [] if trained.layout.words else [label_number(trained, name) for name in wanted]
         self._known: dict[Request, Any] = {}
         self._kept: tuple[dict[int, Steps], dict[int, Steps]] = ({}, {})  # of the first and the second transformer
         self.network = nn.ModuleList([trained.model, *([between.model] if between else [])])
@@ -96,14 +107,18 @@ class TokenSource:
     def notes(self, request: Request) -> dict[str, Any]:
         kept = {name: getattr(request, name) for name in ("count", "batch", "seed", "frames", "format", "fps")}
         # what films do not depend on, or what may be moved, is left out
-        options = {name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk")}
+        options = {name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk", "bpe")}
         return kept | {f"tokens.{name}": x for name, x in options.items()}
 
     def _labels(self, numbers: Sequence[int], seed: int) -> Tensor | None:
+        if self.words is not None:
+            return self.words[[number % len(self.words) for number in numbers]]
         choices = self.trained.layout.conditions
         return labels_of(numbers, self.wanted, choices, seed) if choices else None
 
     def _names(self, numbers: Sequence[int], seed: int) -> list[str]:
+        if self.captions:
+            return [self.captions[number % len(self.captions)] for number in numbers]
         labels = self._labels(numbers, seed)
         if labels is None:
             return [f"sample {number}" for number in numbers]
@@ -210,11 +225,23 @@ def check_models(trained: TrainedTokens, codec: VQGANCodec, between: TrainedToke
         (f"of {layout.every - 1} latent frames a gap", other.frames == layout.every + 1, f"{other.frames - 2}"),
         ("of the same VQGAN's tokens", other.fingerprint == layout.fingerprint, f"those of {other.fingerprint}"),
         (f"of latent frames of {layout.side} codes a side", other.side == layout.side, f"{other.side}"),
+        ("without captions, which a model of gaps does not know", not layout.words, "one with"),
         ("of the same classes", between.classes == trained.classes, f"{len(between.classes)} classes"),
     )
     for rule, ok, got in rules:
         if not ok:
             raise ValueError(f"sample: tokens.between must be {rule}, got {got}")
+
+
+def caption_tokens(trained: TrainedTokens, captions: Sequence[str], bpe: ClipBPE | None) -> Tensor:
+    """Returns the tokens of captions, (n, words), for a model that was trained with them."""
+    layout = trained.layout
+    if not captions:
+        raise ValueError("sample: prompt must say what to show, for a model trained with captions, got none")
+    if bpe is None or bpe.digest != layout.bpe:
+        got = "none" if bpe is None else f"{bpe.path} with {bpe.digest}"
+        raise ValueError(f"sample: tokens.bpe must be the training's vocabulary, with digits {layout.bpe}, got {got}")
+    return bpe.tokens(captions, layout.words)
 
 
 def label_number(trained: TrainedTokens, name: str) -> int:

@@ -1,12 +1,19 @@
 """Films of a token transformer by the command line, from films on disk to a hierarchy's long ones."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import latte_fast
 from latte_fast.models.tats.files import save_vqgan
+from latte_fast.models.tats.transformer_files import load_transformer
+from latte_fast.runs.tokens import load_tokens
+from latte_fast.token_films.sample import open_tokens
 from tests.cli.test_train import run
 from tests.helpers.films import decode, encode, moving
+from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_vqgan import pair
 
 SIZES = ("--tokens.n-layer", "1", "--tokens.n-head", "2", "--tokens.n-embd", "8", "--batch", "2", "--size", "8")
@@ -26,7 +33,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("train", *data, "--out", str(folder / "all"), "--frames", "8")
     run("train", *data, "--out", str(folder / "keys"), "--frames", "18", "--tokens.every", "4")
     run("train", *data, "--out", str(folder / "gaps"), "--frames", "10", "--tokens.gap")
+    (folder / "captions.json").write_text(json.dumps({"a": "it moves left", "b": "it does not move"}))
+    text = ("--tokens.captions", str(folder / "captions.json"), "--tokens.bpe", str(write_bpe(folder / "bpe.txt.gz")))
+    run("train", *data, "--out", str(folder / "text"), "--frames", "8", *text, "--tokens.words", "20")
     return folder
+
+
+def test_films_of_prompts(home: Path, tmp_path: Path) -> None:
+    """Captions are given as tokens before the codes, in the first window and in each later one."""
+    args = (str(home / "text"), "--vae", str(home / "vqgan.safetensors"), "--frames", "12", "--batch", "1")
+    run("sample", *args, "--prompt", "it moves", "move!", "--samples", "2", "--out", str(tmp_path / "s"))
+    names = json.loads((tmp_path / "s" / "samples.json").read_text())["names"]
+    assert names == ["it moves", "move!"] and decode(tmp_path / "s" / "000001.mp4").shape == (12, 8, 8, 3)
+    said = run("sample", *args, "--out", str(tmp_path / "t"), ok=False)
+    assert "prompt must say what to show, for a model trained with captions, got none" in said
+    (tmp_path / "other.txt").write_text("#\na b\n")
+    wrong = ("--prompt", "x", "--tokens.bpe", str(tmp_path / "other.txt"))
+    assert "tokens.bpe must be the training's vocabulary" in run("sample", *args, *wrong, "--out", "t", ok=False)
+    long = ("--prompt", 20 * "it ")
+    assert "captions must be at most 20 tokens long, got 4" in run("sample", *args, *long, "--out", "t", ok=False)
 
 
 def test_long_film(home: Path, tmp_path: Path) -> None:
@@ -41,6 +66,38 @@ def test_long_film(home: Path, tmp_path: Path) -> None:
     again = run("sample", str(home / "keys"), *args, "--out", str(tmp_path / "h"), ok=False)
     assert "out must not hold these samples yet" in again
     run("sample", str(home / "keys"), *args, "--out", str(tmp_path / "h"), "--resume")
+
+
+def test_films_in_python(home: Path, tmp_path: Path) -> None:
+    """latte_fast.sample takes an opened run; the files are those of the command."""
+    with pytest.raises(ValueError, match=r"model must be opened by latte_fast\.token_films\.sample\.open_tokens"):
+        latte_fast.sample(home / "all")
+    vae = str(home / "vqgan.safetensors")
+    source = open_tokens(home / "all", vae=vae)
+    found = latte_fast.sample(source, samples=3, batch=2, frames=12, progress=False)
+    assert found.videos.shape == (3, 12, 8, 8, 3) and len(found.names) == 3
+    assert latte_fast.sample(source, samples=1, batch=1, frames=12, out=tmp_path / "p", progress=False) is None
+    args = ("--frames", "12", "--samples", "1", "--batch", "1", "--vae", vae)
+    run("sample", str(home / "all"), *args, "--out", str(tmp_path / "c"))
+    for name in ("000000.mp4", "samples.json"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    with pytest.raises(ValueError, match="guidance must be left out for films of tokens, got 2"):
+        latte_fast.sample(source, guidance=2.0)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_convert(home: Path, tmp_path: Path, name: str) -> None:
+    run("convert", str(home / "gaps"), str(tmp_path / name))
+    want, got = load_tokens(home / "gaps").model, load_transformer(tmp_path / name)
+    assert got.config == want.config and got.config.n_unmasked
+    assert all(torch.equal(x, want.state_dict()[key]) for key, x in got.state_dict().items())
+    if name.endswith("safetensors"):
+        run("convert", str(tmp_path / name), str(tmp_path / "b.ckpt"), "--dtype", "bfloat16")
+        half = load_transformer(tmp_path / "b.ckpt").state_dict()
+        state = torch.load(tmp_path / "b.ckpt", weights_only=False)["state_dict"]
+        assert {x.dtype for x in state.values()} == {torch.bfloat16} and set(half) == set(want.state_dict())
+    said = run("convert", str(home / "gaps"), str(tmp_path / "c.pt"), ok=False)
+    assert "out must end in .safetensors or .ckpt for a token transformer, got c.pt" in said
 
 
 def test_one_message_each(home: Path, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from latte_fast.cli.evaluate import evaluate as command
-from latte_fast.evaluation import Evaluation, evaluate
+from latte_fast.evaluation import Evaluation, evaluate, measure
 from latte_fast.evaluation.film_sets import open_samples
 from latte_fast.evaluation.selection import choose_samples
-from tests.helpers.detectors import Colours, Motion, Numbers, numbered, numbered_set, saved, write_arrays
+from tests.helpers.detectors import Classes, Colours, Motion, Numbers, numbered, numbered_set, saved, write_arrays
 
 
 def config_of(tmp_path: Path, **changes: object) -> Evaluation:
@@ -44,6 +46,64 @@ def test_a_curve_rises_where_the_films_leave_the_real_set(tmp_path: Path) -> Non
     assert f"  window 5 of 5: {values[4]:.6g}" in "\n".join(result.lines())
     own = Evaluation(config.samples, metric="flicker", frames=4, windows=2)
     assert len(evaluate(own).curve) == 2
+
+
+def coloured(*colours: tuple[int, int, int]) -> np.ndarray:
+    """A film of four frames of each colour."""
+    return np.repeat(np.array(colours, np.uint8), 4, 0)[:, None, None].repeat(8, 1).repeat(8, 2)
+
+
+def test_coherence_is_what_stays_as_it_began(tmp_path: Path) -> None:
+    """One film of three changes its class half way; the others stay, one of them among other colours of its class."""
+    red, green, blue, dark = (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 0, 0)
+    films = [coloured(red, red, green, green), coloured(blue, blue, blue, blue), coloured(red, dark, dark, red)]
+    samples, classes = write_arrays(tmp_path / "s", films), saved(Classes(), tmp_path / "c.pt")
+    given = {"metric": "ccs", "frames": 4, "windows": 4, "size": 8}
+    result = evaluate(Evaluation(samples, classes, **given))  # type: ignore[arg-type]
+    assert [score.value for score in result.curve] == pytest.approx([1, 1, 2 / 3, 2 / 3])
+    assert result.value == pytest.approx(7 / 9) and result.record()["metric"] == "ccs"
+    frames = saved(FrameClasses(), tmp_path / "f.pt")
+    result = evaluate(Evaluation(samples, frames, "ics", windows=4, size=8))
+    means = [np.mean([answer(films[i][4 * w]) for i in range(3)], 0) for w in range(4)]
+    want = [float((means[0] * np.log(means[0] / mean)).sum()) for mean in means]
+    assert [score.value for score in result.curve] == pytest.approx(want, rel=1e-4, abs=1e-9) and want[2] > want[1]
+    assert result.value == pytest.approx(np.mean(want[1:]), rel=1e-4)
+    for changes, message in (
+        ({"windows": 1}, "windows must be at least 2 for ccs, which compares later windows with the first, got 1"),
+        ({"real": "x"}, "real must be left out for ccs, which has no real set, got x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Evaluation(samples, classes, **given | changes)  # type: ignore[arg-type]
+
+
+def test_coherence_of_a_film_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = write_arrays(tmp_path / "s", [coloured((200, 0, 0), (0, 200, 0))] * 3)
+    config = Evaluation(samples, saved(Classes(), tmp_path / "c.pt"), "ccs", frames=4, windows=2, size=8)
+    iterate = measure.Collected.__iter__
+
+    def losing(self: measure.Collected):
+        rows = list(iterate(self))
+        if self.source.choice.pieces[0].places[0]:  # type: ignore[attr-defined]
+            self.broken.append("000001.npz")
+            rows = [torch.cat(rows)[[0, 2]]]
+        yield from rows
+
+    monkeypatch.setattr(measure.Collected, "__iter__", losing)
+    with pytest.raises(ValueError, match=r"decode from start to end for ccs, .* got 000001\.npz"):
+        evaluate(config)
+
+
+def answer(frame: np.ndarray) -> np.ndarray:
+    """What FrameClasses says of a picture."""
+    logits = frame.astype(np.float64).mean((0, 1)) / 64
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+class FrameClasses(nn.Module):
+    """Probabilities of three classes, by the mean colours of a picture."""
+
+    def forward(self, x: Tensor, no_output_bias: bool = False) -> Tensor:
+        return torch.softmax(x.float().mean((2, 3)) / 64, 1)
 
 
 def test_windows_longer_than_the_films(tmp_path: Path) -> None:

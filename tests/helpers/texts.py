@@ -1,5 +1,6 @@
 """Captions for tests, and a text encoder that needs no downloads."""
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -44,4 +45,11 @@ def shapes_texts(folder: Path) -> Path:
 
 def captions_file(path: Path, clips: dict[str, str]) -> Path:
     path.write_text(json.dumps(clips))
+    return path
+
+
+def write_bpe(path: Path) -> Path:
+    """Writes a vocabulary of the form of CLIP's, of eight merges."""
+    merges = ["m o", "v e</w>", "mo ve</w>", "mo v", "r e", "re d</w>", "s q", "o r"]
+    path.write_bytes(gzip.compress("\n".join(["#version: small", *merges, ""]).encode()))
     return path

@@ -17,6 +17,7 @@ import triton
 from benchmarks import compile_ahead
 from latte_fast.kernels import (
     bias_gelu_fp8,
+    causal_attention,
     decode_attention,
     gate_residual_norm_modulate_fp8,
     nearest_code,
@@ -72,8 +73,15 @@ def fp8() -> None:
                 rows_fp8.rows_fp8_fwd(x)
 
 
+def attention(dtype: torch.dtype) -> None:
+    for prefix in (0, 512):
+        qkv = meta(2, 1280, 3, 16, 64, dtype=dtype)
+        out, lse = causal_attention.causal_attention_fwd(qkv, prefix, True)
+        causal_attention.causal_attention_bwd(out, qkv, out, lse, prefix)
+
+
 def tokens() -> None:
-    """The launches of a step of the authors' transformer: 24 layers of 1,024 in 16 heads."""
+    """The authors' transformer, layers of 1,024 in 16 heads: the launches of a step, and a clip's attention."""
     for dtype in (torch.bfloat16, torch.float32):
         width, position = 1024, meta(1, dtype=torch.int64)
         layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
@@ -86,6 +94,7 @@ def tokens() -> None:
                 small_linear.small_linear_fwd(x, w, bias, *norm, None if normed else residual, cols > 3 * width, 1e-5)
             qkv, cache = meta(rows, 3, 16, 64, dtype=dtype), meta(2, rows, 16, 1024, 64, dtype=dtype)
             decode_attention.decode_attention_fwd(qkv, cache, position, 0.125)
+        attention(dtype)
 
 
 MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8, "tokens": tokens}

@@ -33,6 +33,7 @@ if DEVICE == "cpu" and not why_not():
         import latte_fast.kernels.axis_attention
         import latte_fast.kernels.bias_gelu
         import latte_fast.kernels.bias_gelu_fp8
+        import latte_fast.kernels.causal_attention
         import latte_fast.kernels.decode_attention
         import latte_fast.kernels.gate_residual
         import latte_fast.kernels.gate_residual_norm_modulate

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from latte_fast import reference
+from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data import DataConfig, open_dataset
 from latte_fast.data.item import DataError
 from latte_fast.models.checkpoint import read_checkpoint
@@ -22,6 +23,7 @@ from latte_fast.runs.load import load
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.tokens import load_tokens
 from latte_fast.training import Trainer
+from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_tokens import tiny_tokens_run, write_tokens
 from tests.helpers.tiny_vqgan import pair
 
@@ -86,6 +88,33 @@ def test_linear_weights_alone_decay(tmp_path: Path) -> None:
     share = learner.weights.by_name["head.weight"] / before["head.weight"]
     torch.testing.assert_close(share, torch.full_like(share, 1 - 3e-3 * 0.01), rtol=1e-6, atol=0)
     assert learner.optimizer.param_groups[1]["betas"] == (0.9, 0.95)
+
+
+def test_loss_with_captions(tmp_path: Path) -> None:
+    """A caption's tokens come before the codes, and nothing is learned of them: the oracle's loss by hand."""
+    captions = {f"{i}.mp4": f"move {i}" for i in range(11)}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    vocabulary = write_bpe(tmp_path / "bpe.txt.gz")
+    options = TokenTraining(2, 2, 16, captions=str(tmp_path / "captions.json"), bpe=str(vocabulary), words=6)
+    trainer = Trainer(tiny_tokens_run(tmp_path / "run", tokens=options, steps=1), say=quiet)
+    objective: Any = trainer.objective
+    layout, bpe, model = objective.layout, ClipBPE(vocabulary), objective.learner.model
+    assert (layout.conditions, layout.words, layout.bpe, objective.classes) == (522, 6, bpe.digest, [])
+    assert model.config.vocab_size == 522 + 24 and model.config.block_size == 6 + layout.frames * 4
+    items = [objective.dataset[0, index] for index in (3, 7)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in ("tokens", "words")}
+    assert torch.equal(batch["words"], bpe.tokens(["move 3", "move 7"], 6))
+    oracle = reference.token_transformer.TokenTransformer(**vars(model.config))
+    oracle.load_state_dict(model.state_dict())
+    whole = torch.cat([batch["words"], batch["tokens"].flatten(1) + 522], 1)
+    logits = oracle(whole[:, :-1])[:, 5:]
+    want = nn.functional.cross_entropy(logits.movedim(-1, 1), whole[:, 6:], reduction="none").mean(1)
+    torch.testing.assert_close(objective.losses("model", batch, 0)["loss"], want, rtol=1e-5, atol=1e-6)
+    assert trainer.run() == 1 and load_tokens(tmp_path / "run").layout == layout
+    del captions["4.mp4"]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    with pytest.raises(ValueError, match=r"captions must hold every clip, got none of 4\.mp4 \(1 of 11 lack one\)"):
+        Trainer(tiny_tokens_run(tmp_path / "other", tokens=options), say=quiet)
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "norm_silu_halo": lambda: {"x": tensor(2, 3, 2, 4, 4), "scale": tensor(2, 3), "shift": tensor(2, 3),
                                "pads": (1, 0, 1, 1, 2, 0)},
     "nearest_code": lambda: {"z": tensor(12, 16), "codes": tensor(9, 16)},
+    "causal_attention": lambda: {"qkv": tensor(2, 5, 3, 2, 8), "prefix": 2},
     "small_linear": lambda: {"x": tensor(2, 16), "weight": tensor(8, 16), "bias": tensor(8), "norm_weight": tensor(16),
                              "norm_bias": tensor(16), "residual": tensor(2, 8), "gelu": True, "eps": 1e-5},
     "decode_attention": lambda: {"qkv": tensor(2, 3, 2, 8), "cache": tensor(2, 2, 2, 5, 8),

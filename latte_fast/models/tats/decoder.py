@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from latte_fast.backends import autocast_dtype
 from latte_fast.models.tats.transformer import Attend, Attention, Block, TokenTransformer, check_tokens
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.ops import causal_attention
 from latte_fast.ops.registration import REGISTRY
 
 # modules whose forward a step computes without calling them
@@ -152,25 +153,25 @@ class Decoder:
         self.attend = attend.bound(qkv, self.cache[0], self.at[:1], self.scale)
 
     def _run(self, x: Tensor, prefix: int) -> Tensor:
+        """Feeds x (B, n, D), the last n of the tokens that count, to all blocks."""
         count = x.shape[1]
-        mask = None
-        if count > 1 and 1 < prefix < count:
-            mask = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
-            mask[:, :prefix] = True
-        causal = count > 1 and prefix <= 1
         for block, packed, layer in zip(self.model.blocks, self.packed, self.cache, strict=True):
-            x = block(x, self._attend(layer, count, mask, causal), packed)
+            x = block(x, self._attend(layer, count, prefix), packed)
         return x
 
-    def _attend(self, layer: Tensor, count: int, mask: Tensor | None, causal: bool) -> Attend:
-        """Returns attention to the cache of a layer, (2, B, H, length, K), after the new tokens are written into it."""
+    def _attend(self, layer: Tensor, count: int, prefix: int) -> Attend:
+        """Returns attention to the cache of a layer, (2, B, H, length, K), after the new tokens are written into it.
+
+        New tokens are all that there are, of which the first `prefix` are seen by all; or one, which sees all.
+        """
         first, last = self.filled - count, self.filled
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            layer[0, :, :, first:last] = k
-            layer[1, :, :, first:last] = v
-            keys, values = layer[0, :, :, :last], layer[1, :, :, :last]
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+        def attend(qkv: Tensor) -> Tensor:
+            layer[:, :, :, first:last] = qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
+            if not first:
+                return causal_attention(qkv, prefix)
+            query, keys, values = qkv[:, :, 0].transpose(1, 2), layer[0, :, :, :last], layer[1, :, :, :last]
+            return F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
 
         return attend
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from latte_fast.models.tats.token_loss import cross_entropy
 from latte_fast.models.tats.transformer_config import TransformerConfig
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.ops import causal_attention
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor], Tensor]  # packed query, key and value (B, L, 3, H, K) to (B, L, H*K)
 Packed = tuple[Tensor, Tensor]  # weights and biases of query, key and value, one below the other
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -24,16 +25,14 @@ class Attention(nn.Module):
         self.value, self.proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, attend: Attend, packed: Packed | None = None) -> Tensor:
-        y = attend(*self.qkv(x, packed))  # (B, H, L, K)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(attend(self.qkv(x, packed)))
 
-    def qkv(self, x: Tensor, packed: Packed | None = None) -> tuple[Tensor, ...]:
-        """Returns query, key and value (B, H, L, K) of x (B, L, D), by one product unless a layer is changed."""
+    def qkv(self, x: Tensor, packed: Packed | None = None) -> Tensor:
+        """Returns query, key and value (B, L, 3, H, K) of x (B, L, D), by one product unless a layer is changed."""
         layers = (self.query, self.key, self.value)
         if all(type(layer) is nn.Linear and is_untouched(layer) for layer in layers):
-            parts = F.linear(x, *(packed or self.packed())).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, H, K)
-            return parts.permute(2, 0, 3, 1, 4).unbind()
-        return tuple(layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers)
+            return F.linear(x, *(packed or self.packed())).unflatten(-1, (3, self.heads, -1))
+        return torch.stack([layer(x).unflatten(-1, (self.heads, -1)) for layer in layers], 2)
 
     def packed(self) -> Packed:
         layers = (self.query, self.key, self.value)
@@ -132,7 +131,11 @@ class TokenTransformer(nn.Module):
         if back:
             # both ends first: what all rows see is a prefix
             x = torch.cat([x[:, :front], x[:, length - back :], x[:, front : length - back]], 1)
-        attend = prefix_attention(front + back, length, x.device)
+        prefix = front + back
+
+        def attend(qkv: Tensor) -> Tensor:
+            return causal_attention(qkv, prefix)
+
         for block in self.blocks:
             x = block(x, attend)
         if back:
@@ -153,24 +156,6 @@ class TokenTransformer(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.config).items())
-
-
-def prefix_attention(prefix: int, length: int, device: torch.device) -> Attend:
-    """Returns attention in which the first `prefix` tokens are seen by all, and each later one by those after it."""
-    if prefix <= 1:
-        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    mask = None
-    if prefix < length:
-        mask = torch.ones(length - prefix, length, dtype=torch.bool, device=device).tril(prefix)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        given = F.scaled_dot_product_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix])
-        if mask is None:
-            return given
-        rest = F.scaled_dot_product_attention(q[:, :, prefix:], k, v, attn_mask=mask)
-        return torch.cat([given, rest], 2)
-
-    return attend
 
 
 def check_tokens(tokens: Tensor, config: TransformerConfig) -> None:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from latte_fast.files import atomic
 from latte_fast.models.checkpoint import CheckpointError, check_tensors, load_state, read_checkpoint, read_pickle
 from latte_fast.models.tats.files import build as build_vqgan
 from latte_fast.models.tats.files import vqgan_of
@@ -66,6 +68,11 @@ def options_of(content: Mapping[str, Any]) -> dict[str, Any]:
     options = content.get("hyper_parameters", {})
     options = options.get("args", options) if isinstance(options, dict) else options
     return dict(vars(options) if isinstance(options, argparse.Namespace) else options)
+
+
+def is_transformer_file(path: Path) -> bool:
+    """Whether a file is a safetensors file of a token transformer."""
+    return path.is_file() and path.suffix == ".safetensors" and bool(keywords_of(path))
 
 
 def keywords_of(path: Path) -> dict[str, Any]:
@@ -123,3 +130,24 @@ def load_first_stage(path: str | os.PathLike, device: torch.device | str = "cpu"
 
 def build(config: TransformerConfig) -> TokenTransformer:
     return TokenTransformer(**asdict(config))
+
+
+def save_transformer(model: TokenTransformer, path: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
+    """Writes a .safetensors file, whole or not at all, or a .ckpt under the authors' keys, without a VQGAN.
+
+    Args:
+        model: the transformer.
+        path: new file.
+        dtype: data type of the written weights; by default unchanged.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"convert: out must end in .safetensors or .ckpt for a token transformer, got {path.name}")
+    state = {key: x.detach().to("cpu", dtype).contiguous() for key, x in model.state_dict().items()}
+    options = asdict(model.config)
+    with atomic(path) as partial:
+        if path.suffix == ".safetensors":
+            save_file(state, partial, metadata={"format": "pt", TransformerConfig.family: json.dumps(options)})
+        else:
+            held = {"state_dict": {PREFIX + key: x for key, x in state.items()}}
+            torch.save(held | {"hyper_parameters": {"args": argparse.Namespace(**options)}}, partial)

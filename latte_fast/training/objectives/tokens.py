@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.codecs.vqgan import VQGANCodec
 from latte_fast.data import open_dataset
+from latte_fast.data.encode_text import read_captions
 from latte_fast.data.token_clips import TokenClips
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.media import write
@@ -44,8 +46,14 @@ class TokensObjective(OneLearner):
         self.dataset: Any = open_dataset(config.data, config.frames, config.size)
         stored = isinstance(self.dataset, TokenClips)
         self.codec = None if stored and not config.sample.every else open_vqgan(config.vae, ranks.device)
-        self.classes = list(self.dataset.classes) if self.options.classes and self.dataset.classes else []
-        self.layout = layout_of(config, self.dataset, self.codec, len(self.classes))
+        self.bpe = ClipBPE(self.options.bpe) if self.options.captions else None
+        self.captions: list[str] = []
+        if self.bpe is not None:
+            known = read_captions(self.options.captions)
+            self.captions = self.dataset.give_captions(known, self.bpe, self.options.words)
+        wanted = self.options.classes and self.bpe is None
+        self.classes = list(self.dataset.classes) if wanted and self.dataset.classes else []
+        self.layout = layout_of(config, self.dataset, self.codec, len(self.classes), self.bpe)
         self.length = len(self.dataset)
         sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
         model = new_transformer(config, self.layout.model(*sizes), say).to(ranks.device)
@@ -58,15 +66,15 @@ class TokensObjective(OneLearner):
         layout = self.layout
         what = "tokens of a gap" if layout.gap else "tokens"
         size = f"{layout.frames}x{layout.side}x{layout.side}"
-        choices = f"{len(self.classes):,} classes" if self.classes else "no classes"
+        choices = f"{len(self.classes):,} classes" if self.classes else "captions" if self.bpe else "no classes"
         return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
 
     def items(self) -> Dataset:
         return self.dataset
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        labels = batch["label"] if self.classes else None
-        inputs, targets, start = inputs_of(self.tokens(batch), labels, self.layout)
+        given = batch["words"] if self.bpe is not None else batch["label"] if self.classes else None
+        inputs, targets, start = inputs_of(self.tokens(batch), given, self.layout)
         with self.learner.autocast(inputs.device):
             return {"loss": self.learner.call(inputs, targets, start).mean(1)}
 
@@ -92,7 +100,7 @@ class TokensObjective(OneLearner):
             with self.learner.averaged():
                 model: Any = self.learner.model
                 trained = TrainedTokens(model, self.layout, self.classes, self.config, step)
-                source = TokenSource(trained, self.codec, TokenOptions(), self.classes)
+                source = TokenSource(trained, self.codec, TokenOptions(), self.classes or self.captions, bpe=self.bpe)
                 request = Request(count=count, batch=count, seed=self.config.seed)
                 clips, names = source.draw(request, range(count))
             folder.mkdir(exist_ok=True)
@@ -100,16 +108,16 @@ class TokensObjective(OneLearner):
         self.ranks.barrier()
 
 
-def inputs_of(tokens: Tensor, labels: Tensor | None, layout: TokenLayout) -> tuple[Tensor, Tensor, int]:
+def inputs_of(tokens: Tensor, given: Tensor | None, layout: TokenLayout) -> tuple[Tensor, Tensor, int]:
     """Returns a batch's inputs, its targets, and the first row that predicts one.
 
     A row predicts the token after it. A model that fills gaps learns the tokens between the ends alone: the ends see
     each other, so that nothing is to be learned of them.
     """
-    sequence = layout.sequence(tokens[:, :: layout.every], labels)
-    inputs, targets = sequence[:, :-1], sequence[:, 1:]
+    sequence = layout.sequence(tokens[:, :: layout.every], given)
+    inputs, targets = sequence[:, :-1], sequence[:, layout.given :]
     if not layout.gap:
-        return inputs, targets, 0
+        return inputs, targets, layout.given - 1
     size = layout.per_frame
     return inputs, targets[:, size:-size], size
 
@@ -119,7 +127,9 @@ def decayed(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def layout_of(config: TrainConfig, dataset: Any, codec: VQGANCodec | None, classes: int) -> TokenLayout:
+def layout_of(
+    config: TrainConfig, dataset: Any, codec: VQGANCodec | None, classes: int, bpe: ClipBPE | None = None
+) -> TokenLayout:
     """Returns what the tokens of a run stand for, from its stored tokens or from the VQGAN that makes them."""
     stored = isinstance(dataset, TokenClips)
     known: Any = dataset if stored else codec
@@ -133,8 +143,9 @@ def layout_of(config: TrainConfig, dataset: Any, codec: VQGANCodec | None, class
     rule = f"at least {least} latent frames of {frame_factor}, {options.every} apart"
     require(frames >= least, "frames", rule, config.frames)
     side = config.size // factor
-    numbers = (frames, side, int(known.n_codes), classes, options.every, options.gap)
-    return TokenLayout(*numbers, str(known.fingerprint), int(frame_factor), int(factor))
+    numbers = (frames, side, int(known.n_codes), bpe.size if bpe else classes, options.every, options.gap)
+    text = (options.words, bpe.digest) if bpe else (0, "")
+    return TokenLayout(*numbers, str(known.fingerprint), int(frame_factor), int(factor), *text)
 
 
 def new_transformer(config: TrainConfig, sizes: TransformerConfig, say: Any) -> TokenTransformer:
