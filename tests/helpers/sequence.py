@@ -52,6 +52,14 @@ def text(frames: int) -> Case:
     return lambda: LatteT2V(video_length=frames, **TEXT), (2, 4, frames, 8, 8), call | {"return_dict": False}
 
 
+def by_frame(case: Case) -> Case:
+    """Gives every frame and image of a case a time step of its own."""
+    make, shape, call = case
+    name, axis = ("timestep", 2) if "timestep" in call else ("t", 1)
+    steps = torch.randint(0, 1000, (2, shape[axis]), generator=torch.Generator().manual_seed(6))
+    return make, shape, call | {name: steps}
+
+
 CASES: dict[str, Case] = {
     "16 frames, 16 patches": latte(16, 4),
     "17 frames, 25 patches": latte(17, 5),
@@ -66,9 +74,15 @@ CASES: dict[str, Case] = {
     "variant 4, joint": latte(5, 4, images=2, variant=4, depth=2),
     "all tokens": latte(5, 4, conditioning="tokens"),
     "every block recomputed": latte(5, 4, recompute="block"),
+    "a step a frame": by_frame(latte(5, 4)),
+    "a step a frame, joint": by_frame(latte(5, 4, images=2)),
+    "a step a frame, variant 3": by_frame(latte(5, 5, variant=3)),
+    "a step a frame, all tokens": by_frame(latte(5, 4, conditioning="tokens")),
+    "a step a frame, flexible density": by_frame(latte(5, 8, layout="PP GSRD DD", depth=8, sides=(4, 5))),
+    "a step a frame, text": by_frame(text(5)),
 }
 DEFAULT = ("16 frames, 16 patches", "17 frames, 25 patches", "joint", "text", "flexible density", "variant 3",
-           "variant 4, joint", "all tokens")  # fmt: skip
+           "variant 4, joint", "all tokens", "a step a frame, text")  # fmt: skip
 
 
 def called(model: nn.Module, x: Tensor, call: dict[str, Any]) -> Tensor:

@@ -60,7 +60,7 @@ class AtDensity:
 
 
 class FlexLatte(Latte):
-    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768), the side of the sparse grid -> (B, F, 2C, H, W).
+    """x (B, F, C, H, W), t (B,) or (B, F), y (B,) or text (B, 77, 768), the sparse grid's side -> (B, F, 2C, H, W).
 
     Args:
         **kwargs: fields of FlexLatteConfig, `layout` and `sides` among them, and Latte's `recompute`, `extend_time` and
@@ -123,7 +123,7 @@ class FlexLatte(Latte):
 
 
 class FlexLatteIMG(FlexLatte, LatteIMG):
-    """FlexLatte for joint training: n images follow the video frames, share t, and skip all attention over time."""
+    """FlexLatte for joint training: n images follow the video frames and skip all attention over time."""
 
     def forward(  # type: ignore[override]
         self,
