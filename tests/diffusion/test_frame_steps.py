@@ -63,9 +63,14 @@ def test_a_step_of_a_sampler_is_of_each_frame(method: str) -> None:
                 assert torch.equal(got[i, f], want[i, f])
 
 
-LOSSES: list[dict[str, Any]] = [{}, {"use_kl": True}, {"rescale_learned_sigmas": True}, {"learn_sigma": False, "min_snr": 5.0},
-                                {"learn_sigma": False, "prediction": "v", "min_snr": 5.0},
-                                {"learn_sigma": False, "prediction": "flow"}]  # fmt: skip
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"use_kl": True},
+    {"rescale_learned_sigmas": True},
+    {"learn_sigma": False, "min_snr": 5.0},
+    {"learn_sigma": False, "prediction": "v", "min_snr": 5.0},
+    {"learn_sigma": False, "prediction": "flow"},
+]
 
 
 @pytest.mark.parametrize("how", LOSSES, ids=lambda how: "-".join(map(str, how.values())) or "mse")

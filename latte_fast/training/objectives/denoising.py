@@ -37,7 +37,7 @@ class DenoisingItem(Item, total=False):
     """An item of the data with all random draws for its sample; the model's family adds its conditions."""
 
     noise: Tensor  # (F + n, C, h, w)
-    t: Tensor  # () int64, the time step
+    t: Tensor  # () int64, the time step, or (F + n,) where frames have their own
     drop: Tensor  # (1 + n,) bool, which labels are dropped
     eps: Tensor  # like noise, for a draw from the VAE's posterior
     text: Tensor  # (1 + n, T, C)
@@ -76,9 +76,15 @@ class DenoisingItems(Dataset):
         source = generator(seed, key.number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
         within = self.densities.at(key.number // self.config.batch).steps
-        item["t"] = sample_timesteps(
-            process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift, within=within
-        )[0]
+        how = {"mean": process.shift, "within": within}
+        item["t"] = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, **how)[0]
+        if process.frame_steps:
+            item["t"] = item["t"].expand(self.latent[0])
+            own = generator(seed, key.number, Use.FRAME_TIME)
+            if own.random() < process.frame_steps:
+                torch_source = torch.Generator().manual_seed(int(own.integers(2**63)))
+                frames = self.latent[0]
+                item["t"] = sample_timesteps(process.timesteps, frames, process.steps, generator=torch_source, **how)
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
         if self.encoded:
