@@ -50,6 +50,7 @@ ARROWS = {
         "locks",
     },
     "token_films": {"sampling", "runs", "models", "codecs", "media", "diffusion", "distributed", "files"},
+    "long_films": {"sampling", "runs", "codecs", "media", "diffusion", "distributed", "files"},
     "integrations": {"models", "modules", "sampling", "runs", "diffusion", "distributed", "config"},
     "training": {
         "token_films",

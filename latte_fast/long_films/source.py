@@ -45,8 +45,7 @@ class LongSource:
             rule = "fifo or windows for a model trained without diffusion.frame_steps"
             raise ValueError(f"sample: long must be {rule} unless long_films.insist is given, got rollout")
         self.source.guided_condition(request, [0])
-        if request.kind == "rollout":
-            self.source.plan_for(replace(request, frames=None))
+        self.source.plan_for(replace(request, frames=None))
         return replace(request, forwards=self.forwards(request))
 
     def forwards(self, request: LongRequest) -> int:

@@ -1,5 +1,16 @@
-"""A tiny source of clips for tests of long films, and DDIM's step written out in float64."""
+"""A tiny source of clips for tests of long films, and DDIM's step written out in float64.
 
+python -m tests.helpers.long_films {one,two,killed} KIND FRAMES FOLDER     draws films in one way
+python -m tests.helpers.long_films memory KIND FRAMES FOLDER               prints the most bytes that a film took
+"""
+
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +21,16 @@ from torch import Tensor
 from latte_fast import Latte, testing
 from latte_fast.codecs.vae import Identity
 from latte_fast.config import LatteConfig
+from latte_fast.long_films import store
 from latte_fast.long_films.request import LongOptions, LongRequest
 from latte_fast.long_films.source import LongSource
 from latte_fast.long_films.store import work_off
 from latte_fast.models.latte.adapter import LatteAdapter
 from latte_fast.runs.config import DiffusionConfig
+from latte_fast.sampling.files import sample_files
 from latte_fast.sampling.source import ModelSource
+from latte_fast.training import Ranks
+from tests.helpers.forks import finish, fork, on_ranks
 
 FRAMES = 4
 SIZES: dict[str, Any] = {
@@ -80,3 +95,35 @@ class Slow:
         sigma = eta * np.sqrt((1 - before) / (1 - bar) * (1 - bar / before))
         out = np.sqrt(before) * start + np.sqrt(1 - before - sigma**2) * eps
         return (out if noise is None or not level else out + sigma * noise).float()
+
+
+def main(how: str, kind: str, frames: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    if how == "memory":
+        films = LongSource(source(input_size=64, patch_size=16), 1.0)
+        asked = films.complete(request(kind, frames, 4, count=1, batch=1))
+        sample_files(films, asked, out, Ranks())
+        print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    films = LongSource(source(), 1.0)
+    asked = films.complete(request(kind, frames, 8, count=5, batch=1))
+
+    def draw(ranks: Ranks) -> None:
+        store.KEPT_EVERY = 0.05
+        sample_files(films, asked, out, ranks, resume=True)
+
+    if how == "killed":
+        rng = random.Random(kind)
+        for _ in range(6):
+            child = fork(lambda: draw(Ranks()))
+            time.sleep(rng.uniform(0.1, 0.5))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        finish(fork(lambda: draw(Ranks())))
+    else:
+        on_ranks(2 if how == "two" else 1, draw)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
