@@ -2,17 +2,19 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latte_fast.codecs.vae import VAE
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.long_films.request import Kind, LongOptions, LongRequest, default_steps
 from latte_fast.long_films.source import LongSource
-from latte_fast.runs.load import Trained
+from latte_fast.runs.load import Trained, load
+from latte_fast.sampling.chunks import chunks
 from latte_fast.sampling.sample import open_source
 
 
@@ -22,14 +24,6 @@ def sample_long(
     frames: int,
     *,
     out: str | Path,
-    classes: Sequence[str | int] = (),
-    samples: int = 8,
-    guidance: float | None = None,
-    steps: int | None = None,
-    options: LongOptions = LongOptions(),  # noqa: B008  frozen
-    vae: str | Path | VAE | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
     ranks: Ranks | None = None,
     resume: bool = False,
     **given: Any,
@@ -41,6 +35,53 @@ def sample_long(
         kind: fifo, windows or rollout; docs/long-films.md tells which to take.
         frames: number of frames of a film.
         out: folder for the files.
+        ranks: processes that share the films.
+        resume: whether to go on with the same request into the same folder, keeping what is there.
+        **given: what `open_long` takes.
+    """
+    # imported here because it loads PyAV
+    from latte_fast.sampling.files import sample_files
+
+    ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    films, request = open_long(model, kind, frames, **{"device": ranks.device, **given})
+    if kind == "rollout" and not films.frame_steps and ranks.first:
+        print("sample: the model was trained without diffusion.frame_steps: rollouts may fall apart", file=sys.stderr)
+    sample_files(films, request, out, ranks, resume=resume)
+
+
+def draw_long(model: str | Path | Trained | nn.Module, kind: Kind, frames: int, **given: Any) -> tuple[Tensor, float]:
+    """Draws films as `sample_long` does; returns their pixels, uint8 (B, F, H, W, 3), and the forwards for a frame.
+
+    A forward here is one of a window of one film; guidance calls the model on both halves of a batch at once.
+    """
+    films, request = open_long(model, kind, frames, **given)
+    shares = chunks(request.count, request.batch)
+    drawn = torch.cat([films.draw(request, chunk.numbers)[0][: chunk.wanted] for chunk in shares])
+    options = replace(request.options, at_once=1)
+    return drawn, films.forwards(replace(request, options=options)) / frames
+
+
+def open_long(
+    model: str | Path | Trained | nn.Module,
+    kind: Kind,
+    frames: int,
+    *,
+    classes: Sequence[str | int] = (),
+    samples: int = 8,
+    guidance: float | None = None,
+    steps: int | None = None,
+    options: LongOptions = LongOptions(),  # noqa: B008  frozen
+    vae: str | Path | VAE | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **given: Any,
+) -> tuple[LongSource, LongRequest]:
+    """Opens a model as a source of long films; returns it with the request, checked and completed.
+
+    Args:
+        model: path for latte_fast.load, its result, or a module.
+        kind: fifo, windows or rollout.
+        frames: number of frames of a film.
         classes: names or numbers of classes or captions, in turn over the samples; by default drawn by the seed.
         samples: number of films.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, or 1 for a model without classes.
@@ -48,39 +89,16 @@ def sample_long(
         options: how the films are drawn.
         vae: decoder of the latents, by default that of the run.
         dtype: data type of weights and activations.
-        device: device that a path is loaded to, by default that of `ranks`.
-        ranks: processes that share the films.
-        resume: whether to go on with the same request into the same folder, keeping what is there.
-        **given: method, eta, seed, batch, format, fps, plan and lossless, as latte_fast.sample takes them.
+        device: device that a path is loaded to.
+        **given: method, eta, seed, batch, format, fps, plan and lossless, fields of a Request.
     """
-    # imported here because it loads PyAV
-    from latte_fast.sampling.files import sample_files
-
-    ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    source, frame_steps = open_long(model, vae, classes, dtype, device or ranks.device)
+    if isinstance(model, str | Path):
+        model = load(model, device=device)
+    source = open_source(model, vae, classes, dtype, device)
     scale = guidance if guidance is not None else 4.0 if source.adapter.choices else 1.0
     if scale != 1.0 and not source.adapter.choices:
         raise ValueError(f"sample: guidance must be left out for a model without classes, got {guidance}")
     wanted = default_steps(kind, source.shape[0], 50) if steps is None else steps
     request = LongRequest(count=samples, scale=scale, steps=wanted, frames=frames, kind=kind, options=options, **given)
-    films = LongSource(source, frame_steps)
-    request = films.complete(request)
-    if kind == "rollout" and not frame_steps and ranks.first:
-        print("sample: the model was trained without diffusion.frame_steps: rollouts may fall apart", file=sys.stderr)
-    sample_files(films, request, out, ranks, resume=resume)
-
-
-def open_long(
-    model: str | Path | Trained | nn.Module,
-    vae: str | Path | VAE | None,
-    classes: Sequence[str | int],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> tuple[Any, float]:
-    """Opens the source of a model's clips; returns it with the share of clips that had a step a frame in training."""
-    from latte_fast.runs.load import load
-
-    if isinstance(model, str | Path):
-        model = load(model, device=device)
-    frame_steps = model.config.diffusion.frame_steps if isinstance(model, Trained) else 0.0
-    return open_source(model, vae, classes, dtype, device), frame_steps
+    films = LongSource(source, model.config.diffusion.frame_steps if isinstance(model, Trained) else 0.0)
+    return films, films.complete(request)

@@ -1,15 +1,15 @@
 """A tiny source of clips for tests of long films, and DDIM's step written out in float64.
 
 python -m tests.helpers.long_films {one,two,killed} KIND FRAMES FOLDER     draws films in one way
-python -m tests.helpers.long_films memory KIND FRAMES FOLDER               prints the most bytes that a film took
 """
 
 import os
 import random
-import resource
 import signal
 import sys
 import time
+import weakref
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from latte_fast import Latte, testing
 from latte_fast.codecs.vae import Identity
@@ -71,6 +73,31 @@ def drawn(films: LongSource, asked: LongRequest, folder: Path, numbers: tuple[in
     return work.film.read(0, work.film.frames)
 
 
+class Live(TorchDispatchMode):
+    """Knows the bytes of all tensors that are made within it, and the most that there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: Counter[int] = Counter()  # tensors by storage
+        self.bytes = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.bytes += 0 if self.held[key] else size
+                self.held[key] += 1
+                weakref.finalize(x, self.forget, key, size)
+        self.most = max(self.most, self.bytes)
+        return out
+
+    def forget(self, key: int, size: int) -> None:
+        self.held[key] -= 1
+        self.bytes -= 0 if self.held[key] else size
+
+
 class Slow:
     """A model that predicts x_0, guided, and DDIM on frames, by the published formulas."""
 
@@ -99,12 +126,6 @@ class Slow:
 
 def main(how: str, kind: str, frames: int, out: Path) -> None:
     torch.set_num_threads(1)
-    if how == "memory":
-        films = LongSource(source(input_size=64, patch_size=16), 1.0)
-        asked = films.complete(request(kind, frames, 4, count=1, batch=1))
-        sample_files(films, asked, out, Ranks())
-        print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        return
     films = LongSource(source(), 1.0)
     asked = films.complete(request(kind, frames, 8, count=5, batch=1))
 
