@@ -56,7 +56,7 @@ def clip(label: int, seed: int, frames: int, size: int, endless: bool = False) -
     ahead = rng.uniform(-(room - way / 2), room - way / 2)
     beside = rng.uniform(-room, room)
     dx, dy = DIRECTIONS[direction]
-    places = ahead + way * (np.linspace(0, 1, frames) - 0.5)
+    places: np.ndarray = ahead + way * (np.linspace(0, 1, frames) - 0.5)
     if endless:
         beside = rng.uniform(-size / 2, size / 2)
         places = rng.uniform(-size / 2, size / 2) + rng.uniform(0.10, 0.14) * size * np.arange(frames)

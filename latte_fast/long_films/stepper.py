@@ -1,6 +1,6 @@
 """A step of a sampler on windows of films, each frame at a step of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class Stepper:
             return self.along_line(out, x, t)
         given: dict[str, Any] = {"draw": torch.zeros_like if noise is None else lambda _: noise}
         given["clip_denoised"] = self.source.vae.factor == 1
-        step = self.process.p_sample
+        step: Callable[..., dict[str, Tensor]] = self.process.p_sample
         if self.request.method == "ddim":
             step, given["eta"] = self.process.ddim_sample, self.request.eta
         return step(lambda *_: out, x, t, **given)["sample"]

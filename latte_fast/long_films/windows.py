@@ -46,7 +46,7 @@ class Windows:
         self.most = options.at_once
         self.groups = [self.starts[i : i + self.most] for i in range(0, len(self.starts), self.most)]
         names = (path, path.with_name(path.name + ".next"))
-        self.stores = [Frames(name, len(self.numbers), frames, self.shape) for name in names]
+        self.stores: Sequence[Frames] = [Frames(name, len(self.numbers), frames, self.shape) for name in names]
         self.units = self.steps * len(self.groups)
 
     @property

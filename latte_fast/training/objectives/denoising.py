@@ -76,15 +76,19 @@ class DenoisingItems(Dataset):
         source = generator(seed, key.number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
         within = self.densities.at(key.number // self.config.batch).steps
-        how = {"mean": process.shift, "within": within}
-        item["t"] = sample_timesteps(process.timesteps, 1, process.steps, generator=torch_source, **how)[0]
+
+        def steps(count: int, drawn_by: torch.Generator) -> Tensor:
+            shift = process.shift
+            return sample_timesteps(
+                process.timesteps, count, process.steps, generator=drawn_by, mean=shift, within=within
+            )
+
+        item["t"] = steps(1, torch_source)[0]
         if process.frame_steps:
-            item["t"] = item["t"].expand(self.latent[0])
-            own = generator(seed, key.number, Use.FRAME_TIME)
+            own, frames = generator(seed, key.number, Use.FRAME_TIME), self.latent[0]
+            item["t"] = item["t"].expand(frames)
             if own.random() < process.frame_steps:
-                torch_source = torch.Generator().manual_seed(int(own.integers(2**63)))
-                frames = self.latent[0]
-                item["t"] = sample_timesteps(process.timesteps, frames, process.steps, generator=torch_source, **how)
+                item["t"] = steps(frames, torch.Generator().manual_seed(int(own.integers(2**63))))
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
         if self.encoded:
