@@ -1,6 +1,6 @@
 """Films of moving shapes that are longer than a model's clips: which way of drawing them drifts, and how much.
 
-python examples/long_shapes.py --out long-shapes                    two models and six kinds of films, about an hour
+python examples/long_shapes.py --out long-shapes                    two models and six kinds of films, about 40 minutes
 python examples/long_shapes.py --out long-shapes --frames 64        longer films of the same models
 
 One model is trained with one time step a clip, the other gives half of its clips a step a frame. Each draws films of
@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +23,12 @@ from latte_fast.cli.demo import NAMES, WANTED, demo_config
 from latte_fast.evaluation.frechet import Moments, frechet_distance, moments
 from latte_fast.evaluation.shapes_classifier import Recogniser, shapes_batch, train_recogniser
 from latte_fast.long_films.request import LongOptions
-from latte_fast.long_films.sample import draw_long
+from latte_fast.long_films.sample import draw_films, open_long
 from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_mp4
-from latte_fast.training import TrainConfig, Trainer
+from latte_fast.training import Ranks, TrainConfig, Trainer
 
-STEPS, SAMPLING, GUIDANCE = 4800, 24, 2.0
+STEPS, SAMPLING, GUIDANCE = 4800, 12, 2.0
 FRAMES, SIZE = 4, 24  # of a clip
 MODELS = {"one step a clip": 0.0, "half with a step a frame": 0.5}
 KINDS = ("fifo", "windows", "rollout")
@@ -49,11 +50,15 @@ def train(given: TrainConfig) -> float:
     return time.perf_counter() - begin
 
 
-def draw(run: Path, kind: str, frames: int, per_class: int, steps: int) -> tuple[Tensor, float]:
-    """Draws films of every class in turn, (B, F, H, W, 3), with the model's forwards for a frame of a film."""
+def draw(run: Path, kind: str, frames: int, per_class: int, steps: int, out: Path) -> tuple[Tensor, float]:
+    """Draws films of every class in turn, (B, F, H, W, 3), or goes on with those in `out`; and the forwards a frame."""
     options = LongOptions(at_once=16, insist=kind == "rollout")
     given = {"samples": per_class * len(NAMES), "batch": len(NAMES), "steps": steps, "guidance": GUIDANCE}
-    return draw_long(run, kind, frames, classes=NAMES, options=options, **given)  # type: ignore[arg-type]
+    films, request = open_long(run, kind, frames, classes=NAMES, options=options, format="npz", **given)  # type: ignore[arg-type]
+    draw_films(films, request, out, Ranks(), resume=True)
+    videos = [torch.from_numpy(np.load(file)["video"]) for file in sorted(out.glob("*.npz"))]
+    one_by_one = replace(request, options=replace(request.options, at_once=1))
+    return torch.stack(videos), films.forwards(one_by_one) / frames
 
 
 @torch.no_grad()
@@ -100,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("long-shapes"), help="folder of the runs and results")
     parser.add_argument("--steps", type=int, default=STEPS, help="number of updates of each model")
     parser.add_argument("--frames", type=int, default=4 * FRAMES, help="frames of a film, a multiple of 16")
-    parser.add_argument("--per-class", type=int, default=16, help="number of films of each class")
+    parser.add_argument("--per-class", type=int, default=12, help="number of films of each class")
     parser.add_argument(
         "--sampling-steps", type=int, default=SAMPLING, help="number of sampling steps, a multiple of 4"
     )
@@ -125,8 +130,10 @@ def main() -> None:
             if name in results:
                 continue
             begin = time.perf_counter()
-            films, forwards = draw(Path(run.out), kind, given.frames, given.per_class, given.sampling_steps)
-            show(given.out / f"{kind}-{frame_steps:g}-{given.frames}.mp4", films)
+            drawn = given.out / f"{kind}-{frame_steps:g}-{given.frames}"
+            how = (kind, given.frames, given.per_class, given.sampling_steps)
+            films, forwards = draw(Path(run.out), *how, drawn)
+            show(Path(f"{drawn}.mp4"), films)
             shares, distances = judge(films, classifier, real)
             results[name] = {"model": model, "kind": kind, "recognised": shares, "distance": distances,
                              "forwards": forwards, "seconds": round(time.perf_counter() - begin)}  # fmt: skip

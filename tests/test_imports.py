@@ -51,7 +51,17 @@ ARROWS = {
     },
     "token_films": {"sampling", "runs", "models", "codecs", "media", "diffusion", "distributed", "files"},
     "long_films": {"sampling", "runs", "codecs", "media", "diffusion", "distributed", "files"},
-    "integrations": {"models", "modules", "sampling", "runs", "diffusion", "distributed", "config"},
+    "integrations": {
+        "models",
+        "modules",
+        "long_films",
+        "sampling",
+        "runs",
+        "codecs",
+        "diffusion",
+        "distributed",
+        "config",
+    },
     "training": {
         "token_films",
         "sampling",

@@ -1,6 +1,7 @@
 """latte-fast sample."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,8 @@ import tyro
 from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import Ranks, start
 from latte_fast.integrations.latte_pipeline import sample_text
-from latte_fast.long_films.request import LongOptions
+from latte_fast.integrations.long_prompts import sample_prompts
+from latte_fast.long_films.request import LongOptions, LongRequest
 from latte_fast.long_films.sample import sample_long
 from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.load import load
@@ -124,7 +126,7 @@ def sample(
             parallel = ParallelConfig(sequence, cfg)
             if pretrained is not None:
                 several = {"sequence": sequence if sequence > 1 else None, "cfg": cfg if cfg > 1 else None}
-                refuse("with --pretrained", **several, long=long)
+                refuse("with --pretrained", **several)
                 computes = "" if quality == "exact" else quality
                 refuse("with --pretrained", classes=classes, method=method, vae=vae, plan=plan, quality=computes)
                 refuse("without a path", weights=weights if path is None else None)
@@ -142,6 +144,16 @@ def sample(
                 scale = guidance if guidance is not None else 7.5
                 request = Request(count=wanted, scale=scale, **given)
                 trained = None if path is None else load(path, weights or "ema", ranks.device)
+                if long is not None:
+                    refuse("with --long", scheduler=scheduler, **{"no-over-time": not over_time})
+                    refuse("with --long", **{"temporal-decoder": temporal_decoder, "seed-rule": seed_rule == "old"})
+                    if frames is None:
+                        raise ValueError("sample: frames must be given with --long, got none")
+                    asks = LongRequest(count=wanted, scale=scale, kind=long, options=long_films, **given)
+                    text = replace(text, frames=None)
+                    sample_prompts(pretrained, text, asks, steps, out, ranks, DTYPES[dtype], trained, resume)
+                    done(ranks, out, wanted)
+                    return
                 sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume)
             else:
                 over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}

@@ -19,7 +19,7 @@ class LongOptions:
 
     Args:
         lookahead: for fifo, whether windows overlap by half, of which the noisier half takes the step, at twice the
-            forwards; by default yes.
+            forwards.
         stride: for windows, distance of neighbouring windows in frames; by default half of the model's frames.
         weights: for windows, weight of a frame in a window: pyramid rises from the ends to the middle, flat is 1; by
             default pyramid.
@@ -28,7 +28,7 @@ class LongOptions:
         at_once: number of windows in a forward, which takes memory; another number may change last bits.
     """
 
-    lookahead: bool | None = None
+    lookahead: bool = True
     stride: int | None = None
     weights: Literal["pyramid", "flat"] | None = None
     context: int | None = None
@@ -59,7 +59,7 @@ class LongRequest(Request):
         for kind, names in OPTIONS.items():
             for name in names:
                 value = getattr(self.options, name)
-                if kind != self.kind and value not in (None, False):
+                if kind != self.kind and value != getattr(LongOptions, name):
                     raise ValueError(f"sample: long_films.{name} must be left out for {self.kind}, got {value!r}")
         if self.kind not in SHARED:
             return
@@ -99,7 +99,6 @@ def checked(request: LongRequest, frames: int, patch_frames: int, merged: int) -
     filled = {name: getattr(options, name) for name in ("lookahead", "stride", "weights", "context")}
     if kind == "fifo":
         check_fifo(request, frames)
-        filled["lookahead"] = options.lookahead is not False
     elif kind == "windows":
         filled |= {"stride": options.stride or max(1, frames // 2), "weights": options.weights or "pyramid"}
         if filled["stride"] > frames:
@@ -125,7 +124,7 @@ def check_fifo(request: LongRequest, frames: int) -> None:
         near = " or ".join(str(n) for n in (below, below + frames) if n)
         rule = f"a multiple of the model's {frames} frames for fifo, whose queue divides into windows, such as {near}"
         raise ValueError(f"sample: steps must be {rule}, got {request.steps}")
-    if request.options.lookahead is not False and frames % 2:
+    if request.options.lookahead and frames % 2:
         rule = f"off for a model of {frames} frames, as windows overlap by half"
         raise ValueError(f"sample: long_films.lookahead must be {rule}")
 

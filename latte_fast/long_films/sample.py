@@ -2,19 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latte_fast.codecs.vae import VAE
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.long_films.request import Kind, LongOptions, LongRequest, default_steps
 from latte_fast.long_films.source import LongSource
 from latte_fast.runs.load import Trained, load
-from latte_fast.sampling.chunks import chunks
 from latte_fast.sampling.sample import open_source
 
 
@@ -39,26 +37,19 @@ def sample_long(
         resume: whether to go on with the same request into the same folder, keeping what is there.
         **given: what `open_long` takes.
     """
+    ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    films, request = open_long(model, kind, frames, **{"device": ranks.device, **given})
+    draw_films(films, request, out, ranks, resume)
+
+
+def draw_films(films: LongSource, request: LongRequest, out: str | Path, ranks: Ranks, resume: bool = False) -> None:
+    """Writes a request's films to the folder `out`; warns where rollouts are of a model not trained for them."""
     # imported here because it loads PyAV
     from latte_fast.sampling.files import sample_files
 
-    ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    films, request = open_long(model, kind, frames, **{"device": ranks.device, **given})
-    if kind == "rollout" and not films.frame_steps and ranks.first:
+    if request.kind == "rollout" and not films.frame_steps and ranks.first:
         print("sample: the model was trained without diffusion.frame_steps: rollouts may fall apart", file=sys.stderr)
     sample_files(films, request, out, ranks, resume=resume)
-
-
-def draw_long(model: str | Path | Trained | nn.Module, kind: Kind, frames: int, **given: Any) -> tuple[Tensor, float]:
-    """Draws films as `sample_long` does; returns their pixels, uint8 (B, F, H, W, 3), and the forwards for a frame.
-
-    A forward here is one of a window of one film; guidance calls the model on both halves of a batch at once.
-    """
-    films, request = open_long(model, kind, frames, **given)
-    shares = chunks(request.count, request.batch)
-    drawn = torch.cat([films.draw(request, chunk.numbers)[0][: chunk.wanted] for chunk in shares])
-    options = replace(request.options, at_once=1)
-    return drawn, films.forwards(replace(request, options=options)) / frames
 
 
 def open_long(

@@ -61,18 +61,19 @@ class LongSource:
         stepper = Stepper(self.source, request, numbers)
         if request.kind == "windows":
             return Windows(stepper, request.frames, path, tick)
-        lookahead = bool(request.options.lookahead)
-        return Fifo(stepper, Diagonal(request.frames, request.steps, self.source.shape[0], lookahead), path, tick)
+        schedule = Diagonal(request.frames, request.steps, self.source.shape[0], request.options.lookahead)
+        return Fifo(stepper, schedule, path, tick)
 
     def batch(self, request: Request) -> int:
-        return request.batch
+        return self.source.batch(request)
 
     def names(self, request: Request) -> list[str]:
         return self.source.names(request)
 
     def notes(self, request: Request) -> dict[str, Any]:
         assert isinstance(request, LongRequest)
-        kept = {name: x for name, x in request.__dict__.items() if name not in ("kind", "options", "forwards")}
+        held = self.source.notes(request)
+        kept = {name: x for name, x in held.items() if name not in ("kind", "options", "forwards")}
         options = {f"long_films.{name}": x for name, x in asdict(request.options).items() if name != "insist"}
         return kept | {"long": request.kind} | options
 

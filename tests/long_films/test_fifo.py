@@ -48,7 +48,7 @@ def slow(films: int, steps: int, lookahead: bool, number: int, label: int, eta: 
 def test_equals_a_slow_loop(frames: int, lookahead: bool, tmp_path: Path) -> None:
     made = source()
     made.wanted = [1, 2]
-    got = drawn(LongSource(made), request("fifo", frames, 8, {"lookahead": lookahead or False}), tmp_path)
+    got = drawn(LongSource(made), request("fifo", frames, 8, {"lookahead": lookahead}), tmp_path)
     for number, label in ((0, 1), (1, 2)):
         assert relative_error(got[number], slow(frames, 8, lookahead, number, label, 0.0)) <= 1e-5
 

@@ -148,7 +148,7 @@ def test_a_request_is_noted(tmp_path: Path) -> None:
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "loop"}, "long must be one of fifo, windows, rollout, got 'loop'"),
     ({"kind": "fifo", "stride": 2}, r"long_films\.stride must be left out for fifo, got 2"),
-    ({"kind": "windows", "lookahead": True}, r"long_films\.lookahead must be left out for windows, got True"),
+    ({"kind": "windows", "lookahead": False}, r"long_films\.lookahead must be left out for windows, got False"),
     ({"kind": "fifo", "insist": True}, r"long_films\.insist must be left out for fifo"),
     ({"kind": "windows", "context": 1}, r"long_films\.context must be left out for windows"),
     ({"kind": "windows", "stride": 0}, r"long_films\.stride must be at least 1, got 0"),
