@@ -149,9 +149,9 @@ def sample(
                     refuse("with --long", **{"temporal-decoder": temporal_decoder, "seed-rule": seed_rule == "old"})
                     if frames is None:
                         raise ValueError("sample: frames must be given with --long, got none")
-                    asks = LongRequest(count=wanted, scale=scale, kind=long, options=long_films, **given)
+                    film = LongRequest(count=wanted, scale=scale, kind=long, options=long_films, **given)
                     text = replace(text, frames=None)
-                    sample_prompts(pretrained, text, asks, steps, out, ranks, DTYPES[dtype], trained, resume)
+                    sample_prompts(pretrained, text, film, steps, out, ranks, DTYPES[dtype], trained, resume)
                     done(ranks, out, wanted)
                     return
                 sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume)
