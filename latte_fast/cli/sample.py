@@ -1,6 +1,7 @@
 """latte-fast sample."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,9 @@ import tyro
 from latte_fast.cli.endings import sentence
 from latte_fast.distributed.ranks import Ranks, start
 from latte_fast.integrations.latte_pipeline import sample_text
+from latte_fast.integrations.long_prompts import sample_prompts
+from latte_fast.long_films.request import LongOptions, LongRequest
+from latte_fast.long_films.sample import sample_long
 from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.load import load
 from latte_fast.runs.plan import load_plan, plan_path
@@ -22,7 +26,7 @@ from latte_fast.token_films.source import TokenOptions
 from latte_fast.training.folder import ema_is_noise
 
 # defaults in --help of flags that are None unless given, as they are refused where they would have no effect
-DDIM, EMA = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema"))
+DDIM, EMA, FIFTY = (tyro.conf.arg(help_behavior_hint=f"(default: {name})") for name in ("ddim", "ema", "50"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,13 +37,14 @@ def sample(
     samples: Annotated[int | None, tyro.conf.arg(aliases=["--count"])] = None,
     batch: int = 4,
     seed: int = 0,
-    steps: int = 50,
+    steps: Annotated[int | None, FIFTY] = None,
     method: Annotated[Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"] | None, DDIM] = None,
     quality: str = "exact",
     plan: Path | None = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None,
     eta: float = 0.0,
     frames: int | None = None,
+    long: Literal["fifo", "windows", "rollout"] | None = None,
     format: Literal["mp4", "gif", "png", "npz"] = "mp4",
     fps: float = 8.0,
     weights: Annotated[Literal["ema", "model"] | None, EMA] = None,
@@ -56,13 +61,14 @@ def sample(
     temporal_decoder: bool = False,
     seed_rule: Literal["philox", "old"] = "philox",
     tokens: TokenOptions = TokenOptions(),  # noqa: B008  frozen
+    long_films: LongOptions = LongOptions(),  # noqa: B008  frozen
     resume: bool = False,
     sequence: int = 1,
     cfg: Literal[1, 2] = 1,
 ) -> None:
     """Draw clips from a trained model or from text; several processes under torchrun write the same files as one.
 
-    From a token transformer's run, films of any length: latte-fast sample RUN --frames 1024 --vae VQGAN.
+    Films of any length: latte-fast sample RUN --frames 1024 --long fifo; of a token transformer's run without --long.
 
     Args:
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
@@ -71,7 +77,7 @@ def sample(
         samples: number of samples, by default 8, or one for each prompt.
         batch: number of samples in a batch; another number may change their last bits. Prompts are sampled one by one.
         seed: seed of all noise; sample i depends on the seed and i alone.
-        steps: number of sampling steps.
+        steps: number of sampling steps; of fifo by default the next number above 50 that the model's frames divide.
         method: sampler of a trained model: ddpm, ddim, dpm++ (DPM-Solver++(2M)), unipc (UniPC-2), heun, or euler, which
             is ddim's step.
         quality: exact computes every step; lossless too, with other roundings; high and fast follow the plans that
@@ -80,6 +86,8 @@ def sample(
         guidance: scale of classifier-free guidance, 1 is none; by default 4, for text 7.5, without classes 1.
         eta: noise of ddim's steps, from 0 (none) to 1 (as much as ddpm).
         frames: number of frames in a clip; a trained model makes longer clips of overlapping windows.
+        long: how films of any length are drawn, in memory that does not grow with it: by a queue (fifo), by windows
+            that are blended at every step (windows), or clip after clip (rollout).
         format: kind of file: a film (mp4, gif) or an array (npz) for each sample, or a contact sheet (png) of a batch.
         fps: frames a second of the films.
         weights: the EMA of the weights (ema), or the weights themselves (model).
@@ -98,6 +106,7 @@ def sample(
         seed_rule: how --pretrained draws noise: philox (by seed and sample number, as trained models do), or old (as
             version 0.1 did, until the next release).
         tokens: options of token transformers.
+        long_films: options of --long.
         resume: go on with a stopped run of the same options into the same folder; samples that are there are kept.
         sequence: number of processes that share the tokens of each clip, instead of drawing clips of their own.
         cfg: 2 lets two processes, or two groups of them, compute a guided clip with and without its condition.
@@ -108,7 +117,9 @@ def sample(
             raise ValueError("sample: give a trained model's path, or --pretrained with --prompt")
         if pretrained is not None and not asked:
             raise ValueError("sample: --pretrained needs --prompt or --prompts")
-        given: dict[str, Any] = {"eta": eta, "frames": frames, "seed": seed, "batch": batch, "steps": steps}
+        given: dict[str, Any] = {"eta": eta, "frames": frames, "seed": seed, "batch": batch, "steps": steps or 50}
+        if steps is not None and steps < 1:
+            raise ValueError(f"sample: steps must be at least 1, got {steps}")
         given |= {"format": format, "fps": fps}
         wanted, said = samples if samples is not None else len(asked) or 8, ""
         with start() as ranks:
@@ -133,6 +144,16 @@ def sample(
                 scale = guidance if guidance is not None else 7.5
                 request = Request(count=wanted, scale=scale, **given)
                 trained = None if path is None else load(path, weights or "ema", ranks.device)
+                if long is not None:
+                    refuse("with --long", scheduler=scheduler, **{"no-over-time": not over_time})
+                    refuse("with --long", **{"temporal-decoder": temporal_decoder, "seed-rule": seed_rule == "old"})
+                    if frames is None:
+                        raise ValueError("sample: frames must be given with --long, got none")
+                    film = LongRequest(count=wanted, scale=scale, kind=long, options=long_films, **given)
+                    text = replace(text, frames=None)
+                    sample_prompts(pretrained, text, film, steps, out, ranks, DTYPES[dtype], trained, resume)
+                    done(ranks, out, wanted)
+                    return
                 sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume)
             else:
                 over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
@@ -145,7 +166,7 @@ def sample(
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
                 if is_token_run(path):
-                    refuse("for a token transformer", method=method, plan=plan)
+                    refuse("for a token transformer", long=long, method=method, plan=plan)
                     refuse("for a token transformer", guidance=guided, quality="" if quality == "exact" else quality)
                     kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
                     asks = Request(count=wanted, **kept)
@@ -165,6 +186,33 @@ def sample(
                 noise = ema_is_noise(run.config, run.step) if run.step and weights != "model" else None
                 if noise and ranks.first:
                     print(f"sample: {noise}", file=sys.stderr)
+                if long is not None:
+                    refuse("with --long", sequence=sequence if sequence > 1 else None, cfg=cfg if cfg > 1 else None)
+                    if frames is None:
+                        raise ValueError("sample: frames must be given with --long, got none")
+                    kept = {name: given[name] for name in ("eta", "seed", "batch", "format", "fps")}
+                    sample_long(
+                        run,
+                        long,
+                        frames,
+                        out=out,
+                        classes=(*classes, *asked),
+                        samples=wanted,
+                        guidance=guidance,
+                        steps=steps,
+                        options=long_films,
+                        vae=vae,
+                        dtype=DTYPES[dtype],
+                        ranks=ranks,
+                        resume=resume,
+                        method=method or "ddim",
+                        plan=str(follows or ""),
+                        lossless=quality == "lossless",
+                        **kept,
+                    )
+                    done(ranks, out, wanted, said)
+                    return
+                refuse("without --long", long_films=None if long_films == LongOptions() else long_films)
                 draw(
                     run,
                     classes=(*classes, *asked),

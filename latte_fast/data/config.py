@@ -31,6 +31,8 @@ class DataConfig:
         image_list: text file that lists pictures below image_path, one a line; empty to take all.
         clips: number of clips in an epoch of shapes.
         outlines: shapes to draw, among circle, square and triangle.
+        endless: whether shapes that leave the picture on one side come back on the other, so that films of any length
+            show their class.
     """
 
     kind: Kind = "shapes"
@@ -47,6 +49,7 @@ class DataConfig:
     image_list: str = ""
     clips: int = 1200
     outlines: tuple[str, ...] = SHAPES
+    endless: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("short", ("skip", "loop")), ("on_error", ("skip", "raise"))):
@@ -64,6 +67,8 @@ class DataConfig:
                 raise ValueError(
                     f"data: {name} must be empty for kind shapes, which has no files, got {getattr(self, name)}"
                 )
+        if self.kind != "shapes" and self.endless:
+            raise ValueError(f"data: endless must be False for kind {self.kind}, as it is that of shapes, got True")
         if self.kind != "shapes" and not self.path:
             raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
         if self.split and self.kind in ("latents", "tokens"):

@@ -35,7 +35,7 @@ def open_dataset(
 
         texts = Texts(config.text)
     if config.kind == "shapes":
-        return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts)
+        return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts, config.endless)
     if config.kind == "latents":
         from latte_fast.data.latents import Latents
 

@@ -34,10 +34,11 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
     return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.78 * radius
 
 
-def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
+def clip(label: int, seed: int, frames: int, size: int, endless: bool = False) -> Tensor:
     """Draws uint8 (F, 3, size, size): an antialiased shape moves straight over a dark background and stays inside.
 
     Colour, size and start are a function of (label, seed); the path is 35 to 45 % of the side for any number of frames.
+    An endless one moves 10 to 14 % of the side a frame, leaves on one side and comes back on the other.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"shapes: label must be in 0 .. {len(CLASSES) - 1}, got {label}")
@@ -55,11 +56,18 @@ def clip(label: int, seed: int, frames: int, size: int) -> Tensor:
     ahead = rng.uniform(-(room - way / 2), room - way / 2)
     beside = rng.uniform(-room, room)
     dx, dy = DIRECTIONS[direction]
+    places: np.ndarray = ahead + way * (np.linspace(0, 1, frames) - 0.5)
+    if endless:
+        beside = rng.uniform(-size / 2, size / 2)
+        places = rng.uniform(-size / 2, size / 2) + rng.uniform(0.10, 0.14) * size * np.arange(frames)
     grid = np.arange(size) + 0.5 - size / 2
     out = np.empty((frames, 3, size, size), np.uint8)
-    for i, along in enumerate(ahead + way * (np.linspace(0, 1, frames) - 0.5)):
+    for i, along in enumerate(places):
         cx, cy = dx * along + abs(dy) * beside, dy * along + abs(dx) * beside
-        inside = np.clip(0.5 - _distance(shape, grid[None, :] - cx, grid[:, None] - cy, radius), 0, 1)
+        x, y = grid[None, :] - cx, grid[:, None] - cy
+        if endless:
+            x, y = ((z + size / 2) % size - size / 2 for z in (x, y))
+        inside = np.clip(0.5 - _distance(shape, x, y, radius), 0, 1)
         picture = ground[:, None, None] + inside * (colour - ground)[:, None, None]
         out[i] = np.round(255 * picture)
     return torch.from_numpy(out)
@@ -76,6 +84,7 @@ class Shapes(Dataset):
         images: number of single frames after each clip.
         outlines: those of SHAPES that occur.
         texts: captions of the classes, whose numbers are then the labels.
+        endless: whether shapes that leave on one side come back on the other.
     """
 
     def __init__(
@@ -87,12 +96,13 @@ class Shapes(Dataset):
         images: int = 0,
         outlines: Sequence[str] = SHAPES,
         texts: "Texts | None" = None,
+        endless: bool = False,
     ) -> None:
         # numbers among all CLASSES, so that a class's clips do not depend on which others are left out
         self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
         self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
-        self.texts = texts
+        self.texts, self.endless = texts, endless
         self.labels = texts.numbers(self.classes) if texts else list(range(len(self.classes)))
 
     def __len__(self) -> int:
@@ -102,11 +112,12 @@ class Shapes(Dataset):
         epoch, index = split_key(key, self.length)
         rng = generator(self.seed, epoch, index)
         label = index % len(self.numbers)
-        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size)]
+        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size, self.endless)]
         image_labels = rng.integers(len(self.numbers), size=self.images)
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
-            parts.append(clip(self.numbers[image_label], seed, self.frames, self.size)[frame : frame + 1])
+            still = clip(self.numbers[image_label], seed, self.frames, self.size, self.endless)
+            parts.append(still[frame : frame + 1])
         item: Item = {"video": normalise(torch.cat(parts)), "label": torch.tensor(self.labels[label])}
         if self.images:
             item["image_labels"] = torch.tensor([self.labels[i] for i in image_labels])

@@ -27,6 +27,7 @@ class Use(IntEnum):
     CODES = 7  # the latents that codes start from, by step
     DENSITY = 8  # the interval of time steps that an update trains
     TOKEN = 9  # the tokens of a generated film, by latent frame
+    FRAME_TIME = 10  # the time steps of a training sample's frames, where each has its own
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:
@@ -42,10 +43,16 @@ def normal(seed: int, number: int, shape: Sequence[int], use: Use = Use.NOISE, s
 
 
 class StepNoise:
-    """Draws the noise of each sampling step by sample number: called with x (B, ...), returns the next step's noise."""
+    """Draws the noise of each sampling step by sample number: called with x (B, ...), returns the next step's noise.
 
-    def __init__(self, seed: int, numbers: Sequence[int]):
-        self.seed, self.numbers, self.step = seed, list(numbers), 0
+    Args:
+        seed: seed of all noise.
+        numbers: numbers of the samples.
+        step: number of the first step.
+    """
+
+    def __init__(self, seed: int, numbers: Sequence[int], step: int = 0):
+        self.seed, self.numbers, self.step = seed, list(numbers), step
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(self.numbers) != x.shape[0]:
@@ -57,3 +64,26 @@ class StepNoise:
             # a copy from pinned memory does not block the host
             return drawn.pin_memory().to(x.device, x.dtype, non_blocking=True)
         return drawn.to(x.device, x.dtype)
+
+
+class FrameNoise:
+    """Draws noise (B, n, ...) of a film's next frames: all of them, one after the other, are the noise of a clip.
+
+    Args:
+        seed: seed of all noise.
+        numbers: numbers of the samples.
+        shape: shape of a frame.
+        use: what the noise is for.
+        step: number of the step, or 0.
+        skip: number of frames that were drawn before.
+    """
+
+    def __init__(self, seed: int, numbers: Sequence[int], shape: Sequence[int], use: Use, step: int = 0, skip: int = 0):
+        self.shape = tuple(shape)
+        self.sources = [generator(seed, number, use, step) for number in numbers]
+        for _ in range(skip):
+            self.next(1)
+
+    def next(self, frames: int) -> Tensor:
+        rows = [source.standard_normal((frames, *self.shape), dtype=np.float32) for source in self.sources]
+        return torch.from_numpy(np.stack(rows))

@@ -20,6 +20,8 @@ LOSSES = ("mse", "rescaled_mse", "kl", "rescaled_kl")
 class Process:
     """A diffusion process over (B, F, C, H, W), or any layout whose channels are axis 2.
 
+    Time steps t are (B,), or (B, F): a step for each frame.
+
     Args:
         betas: noise variances of the process's steps, (T,); for rectified flow its noise levels.
         timestep_map: original step of each step, which is what the model is given; by default the step itself.
@@ -58,7 +60,7 @@ class Process:
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Returns the table `name` at steps t (B,), fp32, to broadcast over `like`; copies a table to a device once."""
+        """Returns the table `name` at steps t, fp32, to broadcast over `like`; copies a table to a device once."""
         key = (name, t.device)
         if key not in self._on_device:
             if name == "timestep_map":
@@ -68,11 +70,11 @@ class Process:
                 self._on_device[key] = torch.from_numpy(getattr(self.tables, name)).float().to(t.device)
         try:
             # unlike [t], index_select does not take -1 for the last step
-            values = self._on_device[key].index_select(0, t)
+            values = self._on_device[key].index_select(0, t.flatten())
         except IndexError:
             steps = f"{self.num_timesteps} steps, in [0, {self.num_timesteps})"
             raise ValueError(f"Process: t must be (B,) of the process's {steps}, got {t.tolist()}") from None
-        return values.view(-1, *(1,) * (like.dim() - 1))
+        return values.view(*t.shape, *(1,) * (like.dim() - t.dim()))
 
     def model_time(self, t: Tensor) -> Tensor:
         """Returns the original steps, which the model was trained with."""
@@ -165,9 +167,9 @@ class Process:
         """Returns bits per dimension (B,): KL(q || p), or at step 0 the decoder's negative log likelihood."""
         true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start, x_t, t)
         p = self.mean_variance_of(out, x_t, t, clip_denoised)
-        kl = _mean(normal_kl(true_mean, true_log_variance, p["mean"], p["log_variance"])) / math.log(2)
+        kl = _mean(normal_kl(true_mean, true_log_variance, p["mean"], p["log_variance"]), t) / math.log(2)
         likelihood = discretized_gaussian_log_likelihood(x_start, p["mean"], 0.5 * p["log_variance"])
-        return torch.where(t == 0, -_mean(likelihood) / math.log(2), kl)
+        return _mean(torch.where(t == 0, -_mean(likelihood, t) / math.log(2), kl))
 
     def training_losses(
         self,
@@ -178,8 +180,10 @@ class Process:
         noise: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns (B,) each: "loss", and for the mse losses "mse" and, with a learned variance, "vb"."""
-        if t.shape != x_start.shape[:1]:
-            raise ValueError(f"training_losses: t must be (B,) with B = {x_start.shape[0]}, got {tuple(t.shape)}")
+        if t.shape not in (x_start.shape[:1], x_start.shape[:2]):
+            batch, frames = x_start.shape[:2]
+            rule = f"(B,) with B = {batch}, or (B, F) with F = {frames}"
+            raise ValueError(f"training_losses: t must be {rule}, got {tuple(t.shape)}")
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
         out = model(x_t, self.model_time(t), **(model_kwargs or {}))
@@ -194,7 +198,7 @@ class Process:
             if self.loss == "rescaled_mse":
                 terms["vb"] = terms["vb"] * (self.num_timesteps / 1000)
         target = self._target(x_start, noise, t)
-        terms["mse"] = _mean((target - prediction) ** 2) * self._snr_weight(t)
+        terms["mse"] = _mean(_mean((target - prediction) ** 2, t) * self._snr_weight(t))
         terms["loss"] = terms["mse"] + terms["vb"] if "vb" in terms else terms["mse"]
         return terms
 
@@ -216,6 +220,7 @@ class Process:
         return {"epsilon": capped / snr, "start_x": capped, "v": capped / (snr + 1)}[self.prediction]
 
 
-def _mean(x: Tensor) -> Tensor:
-    """Averages over every axis but the batch."""
-    return x.flatten(1).mean(1)
+def _mean(x: Tensor, t: Tensor | None = None) -> Tensor:
+    """Averages over every axis but the batch, or but the axes that time steps t have."""
+    kept = 1 if t is None else t.dim()
+    return x if x.dim() == kept else x.flatten(kept).mean(kept)

@@ -88,7 +88,7 @@ class Diffusion(Process):
         denoised_fn: Callable[[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         p = self.mean_variance_of(guided_output(guide, out, x), x, t, clip_denoised, denoised_fn)
-        moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
+        moving = (t != 0).float().view(*t.shape, *(1,) * (x.dim() - t.dim()))
         sample = p["mean"] + moving * torch.exp(0.5 * p["log_variance"]) * noise
         return {"sample": sample, "pred_xstart": p["pred_xstart"]}
 
@@ -110,7 +110,7 @@ class Diffusion(Process):
         drawn = eta**2 * self.at("posterior_share", t, x)
         sigma = torch.sqrt(level * drawn)
         mean = start * torch.sqrt(before) + torch.sqrt(level * (1 - drawn)) * eps
-        moving = (t != 0).float().view(-1, *(1,) * (x.dim() - 1))
+        moving = (t != 0).float().view(*t.shape, *(1,) * (x.dim() - t.dim()))
         return {"sample": mean + moving * sigma * noise, "pred_xstart": start}
 
     def p_sample_loop(self, model: Model, shape: tuple[int, ...], noise: Tensor | None = None, **kwargs: Any) -> Tensor:

@@ -26,15 +26,19 @@ class Recogniser(nn.Module):
         )
         self.head = nn.Linear(2 * 64, classes)
 
-    def forward(self, video: Tensor) -> Tensor:
+    def embed(self, video: Tensor) -> Tensor:
+        """Returns features (B, 128), which the head classifies."""
         z = self.features(video.flatten(1, 2))  # (B, 64, H/4, W/4)
-        return self.head(torch.cat([z.mean((2, 3)), z.amax((2, 3))], dim=1))
+        return torch.cat([z.mean((2, 3)), z.amax((2, 3))], dim=1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.head(self.embed(video))
 
 
-def shapes_batch(labels: Tensor, seeds: Tensor, frames: int, size: int) -> Tensor:
+def shapes_batch(labels: Tensor, seeds: Tensor, frames: int, size: int, endless: bool = False) -> Tensor:
     """Draws clips in [-1, 1] of `labels`, numbers in data.shapes.CLASSES, each by its seed."""
-    clips = [clip(label, seed, frames, size) for label, seed in zip(labels.tolist(), seeds.tolist(), strict=True)]
-    return normalise(torch.stack(clips))
+    pairs = zip(labels.tolist(), seeds.tolist(), strict=True)
+    return normalise(torch.stack([clip(label, seed, frames, size, endless) for label, seed in pairs]))
 
 
 def train_recogniser(
@@ -45,6 +49,7 @@ def train_recogniser(
     batch: int = 48,
     seed: int = 0,
     progress: bool = False,
+    endless: bool = False,
 ) -> tuple[Recogniser, float]:
     """Trains a classifier of `classes`, numbered in order; returns it and its accuracy on 20 unseen clips of each."""
     known = torch.tensor(list(classes))
@@ -56,7 +61,7 @@ def train_recogniser(
     for step in tqdm(range(steps), desc="classifier", disable=not progress):
         labels = torch.randint(len(known), (batch,), generator=source)
         seeds = torch.randint(1 << 30, (batch,), generator=source)
-        video = shapes_batch(known[labels], seeds, frames, size)
+        video = shapes_batch(known[labels], seeds, frames, size, endless)
         # samples are never as clean as the clips
         video += 0.1 * torch.randn(video.shape, generator=source)
         cross_entropy(model(video), labels).backward()
@@ -65,7 +70,7 @@ def train_recogniser(
         optimizer.step()
         optimizer.zero_grad()
     labels = torch.arange(len(known)).repeat(20)
-    unseen = shapes_batch(known[labels], (1 << 30) + torch.arange(len(labels)), frames, size)
+    unseen = shapes_batch(known[labels], (1 << 30) + torch.arange(len(labels)), frames, size, endless)
     return model.eval(), share_recognised(model, unseen, labels)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latte_fast.modules.caching import Cached, Caching, first_of
+from latte_fast.modules.caching import Cached, Caching, noisiest_of
 from latte_fast.modules.residual import Pending
 from latte_fast.runs.plan import Plan, load_plan, weights_digest
 
@@ -88,7 +88,7 @@ class StepCounter(Cached):
         if torch.is_grad_enabled():
             raise RuntimeError("StepCache: gradients must be off, as blocks that are left out have none")
         rows, run = self.plan.rows, self.runs.setdefault(self.context, _Run())
-        now = first_of(time)
+        now = noisiest_of(time)
         if run.step and not self.near(run.step, now) and self.near(0, now):
             run.step = 0  # the run before was not finished
         if not self.near(run.step, now):

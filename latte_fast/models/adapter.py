@@ -124,9 +124,9 @@ class Adapter(Protocol):
         ...
 
     def call(self, model: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        """Calls the model on x (B, F, C, h, w) -> (B, F, C or 2C, h, w)."""
+        """Calls the model on x (B, F, C, h, w) at t (B,) or (B, F) -> (B, F, C or 2C, h, w)."""
         ...
 
     def tabulate(self, model: nn.Module, times: Tensor, **conditions: Any) -> ModulationTable:
-        """Returns the model's modulations at time steps (S,) for a batch with these conditions."""
+        """Returns the model's modulations at time steps (S,), or (S, B, F), for a batch with these conditions."""
         ...

@@ -94,10 +94,10 @@ def embed_patches(x: Tensor, proj: nn.Module) -> Tensor:
 
 
 def timestep_wave(t: Tensor, frequencies: int = 256) -> Tensor:
-    """Encodes t (B,) as (B, frequencies) fp32: [cos | sin] of t * 10000^(-2k / frequencies)."""
+    """Encodes t (...) as (..., frequencies) fp32: [cos | sin] of t * 10000^(-2k / frequencies)."""
     half = frequencies // 2
     rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[:, None].float() * rates
+    angles = t[..., None].float() * rates
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -112,7 +112,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         wave = timestep_wave(t, self.frequencies)
-        return self.mlp(wave.to(weight_of(self.mlp[0]).dtype))  # (B, D)
+        return self.mlp(wave.to(weight_of(self.mlp[0]).dtype))  # (..., D)
 
 
 class LabelEmbedder(nn.Module):

@@ -25,10 +25,13 @@ class ModulationTable:
         values: (S, U, W) for S steps and U different conditions, in the dtype of the model's modulation.
         members: condition of each row of the batch (G,), below U; None for row i with condition i, or for U = 1.
         parts: blocks, and None for the head, with their number of vectors (D,); W is the sum of all widths.
+        frames: number of rows of a clip, above 1 where each frame has a time step of its own.
     """
 
-    def __init__(self, values: Tensor, members: Tensor | None, parts: Sequence[tuple[nn.Module | None, int]]):
-        self.values, self.members, self.parts = values, members, list(parts)
+    def __init__(
+        self, values: Tensor, members: Tensor | None, parts: Sequence[tuple[nn.Module | None, int]], frames: int = 1
+    ):
+        self.values, self.members, self.parts, self.frames = values, members, list(parts), frames
         rows = values.shape[1] if members is None else len(members)
         self.current = values.new_empty(rows, values.shape[2])
         self.width = values.shape[2] // sum(count for _, count in self.parts)
@@ -42,11 +45,12 @@ class ModulationTable:
             torch.index_select(self.values[step], 0, self.members, out=self.current)
 
     def at(self, batch: int) -> Modulations:
-        """Returns the current modulations of the first `batch` rows, as views; one row serves any batch."""
+        """Returns the current modulations of the first `batch` clips, as views; one row serves any batch."""
         if batch not in self._of_batch:
-            rows = 1 if self.current.shape[0] == 1 else batch
+            rows = 1 if self.current.shape[0] == 1 else batch * self.frames
             if rows > self.current.shape[0]:
-                raise ValueError(f"ModulationTable: batch must be at most {self.current.shape[0]}, got {batch}")
+                most = self.current.shape[0] // self.frames
+                raise ValueError(f"ModulationTable: batch must be at most {most}, got {batch}")
             found, at = {}, 0
             for part, count in self.parts:
                 found[part] = self.current[:rows, at : at + count * self.width].chunk(count, dim=1)
@@ -59,7 +63,7 @@ class ModulationTable:
         mine, others = self.members, other.members
         return (
             self.values.shape[0] == other.values.shape[0]
-            and self.current.shape == other.current.shape
+            and (self.current.shape, self.frames) == (other.current.shape, other.frames)
             and (self.current.dtype == other.current.dtype and (mine is None) == (others is None))
         )
 

@@ -180,6 +180,12 @@ class Shards:
             return condition
         return self.own_frames(condition.unflatten(0, (batch, -1))).flatten(0, 1)
 
+    def own_video(self, condition: Any, batch: int) -> Any:
+        """Returns this rank's part of a condition (B*F, D) over time; all of it while it has all frames of patches."""
+        if self.away or not isinstance(condition, Tensor) or condition.shape[0] == batch:
+            return condition
+        return condition.unflatten(0, (batch, -1))[:, self.begin : self.begin + self.count].flatten(0, 1)
+
     def own_positions(self, pos: Tensor | None) -> Tensor | None:
         """Returns this rank's part of positions (F, 1, D), or (F+n, 1, D)."""
         if pos is None or len(pos) > self.frames:

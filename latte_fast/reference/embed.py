@@ -57,7 +57,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor, use_fp16: bool = False) -> Tensor:
         half = self.frequencies // 2
         rates = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-        angles = t[:, None].float() * rates[None]
+        angles = t[..., None].float() * rates
         wave = torch.cat([angles.cos(), angles.sin()], dim=-1)
         # upstream keeps fp32 unless use_fp16, so that its bf16 weights fail; here the weights decide
         return self.mlp(wave.to(torch.float16 if use_fp16 else next(self.mlp.parameters()).dtype))

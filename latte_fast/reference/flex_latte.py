@@ -82,7 +82,7 @@ class FlexBlock(Block):
 
 
 class FlexLatte(Latte):
-    """x (B, F, C, H, W), t (B,), y (B,), the side of the sparse grid -> (B, F, 2C, H, W)."""
+    """x (B, F, C, H, W), t (B,) or (B, F), y (B,), the side of the sparse grid -> (B, F, 2C, H, W)."""
 
     config_type = FlexLatteConfig
     config: FlexLatteConfig
@@ -122,7 +122,7 @@ class FlexLatte(Latte):
         config = self.config
         grid = (config.grid, config.grid)
         sparse = sparse_grid(*grid, self.side)
-        c_time = c_time.unflatten(0, (batch, -1))  # (b, n, d), the same at every n
+        c_time = c_time.unflatten(0, (batch, grid[0] * grid[1], -1))  # (b, n, f or 1, d), the same at every n
         dense: Tensor | None = None
         for i, (kind, block) in enumerate(zip(config.kinds, self.blocks, strict=True)):
             temp = self.temp_embed if config.has_time_table and i == config.first_time_block else None
@@ -137,7 +137,7 @@ class FlexLatte(Latte):
                 x = block(x, c_frames)
             else:
                 video, still = block.to_time(x, batch, images, temp)
-                x = block.to_frames(block(video, c_time[:, : x.shape[1]].flatten(0, 1), rope), still)
+                x = block.to_frames(block(video, c_time[:, : x.shape[1]].flatten(0, 2), rope), still)
         return x
 
 

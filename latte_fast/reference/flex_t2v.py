@@ -47,7 +47,7 @@ class FlexBlock(Block):
 
 
 class FlexLatteT2V(nn.Module):
-    """x (B, C, F, H, W), t (B,), text (B, T, channels), the side of the sparse grid -> (B, C_out, F, H, W)."""
+    """x (B, C, F, H, W), t (B,) or (B, F), text (B, T, channels), the sparse grid's side -> (B, C_out, F, H, W)."""
 
     def __init__(self, **kwargs: Any):
         super().__init__()
@@ -69,8 +69,8 @@ class FlexLatteT2V(nn.Module):
         sparse = sparse_grid(*grid, config.sides[-1] if side is None else side)
         x = self.pos_embed["proj"](rearrange(x, "b c f h w -> (b f) c h w")).flatten(2).transpose(1, 2)
         x = x + space_table(config, *grid).to(x)
-        steps, e = self.adaln_single(t, x.dtype)
-        steps = repeat(steps, "b d -> (b f) d", f=frames)
+        each = 1 if t.dim() == 2 else frames  # frames that share a step
+        steps, e = (repeat(z, "b d -> (b f) d", f=each) for z in self.adaln_single(t.flatten(), x.dtype))
         text = repeat(self.caption_projection(text), "b n d -> (b f) n d", f=frames)
         mask = None if mask is None else repeat(mask.bool(), "b n -> (b f) n", f=frames)
         dense: Tensor | None = None
@@ -84,6 +84,6 @@ class FlexLatteT2V(nn.Module):
                 x, dense = block.between(block.merge(x, dense, grid, sparse), x, steps, text, mask), None
             else:
                 x = block(x, steps, text, mask)
-        shift, scale = (self.scale_shift_table + repeat(e, "b d -> (b f) 1 d", f=frames)).unbind(1)
+        shift, scale = (self.scale_shift_table + e[:, None]).unbind(1)
         x = self.proj_out(norm_modulate_ref(x, shift, scale))
         return rearrange(x, "(b f) (h w) (p q c) -> b c f (h p) (w q)", b=batch, h=grid[0], w=grid[1], p=p, q=p)

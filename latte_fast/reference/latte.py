@@ -24,7 +24,7 @@ from latte_fast.reference.embed import (
 
 
 class Latte(nn.Module):
-    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W)."""
+    """x (B, F, C, H, W), t (B,) or (B, F), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W)."""
 
     text_width = TEXT_WIDTH
     config_type: type[LatteConfig] = LatteConfig
@@ -90,11 +90,11 @@ class Latte(nn.Module):
         return None
 
     def run(self, x: Tensor, t: Tensor, label: Tensor | None, stills: Tensor | None = None, images: int = 0) -> Tensor:
-        """x (B, F+n, C, H, W), embeddings t and label (B, D), of image labels stills (B, n, D); images skip time."""
+        """x (B, F+n, C, H, W), embeddings t (B, D) or (B, F+n, D), label (B, D), of image labels stills (B, n, D)."""
         config, batch = self.config, x.shape[0]
         x = self.x_embedder(x) + self.pos_embed  # ((b f), n, d)
         frames = x.shape[0] // batch
-        steps = repeat(t, "b d -> b f d", f=frames)
+        steps = t if t.dim() == 3 else repeat(t, "b d -> b f d", f=frames)
         labels = None if label is None else repeat(label, "b d -> b f d", f=frames - (0 if stills is None else images))
         if stills is not None and labels is not None:
             labels = torch.cat([labels, stills], dim=1)
@@ -105,7 +105,9 @@ class Latte(nn.Module):
             x = torch.cat([rows.to(x.dtype), x], dim=1)
         else:
             c_frames = (steps if labels is None else steps + labels).flatten(0, 1)
-            c_time = repeat(t if label is None else t + label, "b d -> (b n) d", n=self.pos_embed.shape[1])
+            c_clip = t[:, : frames - images] if t.dim() == 3 else t[:, None]
+            c_clip = c_clip if label is None else c_clip + label[:, None]  # a row a frame, or one a clip
+            c_time = repeat(c_clip, "b f d -> (b n f) d", n=self.pos_embed.shape[1])
             # with text upstream conditions the final layer on t alone
             final = steps.flatten(0, 1) if self.extras == 78 else c_frames
         rope = None
@@ -161,7 +163,7 @@ class Latte(nn.Module):
 
 
 class LatteIMG(Latte):
-    """The joint image-video Latte: n images follow the frames, share t, and skip all attention over time."""
+    """The joint image-video Latte: n images follow the frames, share t (B,), and skip all attention over time."""
 
     text_width = TEXT_WIDTH_JOINT
 

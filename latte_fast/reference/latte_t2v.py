@@ -115,7 +115,7 @@ class Caption(nn.Module):
 
 
 class LatteT2V(nn.Module):
-    """x (B, C, F, H, W), t (B,), text (B, T, channels) -> (B, C_out, F, H, W)."""
+    """x (B, C, F, H, W), t (B,) or (B, F), text (B, T, channels) -> (B, C_out, F, H, W)."""
 
     def __init__(self, **kwargs: Any):
         super().__init__()
@@ -148,9 +148,11 @@ class LatteT2V(nn.Module):
         rows, columns = x.shape[3] // config.patch_size, x.shape[4] // config.patch_size
         x = self.pos_embed["proj"](rearrange(x, "b c f h w -> (b f) c h w")).flatten(2).transpose(1, 2)
         x = x + space_table(config, rows, columns).to(x)
-        t, e = self.adaln_single(timestep, x.dtype)
-        t_space = repeat(t, "b d -> (b f) d", f=frames + images)
-        t_time = repeat(t, "b d -> (b n) d", n=rows * columns)
+        t, e = self.adaln_single(timestep.flatten(), x.dtype)
+        each = 1 if timestep.dim() == 2 else frames + images  # frames that share a step
+        t_space, e = (repeat(z, "b d -> (b f) d", f=each) for z in (t, e))
+        t_clip = t.unflatten(0, (batch, -1))[:, :frames]  # a row a frame, or one a clip
+        t_time = repeat(t_clip, "b f d -> (b n f) d", n=rows * columns)
         text = self.per_frame(self.caption_projection(encoder_hidden_states), frames, images)
         mask = None
         if encoder_attention_mask is not None:
@@ -165,7 +167,7 @@ class LatteT2V(nn.Module):
                     video = video + table
                 video = time(video, t_time).unflatten(0, (batch, -1))
                 x = rearrange(torch.cat([video, still], dim=2), "b n f d -> (b f) n d")
-        shift, scale = (self.scale_shift_table + repeat(e, "b d -> (b f) 1 d", f=frames + images)).unbind(1)
+        shift, scale = (self.scale_shift_table + e[:, None]).unbind(1)
         x = self.proj_out(norm_modulate_ref(x, shift, scale))
         p = config.patch_size
         return rearrange(

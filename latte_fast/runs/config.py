@@ -25,6 +25,8 @@ class DiffusionConfig:
         timesteps: distribution of the time steps in training: uniform, or lognormal, dense in the middle.
         shift: mean of lognormal time steps, sigmoid(N(shift, 1)); below 0 favours less noise.
         min_snr: gamma of min-SNR loss weighting, usually 5; by default no weighting.
+        frame_steps: share of clips whose frames have time steps of their own, drawn independently (Diffusion Forcing),
+            as rollouts of long films need; the frames of the others share one.
     """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
@@ -33,6 +35,7 @@ class DiffusionConfig:
     timesteps: Literal["uniform", "lognormal"] = "uniform"
     shift: float = 0.0
     min_snr: float | None = None
+    frame_steps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,10 @@ class TrainConfig:
             )
             require(sample.method != "ddpm", "sample.method", "other than ddpm for rectified flow", sample.method)
         require(math.isfinite(diffusion.shift), "diffusion.shift", "finite", diffusion.shift)
+        own = diffusion.frame_steps
+        require(0 <= own <= 1, "diffusion.frame_steps", "in [0, 1]", own)
+        rule = "0 where a patch spans frames, which share a step"
+        require(not own or self.model.patch_frames == 1, "diffusion.frame_steps", rule, own)
         require(0 <= sample.scale < math.inf, "sample.scale", "at least 0, and finite", sample.scale)
         require(sample.every >= 0, "sample.every", "at least 0", sample.every)
         require(sample.count >= 1, "sample.count", "at least 1", sample.count)

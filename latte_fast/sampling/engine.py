@@ -43,6 +43,7 @@ def generate(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
     step_keywords: Sequence[Mapping[str, Any]] = (),
+    part: int = 0,
 ) -> Tensor:
     """Draws the samples `numbers` as (B, *shape) in fp32.
 
@@ -62,6 +63,7 @@ def generate(
         dtype: data type of the model's input.
         progress: whether to show a progress bar.
         step_keywords: more keywords of the model at each step, from noise to sample; none where it is empty.
+        part: number of a clip among those that make up a film; each has noise of its own.
     """
     if step_keywords and len(step_keywords) != diffusion.num_timesteps:
         rule = f"one row for each of the {diffusion.num_timesteps} steps"
@@ -79,10 +81,10 @@ def generate(
             raise ValueError(f"generate: null must hold {', '.join(condition)} for guidance, got {null and list(null)}")
         model = guided(in_dtype, scale)
         condition = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
-    noise = torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(device)
+    noise = torch.stack([normal(seed, number, shape, Use.START, part) for number in numbers]).to(device)
     kwargs: dict[str, Any] = {}
     if method == "ddpm" or (method == "ddim" and eta):
-        kwargs["draw"] = StepNoise(seed, numbers)
+        kwargs["draw"] = StepNoise(seed, numbers, part * diffusion.num_timesteps)
     elif method == "ddim":
         kwargs["draw"] = torch.zeros_like
     if method == "ddim":

@@ -13,6 +13,7 @@ from latte_fast.modules.modulation import ModulationTable
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.plan import Plan, PlanRow
+from latte_fast.sampling.known import Known
 
 Call = Callable[..., Tensor]
 
@@ -58,6 +59,7 @@ class Denoiser:
         reuse: store that is attached to the model.
         clip: whether x_0 is kept in [-1, 1], as pixels are and latents are not.
         dtype: data type of the model's input.
+        known: frames that are there already, which the model is shown clean.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Denoiser:
         reuse: StackReuse,
         clip: bool = False,
         dtype: torch.dtype = torch.float32,
+        known: Known | None = None,
     ):
-        self.model, self.process, self.given = model, process, condition
+        self.model, self.process, self.given, self.known = model, process, condition, known
         self.scale, self.reuse, self.clip, self.dtype = scale, reuse, clip, dtype
         self.doubled = {name: torch.cat([value, null[name]]) for name, value in condition.items()} if null else None
         self.difference: Tensor | None = None
@@ -107,6 +110,7 @@ class Denoiser:
     def guided(self, x: Tensor, row: PlanRow, time: Tensor) -> Tensor:
         channels, batch = x.shape[2], x.shape[0]
         model = self.model if self.replays is None else self.replays[row.compute]
+        model = model if self.known is None else self.known.around(model)
         more: dict[str, Any] = {} if row.side is None else {"side": row.side}
         if row.guidance == "both":
             assert self.doubled is not None

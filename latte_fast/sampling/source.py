@@ -25,6 +25,7 @@ from latte_fast.runs.plan import Plan, check_made_for, load_plan, weights_digest
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.engine import generate, sampling_process
 from latte_fast.sampling.graphs import PlanGraphs, held_back
+from latte_fast.sampling.known import Known
 from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan, times_of, whole_process
 from latte_fast.sampling.request import PLANNED, Request
 from latte_fast.sampling.windows import windowed
@@ -129,25 +130,41 @@ class ModelSource:
     def draw(
         self, request: Request, numbers: Sequence[int], tick: Callable[[], object] = lambda: None
     ) -> tuple[Tensor, list[str]]:
+        latents, names = self.latents(request, numbers, tick)
+        return self.pixels(latents), names
+
+    @torch.no_grad()
+    def latents(
+        self,
+        request: Request,
+        numbers: Sequence[int],
+        tick: Callable[[], object] = lambda: None,
+        part: int = 0,
+        known: Known | None = None,
+    ) -> tuple[Tensor, list[str]]:
+        """Draws the latents (B, f, C, h, w) of samples `numbers`, and their names.
+
+        Args:
+            request: number of frames, and how samples are drawn.
+            numbers: numbers of the samples.
+            tick: function called at each step.
+            part: number of the clip among those that make up a film; each has noise of its own.
+            known: first frames that are there already; what is drawn in their place is of no use.
+        """
         merged = frame_factor_of(self.vae)
         if request.frames and request.frames % merged:
             raise ValueError(f"sample: frames must be a multiple of the codec's {merged}, got {request.frames}")
         frames = request.frames // merged if request.frames else self.shape[0]
         plan = self.plan_for(request)
         model = windowed(self.model, self.shape[0], frames)
-        condition = self.condition_for(numbers, request.seed)
-        if request.scale != 1.0 and condition.given and not condition.null:
-            raise ValueError(
-                f"sample: guidance must be 1 for a model trained without dropped labels, got {request.scale}"
-            )
-
+        condition = self.guided_condition(request, numbers)
         if plan is not None:
             null = condition.null if request.scale != 1.0 else {}
-            noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed)
-            denoiser = self.denoiser(model, condition.given, null, plan.scale)
+            noise = self.noise(numbers, (frames, *self.shape[1:]), request.seed, part)
+            denoiser = self.denoiser(model, condition.given, null, plan.scale, known)
             tables = request.lossless or bool(request.plan and not self.in_training)
-            latents = self.follow(plan, denoiser, noise, tables, lambda *_: tick())
-            return self.pixels(latents), condition.names
+            return self.follow(plan, denoiser, noise, tables, lambda *_: tick()), condition.names
+        model = model if known is None else known.around(model)
 
         def ticking(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
             out = model(x, t, **kwargs)
@@ -169,8 +186,17 @@ class ModelSource:
             device=self.device,
             dtype=self.dtype,
             step_keywords=self.adapter.step_keywords(request.steps),
+            part=part,
         )
-        return self.pixels(latents), condition.names
+        return latents, condition.names
+
+    def guided_condition(self, request: Request, numbers: Sequence[int]) -> Condition:
+        """Returns the condition of samples; raises ValueError where guidance needs a null condition that is not."""
+        condition = self.condition_for(numbers, request.seed)
+        if request.scale != 1.0 and condition.given and not condition.null:
+            rule = "1 for a model trained without dropped labels"
+            raise ValueError(f"sample: guidance must be {rule}, got {request.scale}")
+        return condition
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Returns the frames of latents, uint8 (B, F, H, W, 3)."""
@@ -208,13 +234,20 @@ class ModelSource:
             self._made_for = {**weights, "shape": list(self.shape), **process}
         return self._made_for
 
-    def denoiser(self, model: Callable[..., Tensor], given: Conditions, null: Conditions, scale: float) -> Denoiser:
+    def denoiser(
+        self,
+        model: Callable[..., Tensor],
+        given: Conditions,
+        null: Conditions,
+        scale: float,
+        known: Known | None = None,
+    ) -> Denoiser:
         given, null = ({name: x.to(self.device) for name, x in kind.items()} for kind in (given, null))
         clip = self.vae.factor == 1
-        return Denoiser(model, self.whole, given, null, scale, StackReuse(), clip=clip, dtype=self.dtype)
+        return Denoiser(model, self.whole, given, null, scale, StackReuse(), clip=clip, dtype=self.dtype, known=known)
 
-    def noise(self, numbers: Sequence[int], shape: Sequence[int], seed: int) -> Tensor:
-        return torch.stack([normal(seed, number, shape, Use.START) for number in numbers]).to(self.device)
+    def noise(self, numbers: Sequence[int], shape: Sequence[int], seed: int, part: int = 0) -> Tensor:
+        return torch.stack([normal(seed, number, shape, Use.START, part) for number in numbers]).to(self.device)
 
     def follow(
         self,
@@ -240,7 +273,11 @@ class ModelSource:
             if tables:
                 assert net is not None
                 times = times_of(plan, self.device)
-                denoiser.table = self.adapter.tabulate(net, times, **denoiser.conditions)
+                tabulated = times
+                if denoiser.known is not None:
+                    batch = noise.shape[0] * (2 if denoiser.doubled else 1)
+                    tabulated = denoiser.known.steps(times[:, None].expand(-1, batch), noise.shape[1])
+                denoiser.table = self.adapter.tabulate(net, tabulated, **denoiser.conditions)
                 if graphs is None:
                     graphs = held_back(lambda: denoiser.guided(noise, plan.rows[0], times[0]), self.device)
                 if graphs:

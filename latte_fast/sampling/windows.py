@@ -39,7 +39,11 @@ def windowed(model: Model, window: int, frames: int, overlap: int | None = None)
         many = len(starts)
         parts = torch.stack([x[:, start : start + window] for start in starts], dim=1)  # (B, n, W, C, H, W)
         repeated = {name: _repeat(value, many, x.shape[0]) for name, value in kwargs.items()}
-        out = model(parts.flatten(0, 1), t.repeat_interleave(many), **repeated).unflatten(0, (x.shape[0], many))
+        if t.dim() == 2:  # a step a frame
+            steps = torch.stack([t[:, start : start + window] for start in starts], dim=1).flatten(0, 1)
+        else:
+            steps = t.repeat_interleave(many)
+        out = model(parts.flatten(0, 1), steps, **repeated).unflatten(0, (x.shape[0], many))
         key = (out.device, out.dtype)
         if key not in shares:
             shares[key] = next(iter(shares.values())).to(*key)

@@ -95,3 +95,24 @@ def test_write_shapes_writes_a_folder_a_class(tmp_path: Path) -> None:
 def test_bad_config(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**fields)
+
+
+@pytest.mark.parametrize("label", [0, 5, 10], ids=lambda i: shapes.CLASSES[i])
+def test_an_endless_film_goes_on_and_around(label: int) -> None:
+    """Its frames are those of a longer one, its shape is always whole, and moves at one speed in its direction."""
+    film = shapes.clip(label, 3, 40, 24, endless=True)
+    assert torch.equal(film[:4], shapes.clip(label, 3, 4, 24, endless=True))
+    ground = film.float().flatten(2).median(2).values  # most of a frame
+    weight = (film.float() - ground[:, :, None, None]).abs().sum(1)
+    area = weight.sum((1, 2))
+    assert area.max() < 1.1 * area.min()
+    dx, dy = shapes.DIRECTIONS[shapes.CLASSES[label].split()[1]]
+    angle = torch.arange(24) * (2 * torch.pi / 24)
+    line = weight.sum(1) if dx else weight.sum(2)
+    turned = torch.atan2((line * angle.sin()).sum(1), (line * angle.cos()).sum(1))
+    steps = (turned[1:] - turned[:-1]) * (dx or dy) / (2 * torch.pi) % 1
+    assert steps.min() > 0.08 and steps.max() < 0.16
+    item = open_dataset(DataConfig(clips=24, endless=True), 4, 24)[0, label]
+    assert item["video"].shape == (4, 3, 24, 24)
+    with pytest.raises(ValueError, match="endless must be False for kind videos"):
+        DataConfig(kind="videos", path="films", endless=True)

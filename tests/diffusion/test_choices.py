@@ -144,7 +144,7 @@ def noised(t: list[int]) -> Tensor:
         (lambda: create_diffusion("5").p_sample_loop(Recorder(), SHAPE, torch.randn(1, 2)), "noise must have shape"),
         (lambda: losses_of(Recorder(4)), "must return 2C = 8 channels, got 4"),
         (lambda: losses_of(Recorder(), learn_sigma=False), "must return C = 4 channels, got 8"),
-        (lambda: losses_of(Recorder(), steps=3), r"t must be \(B,\) with B = 2, got \(3,\)"),
+        (lambda: losses_of(Recorder(), steps=3), r"t must be \(B,\) with B = 2, or \(B, F\) with F = 3, got \(3,\)"),
         (lambda: noised([0, -1]), r"t must be \(B,\) of the process's 1000 steps, in \[0, 1000\), got \[0, -1\]"),
         (lambda: noised([1000, 0]), r"in \[0, 1000\), got \[1000, 0\]"),
         (lambda: guided(Recorder(), 1.0, "both"), "order must be"),

@@ -97,6 +97,22 @@ def test_vqgan_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list((tmp_path / "run" / "parts").glob("*.mp4"))) == 4
 
 
+@pytest.mark.slow
+def test_long_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models of one update, whose films of 16 frames are judged by quarter; the second command draws nothing."""
+    args = ("--out", str(tmp_path), "--steps", "1", "--sampling-steps", "4", "--per-class", "1")
+    args = (*args, "--classifier-steps", "2", "--real", "1")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="rollouts must be recognised at 80% and lose at most 5%"):
+            run(monkeypatch, "long_shapes.py", *args)
+        results = json.loads((tmp_path / "results-16.json").read_text())
+        assert len(results) == 6 and all(len(found["recognised"]) == 4 for found in results.values())
+        monkeypatch.setattr("latte_fast.long_films.sample.open_long", lambda *a, **k: pytest.fail("drawn again"))
+    forwards = {found["kind"]: found["forwards"] for found in results.values()}
+    assert forwards == {"fifo": 2.125, "windows": 1.75, "rollout": 1.75}
+    assert (tmp_path / "rollout-0.5-16.mp4").is_file() and "| half" in (tmp_path / "results-16.md").read_text()
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("classes", "joint")]
 
 

@@ -62,6 +62,14 @@ def text(frames: int, images: int = 0) -> Case:
     return make, (2, 4, frames + images, 8, 8), call | {"encoder_hidden_states": states}
 
 
+def by_frame(case: Case) -> Case:
+    """Gives every frame and image of a case a time step of its own."""
+    make, shape, call = case
+    name, axis = ("timestep", 2) if "timestep" in call else ("t", 1)
+    steps = torch.randint(0, 1000, (2, shape[axis]), generator=torch.Generator().manual_seed(6))
+    return make, shape, call | {name: steps}
+
+
 CASES: dict[str, Case] = {
     "16 frames, 16 patches": latte(16, 4),
     "17 frames, 25 patches": latte(17, 5),
@@ -79,9 +87,15 @@ CASES: dict[str, Case] = {
     "variant 4, joint": latte(5, 4, images=2, variant=4, depth=2),
     "all tokens": latte(5, 4, conditioning="tokens"),
     "every block recomputed": latte(5, 4, recompute="block"),
+    "a step a frame": by_frame(latte(5, 4)),
+    "a step a frame, joint": by_frame(latte(5, 4, images=2)),
+    "a step a frame, variant 3": by_frame(latte(5, 5, variant=3)),
+    "a step a frame, all tokens": by_frame(latte(5, 4, conditioning="tokens")),
+    "a step a frame, flexible density": by_frame(latte(5, 8, layout="PP GSRD DD", depth=8, sides=(4, 5))),
+    "a step a frame, text": by_frame(text(5)),
 }
 DEFAULT = ("16 frames, 16 patches", "17 frames, 25 patches", "joint", "text, joint", "compression frames",
-           "flexible density", "variant 2", "variant 4, joint", "all tokens")  # fmt: skip
+           "flexible density", "variant 2", "variant 4, joint", "all tokens", "a step a frame, text")  # fmt: skip
 # whose tokens go in two pieces by default, too
 IN_PIECES = ("17 frames, 25 patches", "joint")
 

@@ -152,7 +152,10 @@ BAD = {
     "no text": ({"text": None}, "encoder_hidden_states must be given, got None"),
     "mask": ({"mask": (2, 6)}, r"encoder_attention_mask must be \(2, 7\), 1 where a token counts"),
     "bias": ({"mask": torch.full((2, 7), -1e4)}, "encoder_attention_mask .* got negative values; a bias is"),
-    "time": ({"t": torch.tensor([1, 2, 3])}, r"timestep must be a number, \(1,\) or \(B,\) with B = 2, got \(3,\)"),
+    "time": (
+        {"t": torch.tensor([1, 2, 3])},
+        r"timestep must be a number, \(1,\), \(B,\) or \(B, F\) with B = 2 and F = 3, got \(3,\)",
+    ),
     "no time": ({"t": None}, "timestep must be a number, .*got NoneType"),
     "rank": ({"x": (2, 4, 8, 8)}, r"hidden_states must be \(B, C, F, H, W\), got \(2, 4, 8, 8\)"),
     "text batch": ({"text": (1, 7, 40)}, r"encoder_hidden_states must be \(B, T, 40\) with B = 2, got \(1, 7, 40\)"),

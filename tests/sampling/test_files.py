@@ -215,6 +215,7 @@ def test_all_that_is_asked_for_reaches_the_sampler(monkeypatch: pytest.MonkeyPat
     assert seen == {
         "numbers": [4, 6], "shape": (4, 3, 8, 8), "seed": 5, "method": "ddim", "scale": 3.0, "eta": 0.25,
         "clip_denoised": factor == 1, "device": torch.device("cpu"), "dtype": torch.bfloat16, "step_keywords": (),
+        "part": 0,
     }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_preview_is_of_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert seen == {
         "numbers": range(3), "shape": (2, 3, 8, 8), "seed": 8, "method": "ddpm", "scale": 2.5 if dropout else 1.0,
         "clip_denoised": True, "device": torch.device("cpu"), "training": False, "eta": 0.0, "dtype": torch.float32,
-        "step_keywords": (),
+        "step_keywords": (), "part": 0,
     }  # fmt: skip
     assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["step-0000003.png"]
 

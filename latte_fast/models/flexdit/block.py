@@ -94,6 +94,9 @@ class PoolBlock(Block):
             return super().forward(x, pending, silu_c, context)
         modulation = self.modulation(silu_c)
         shift, scale = modulation[:2]
+        if context.axis == "time" and shift.shape[0] > x.shape[0]:
+            # a mean over frames of which each has a modulation of its own
+            return super().forward(x, pending, modulation, context)
         x = resolve(x, pending)
         mean = ops.pooled_norm(x, shift, scale, context.axis, out_dtype=shift.dtype)
         held = [x, *attn.of_mean(mean, x)]

@@ -54,13 +54,14 @@ class AtDensity:
                 module = None if kind == "R" else module
                 continue
             context = model.context_of(i, pos, rope, images, shards)
-            silu_c = of_block(silu_time if context.axis == "time" else silu_space, block)
+            over_time = silu_time if shards is None else shards.own_video(silu_time, len(x))
+            silu_c = of_block(over_time if context.axis == "time" else silu_space, block)
             x, pending = model.run_one(block, x, pending, silu_c, context)
         return (x, pending) if shards is None else shards.along(False, x, pending)
 
 
 class FlexLatte(Latte):
-    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768), the side of the sparse grid -> (B, F, 2C, H, W).
+    """x (B, F, C, H, W), t (B,) or (B, F), y (B,) or text (B, 77, 768), the sparse grid's side -> (B, F, 2C, H, W).
 
     Args:
         **kwargs: fields of FlexLatteConfig, `layout` and `sides` among them, and Latte's `recompute`, `extend_time` and
@@ -124,7 +125,7 @@ class FlexLatte(Latte):
 
 
 class FlexLatteIMG(FlexLatte, LatteIMG):
-    """FlexLatte for joint training: n images follow the video frames, share t, and skip all attention over time."""
+    """FlexLatte for joint training: n images follow the video frames and skip all attention over time."""
 
     @replayed_if_few
     def forward(  # type: ignore[override]

@@ -20,7 +20,7 @@ BLOCKS: dict[str, type[BlockT2V]] = {"P": PoolBlockT2V, "G": GenerateBlockT2V, "
 
 
 class FlexLatteT2V(LatteT2V):
-    """x (B, C, F, H, W), t (B,), text (B, T, caption_channels), the side of the sparse grid -> (B, 2C, F, H, W).
+    """x (B, C, F, H, W), t (B,) or (B, F), text (B, T, caption_channels), the sparse grid's side -> (B, 2C, F, H, W).
 
     The F frames are independent images of one caption.
 
@@ -67,7 +67,7 @@ class FlexLatteT2V(LatteT2V):
 
         Args:
             hidden_states: (B, C, F, H, W) latents.
-            timestep: (B,), (1,) or a number.
+            timestep: (B,), (1,) or a number, or (B, F).
             encoder_hidden_states: (B, T, caption_channels).
             encoder_attention_mask: (B, T), 1 where a token counts, or the bias (B, 1, T), as LatteT2V takes it.
             side: side of the sparse grid on a square grid.

@@ -22,8 +22,11 @@ def check_inputs(model: Any, x: Tensor, t: Tensor, y: Tensor | None, text: Tenso
         raise TypeError(f"Latte: x must have the weights' dtype {weight.dtype}, got {x.dtype}")
     batch = x.shape[0]
     check_time(t)
-    if t.shape != (batch,):
-        raise ValueError(f"Latte: t must be (B,) with B = {batch}, got {tuple(t.shape)}")
+    if t.shape != (batch,) and t.shape != (batch, x.shape[1]):
+        rule = f"(B,) with B = {batch}, or (B, F) with F = {x.shape[1]}{' frames and images' if images else ''}"
+        raise ValueError(f"Latte: t must be {rule}, got {tuple(t.shape)}")
+    if t.dim() == 2 and model.config.patch_frames > 1:
+        raise ValueError(f"Latte: t must be (B,) where a patch spans frames, which share a step, got {tuple(t.shape)}")
     if t.device != x.device:
         raise ValueError(f"Latte: t must be on x's device {x.device}, got {t.device}")
     if model.extras == 2:

@@ -44,7 +44,9 @@ ORDERS = {0: "one", 1: "one", 2: "one", 3: "sequential", 4: "parallel"}
 
 
 class Latte(Fused, Sharing, Caching, nn.Module):
-    """x (B, F, C, H, W), t (B,), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
+    """x (B, F, C, H, W), t (B,) or (B, F), y (B,) or text (B, 77, 768) -> (B, F, 2C, H, W).
+
+    With t (B, F) every frame has a time step of its own.
 
     Args:
         recompute: what the backward computes again instead of keeping: "none"; "elementwise", norms and GELU (x, qkv,
@@ -120,7 +122,7 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         return self.run(x, *self.embed(t, y, text_embedding))
 
     def embed(self, t: Tensor, y: Tensor | None, text: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Embeds the time step and the condition, (B, D) each; None where a table has all that they are for."""
+        """Embeds the step, (B, D) or (B, F, D), and the condition, (B, D); None where a table has all they are for."""
         if self.stack_reuse is not None:
             self.stack_reuse.begin(t)
         if self.modulation_table is not None:
@@ -145,7 +147,16 @@ class Latte(Fused, Sharing, Caching, nn.Module):
         images: int = 0,
         run_blocks: RunBlocks | None = None,
     ) -> Tensor:
-        """x (B, F, C, H, W), embeddings time and label (B, D), of image labels stills (B, n, D) -> (B, F, 2C, H, W)."""
+        """x (B, F+n, C, H, W) -> (B, F+n, 2C, H, W), the last n frames images.
+
+        Args:
+            x: clips.
+            time: embedding of the time step, (B, D), or of each frame's, (B, F+n, D).
+            label: embedding of the condition, (B, D).
+            stills: embeddings of the images' labels, (B, n, D).
+            images: number n of images.
+            run_blocks: function that runs the blocks, by default the method of this name.
+        """
         config, p = self.config, self.patch_size
         rows, columns = x.shape[3] // p, x.shape[4] // p
         batch, frames, extra = x.shape[0], x.shape[1] // config.patch_frames - images, config.extra_tokens
@@ -201,7 +212,8 @@ class Latte(Fused, Sharing, Caching, nn.Module):
             if shards is not None:
                 x, pending = shards.along(config.stays_in_time(i), x, pending)
             context = self.context_of(i, pos, rope, images, shards)
-            silu_c = of_block(silu_time if axis == "time" else silu_space, block)
+            over_time = silu_time if shards is None else shards.own_video(silu_time, len(x))
+            silu_c = of_block(over_time if axis == "time" else silu_space, block)
             x, pending = self.run_one(block, x, pending, silu_c, context)
         return (x, pending) if shards is None else shards.along(False, x, pending)
 
@@ -225,19 +237,30 @@ class Latte(Fused, Sharing, Caching, nn.Module):
     def conditions(
         self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns SiLU(condition) for space, time, head: (B, D), or (B*(F+n), D) but for time if images have labels."""
-        clip = silu(time if label is None else time + label)
-        if stills is not None:
-            assert label is not None
-            labels = torch.cat([label[:, None].expand(-1, frames, -1), stills], dim=1)  # (B, F+n, D)
-            per_frame = silu(time[:, None] + labels).flatten(0, 1)
-            return per_frame, clip, per_frame
-        # upstream conditions its head on the class, but not on the text
-        return clip, clip, silu(time) if self.extras == 78 else clip
+        """Returns SiLU(condition) for space, time, head: (B, D), or a row a frame where its step or label is its own.
+
+        Those are (B*(F+n), D) over space and in the head; over time they are (B*F, D), of the steps alone.
+        """
+        own_steps = time.dim() == 3
+        if stills is None and not own_steps:
+            clip = silu(time if label is None else time + label)
+            # upstream conditions its head on the class, but not on the text
+            return clip, clip, silu(time) if self.extras == 78 else clip
+        rows = time if own_steps else time[:, None]
+        if label is not None:
+            labels = label[:, None]
+            if stills is not None:
+                labels = torch.cat([labels.expand(-1, frames, -1), stills], dim=1)  # (B, F+n, D)
+            rows = rows + labels
+        rows = silu(rows)  # (B, F+n, D)
+        per_frame = rows.flatten(0, 1)
+        over_time = rows[:, :frames].flatten(0, 1) if own_steps else silu(time if label is None else time + label)
+        head = silu(time).flatten(0, 1) if self.extras == 78 and own_steps else per_frame
+        return per_frame, over_time, head
 
     def tokens(self, time: Tensor, label: Tensor | None, stills: Tensor | None, frames: int, images: int) -> Tensor:
         """Returns the condition's tokens (B, F+n, 1 or 2, D): the time step's, then the class's or text's."""
-        out = [time[:, None].expand(-1, frames + images, -1)]
+        out = [time if time.dim() == 3 else time[:, None].expand(-1, frames + images, -1)]
         if label is not None:
             labels = label[:, None].expand(-1, frames if stills is not None else frames + images, -1)
             out.append(labels if stills is None else torch.cat([labels, stills], dim=1))
@@ -314,7 +337,10 @@ class Latte(Fused, Sharing, Caching, nn.Module):
 
 
 class LatteIMG(Latte):
-    """The joint image-video Latte: n images follow the video frames, share t, and skip all attention over time."""
+    """The joint image-video Latte: n images follow the video frames and skip all attention over time.
+
+    They share t (B,), or have steps of their own in t (B, F+n).
+    """
 
     text_width = TEXT_WIDTH_JOINT
 

@@ -120,7 +120,7 @@ class BlockT2V(nn.Module):
         return self.__dict__.setdefault("_prompt_cache", PromptCache())
 
     def modulation(self, shared: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns shift, scale, gate of attention, then of the MLP, (B, D) each, or (1, D) out of a table."""
+        """Returns shift, scale, gate of attention, then of the MLP, (G, D) each, G = B or B*F, or 1 out of a table."""
         if isinstance(shared, tuple):  # computed before the run
             return shared
         return (self.scale_shift_table + shared).to(shared.dtype).unbind(1)
@@ -132,8 +132,8 @@ class BlockT2V(nn.Module):
         t_modulation: Tensor | tuple[Tensor, ...],
         context: BlockContextT2V,
     ) -> tuple[Tensor, Pending] | Tensor:
-        """x (B, F, N, D), t_modulation (B, 6, D) -> x and the MLP's residual, which is still to be added."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(t_modulation)  # (B, D) each
+        """x (B, F, N, D), t_modulation (G, 6, D) -> x and the MLP's residual, which is still to be added."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(t_modulation)  # (G, D) each
         eps, eps_m = self.norm1.eps, (self._modules.get("norm2") or self.norm1).eps
         # every `del` frees an activation as early as it can be: sampling then holds 9 instead of 12
         x, h = self.add_and_norm(x, pending, shift_a, scale_a, context.pos, eps)  # (B, F, N, D) each

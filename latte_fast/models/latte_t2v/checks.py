@@ -58,8 +58,9 @@ def _check_dense(name: str, x: Any) -> None:
 
 
 def checked_time(timestep: Any, x: Tensor) -> Tensor:
-    """Returns the time steps (B,), given as a number, (1,) or (B,)."""
-    rule = f"LatteT2V: timestep must be a number, (1,) or (B,) with B = {x.shape[0]}"
+    """Returns the time steps (B,), given as a number, (1,) or (B,), or as they are (B, F), for x (B, C, F, H, W)."""
+    batch, frames = x.shape[0], x.shape[2]
+    rule = f"LatteT2V: timestep must be a number, (1,), (B,) or (B, F) with B = {batch} and F = {frames}"
     if not isinstance(timestep, Tensor | int | float) or isinstance(timestep, bool):
         raise TypeError(f"{rule}, got {type(timestep).__name__}")
     if isinstance(timestep, Tensor):
@@ -72,10 +73,11 @@ def checked_time(timestep: Any, x: Tensor) -> Tensor:
         raise ValueError(f"{rule}, got {timestep!r:.40}")
     # filled on the device: a copy from the host would wait for it, and a CUDA graph could not capture the copy
     t = timestep.to(x.device) if isinstance(timestep, Tensor) else torch.full((1,), timestep, device=x.device)
-    t = t.reshape(-1)
-    if t.shape[0] not in (1, x.shape[0]):
+    if t.dim() == 2 and t.shape == (batch, frames) and frames > 1:
+        return t
+    if t.numel() not in (1, batch):
         raise ValueError(f"{rule}, got {tuple(t.shape)}")
-    return t.expand(x.shape[0])
+    return t.reshape(-1).expand(batch)
 
 
 def text_mask(mask: Tensor | None, text: Tensor, images: int) -> Tensor | None:

@@ -47,6 +47,7 @@ class Stack(NamedTuple):
     """What the blocks need besides their tokens."""
 
     modulation: Conditioning
+    over_time: Conditioning  # without the images' rows
     space: BlockContextT2V
     temporal: bool  # whether the time blocks run
     frames: int  # of video, of the whole clip where ranks share it
@@ -91,7 +92,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
 
         Args:
             hidden_states: (B, C, F, H, W) latents; with images (B, C, F + n, H, W), the images last.
-            timestep: (B,), (1,) or a number.
+            timestep: (B,), (1,) or a number; (B, F) gives every frame a step of its own, images as well.
             encoder_hidden_states: (B, T, caption_channels); with images (B, 1 + n, T, caption_channels).
             encoder_attention_mask: (B, T), 1 where a token counts, or the bias (B, 1, T) that is 0 there and
                 -10000 elsewhere; with images (B, 1 + n, T).
@@ -138,8 +139,8 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         if self.modulation_table is not None:
             modulation = self.modulation_table.at(x.shape[0])
         else:
-            time = self.embed_time(t)  # (B, D)
-            modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (B, 6, D)
+            time = self.embed_time(t.flatten())  # (G, D), G = B, or B*F where each frame has a step
+            modulation = self.adaln_single.linear(silu(time)).unflatten(1, (6, -1))  # (G, 6, D)
         captions = self.project(text, mask)
         if shards is not None and images:
             captions, images = own_captions(captions, shards), shards.images
@@ -151,7 +152,10 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         if self.modulation_table is not None:
             shift, scale = of_block(modulation, None)
         else:
-            shift, scale = (self.scale_shift_table + time[:, None]).to(time.dtype).unbind(1)  # (B, D) each
+            head = (self.scale_shift_table + time[:, None]).to(time.dtype)
+            if shards is not None and shards.axis == "space":
+                head = shards.own_rows(head, x.shape[0])
+            shift, scale = head.unbind(1)  # (G, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)
         x = x if shards is None else shards.whole(x)
         return rearrange(x, "b f (h w) (p q c) -> b c f (h p) (w q)", h=rows, w=columns, p=p, q=p)
@@ -193,7 +197,12 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         shards: Shards | None = None,
     ) -> Stack:
         frames = x.shape[1] - space.images if shards is None else shards.frames
-        return Stack(modulation, space, temporal, frames, shards)
+        over_time = modulation
+        if isinstance(modulation, Tensor) and modulation.shape[0] > x.shape[0]:  # a row a frame
+            over_time = modulation.unflatten(0, (x.shape[0], -1))[:, :frames].flatten(0, 1)
+            if shards is not None:
+                modulation, over_time = shards.own_rows(modulation, len(x)), shards.own_video(over_time, len(x))
+        return Stack(modulation, over_time, space, temporal, frames, shards)
 
     def run_space(self, i: int, x: Tensor, pending: Pending | None, stack: Stack) -> tuple[Tensor, Pending | None]:
         block = self.transformer_blocks[i]
@@ -203,7 +212,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         block, images = self.temporal_transformer_blocks[i], stack.space.images
         pos = self.time_positions(x.shape[3], stack.frames, x) if i == 0 and stack.frames > 1 else None
         pos = pos if stack.shards is None else stack.shards.own_positions(pos)
-        context, own = BlockContextT2V("time", pos=pos, shards=stack.shards), of_block(stack.modulation, block)
+        context, own = BlockContextT2V("time", pos=pos, shards=stack.shards), of_block(stack.over_time, block)
         if images:
             return self.beside_images(self.policy, block, x, pending, own, context, images), None
         return run_block(self.policy, block, x, pending, own, context)
@@ -241,8 +250,14 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
     ) -> Tensor:
         """Applies a time block to the video frames of (B, F+n, N, D); the n images only get their pending residual."""
         frames = x.shape[1] - images
-        video = None if pending is None else pending._replace(y=pending.y[:, :frames])
-        still = None if pending is None else pending._replace(y=pending.y[:, frames:])
+        video, still = pending, pending
+        if pending is not None:
+            gates = pending.gate, pending.gate
+            if pending.gate.shape[0] > x.shape[0]:  # a row a frame
+                rows = pending.gate.unflatten(0, (x.shape[0], -1))
+                gates = rows[:, :frames].flatten(0, 1), rows[:, frames:].flatten(0, 1)
+            video = pending._replace(y=pending.y[:, :frames], gate=gates[0])
+            still = pending._replace(y=pending.y[:, frames:], gate=gates[1])
         after = resolve(*run_block(policy, block, x[:, :frames], video, modulation, context))
         return torch.cat([after, resolve(x[:, frames:], still)], dim=1)
 
@@ -300,7 +315,7 @@ class _TimestepT2V(nn.Module):
 
 
 class LatteT2V(FastT2V):
-    """x (B, C, F, H, W), t (B,), text (B, T, caption_channels) -> (B, 2C, F, H, W).
+    """x (B, C, F, H, W), t (B,) or (B, F), text (B, T, caption_channels) -> (B, 2C, F, H, W).
 
     Args:
         recompute: what the backward computes again instead of keeping, as in Latte.

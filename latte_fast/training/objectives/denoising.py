@@ -38,7 +38,7 @@ class DenoisingItem(Item, total=False):
     """An item of the data with all random draws for its sample; the model's family adds its conditions."""
 
     noise: Tensor  # (F + n, C, h, w)
-    t: Tensor  # () int64, the time step
+    t: Tensor  # () int64, the time step, or (F + n,) where frames have their own
     drop: Tensor  # (1 + n,) bool, which labels are dropped
     eps: Tensor  # like noise, for a draw from the VAE's posterior
     text: Tensor  # (1 + n, T, C)
@@ -77,9 +77,19 @@ class DenoisingItems(Dataset):
         source = generator(seed, key.number, Use.TIME)
         torch_source = torch.Generator().manual_seed(int(source.integers(2**63)))
         within = self.densities.at(key.number // self.config.batch).steps
-        item["t"] = sample_timesteps(
-            process.timesteps, 1, process.steps, generator=torch_source, mean=process.shift, within=within
-        )[0]
+
+        def steps(count: int, drawn_by: torch.Generator) -> Tensor:
+            shift = process.shift
+            return sample_timesteps(
+                process.timesteps, count, process.steps, generator=drawn_by, mean=shift, within=within
+            )
+
+        item["t"] = steps(1, torch_source)[0]
+        if process.frame_steps:
+            own, frames = generator(seed, key.number, Use.FRAME_TIME), self.latent[0]
+            item["t"] = item["t"].expand(frames)
+            if own.random() < process.frame_steps:
+                item["t"] = steps(frames, torch.Generator().manual_seed(int(own.integers(2**63))))
         if self.dropout:
             item["drop"] = torch.from_numpy(source.random(1 + self.config.images) < self.dropout)
         if self.encoded:
