@@ -30,7 +30,7 @@ def why_not(
     gate: Tensor,
     shift: Tensor,
     scale: Tensor,
-    eps: float = 0.0,
+    eps: float = 1e-6,
     y_bias: Tensor | None = None,
     pos: Tensor | None = None,
 ) -> str | None:

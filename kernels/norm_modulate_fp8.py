@@ -12,5 +12,5 @@ def norm_modulate_fp8_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -
     return rows.rounded(h, rows.FP8), h_scale
 
 
-def why_not(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> str | None:
+def why_not(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> str | None:
     return rows.why_not_fp8(x, shift, scale)

@@ -10,6 +10,9 @@ FREQUENCIES = 256
 KEPT_WIDTHS = {"none": 18, "elementwise": 11, "mlp": 7, "block": 1}
 # widths D that a block moves per token outside its GEMMs: two fused passes of 4 each, attention 4
 MOVED_WIDTHS = 12
+# the same with 8-bit layers: both norms write half of their result, 1 less; GELU is a pass of its own, which reads
+# fc1's result in bf16 and writes half of it, 4 + 2 more
+MOVED_WIDTHS_8BIT = 17
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Cost:
         weight_bytes: bytes of the parameters at `bytes_each`.
         moved_bytes: bytes that the elementwise passes and attention of a forward read and write.
         kept_bytes: bytes that a forward keeps for its backward, by recompute policy.
+        macs_8bit: multiply-adds of those needed that 8-bit layers take: qkv, fc1 and fc2 of every block.
+        weight_bytes_8bit: bytes of the parameters with these layers in 8 bits, and a scale a row.
+        moved_bytes_8bit: moved_bytes with these layers in 8 bits.
     """
 
     parameters: int
@@ -36,6 +42,16 @@ class Cost:
     weight_bytes: int
     moved_bytes: int
     kept_bytes: dict[str, int]
+    macs_8bit: int
+    weight_bytes_8bit: int
+    moved_bytes_8bit: int
+
+    def floor_seconds_8bit(
+        self, flops_per_second: float, flops_per_second_8bit: float, bytes_per_second: float
+    ) -> float:
+        """Returns the least time of a forward with 8-bit layers, whose multiply-adds run at a rate of their own."""
+        wide = 2 * (self.macs_needed - self.macs_8bit) / flops_per_second
+        return wide + 2 * self.macs_8bit / flops_per_second_8bit + self.moved_bytes_8bit / bytes_per_second
 
     def floor_seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
         """Returns the least time of a forward: multiply-adds at that rate, then all other passes at that bandwidth."""
@@ -84,6 +100,9 @@ def cost(
         weight_bytes=parameters * bytes_each,
         moved_bytes=MOVED_WIDTHS * d * tokens * config.depth * bytes_each,
         kept_bytes={policy: n * d * tokens * config.depth * bytes_each for policy, n in KEPT_WIDTHS.items()},
+        macs_8bit=counter.weights_8bit() * tokens,
+        weight_bytes_8bit=parameters * bytes_each - counter.weights_8bit() * (bytes_each - 1) + 4 * counter.rows_8bit(),
+        moved_bytes_8bit=MOVED_WIDTHS_8BIT * d * tokens * config.depth * bytes_each,
     )
 
 
@@ -117,6 +136,18 @@ class _Counter:
             pixels = self.patches * c.patch_size**2
             total += self.batch * self.frames * pixels * c.out_channels**2 * c.patch_frames
         return total
+
+    def weights_8bit(self) -> int:
+        """Counts the weights of the layers that have 8 bits by default: qkv, fc1 and fc2."""
+        c = self.config
+        inner, hidden = c.heads_each * c.head_width, int(c.hidden_size * c.mlp_ratio)
+        return c.depth * c.hidden_size * ((2 if c.variant > 2 else 1) * 3 * inner + 2 * hidden)
+
+    def rows_8bit(self) -> int:
+        """Counts the rows of these weights, which have a scale each."""
+        c = self.config
+        inner, hidden = c.heads_each * c.head_width, int(c.hidden_size * c.mlp_ratio)
+        return c.depth * ((2 if c.variant > 2 else 1) * 3 * inner + hidden + c.hidden_size)
 
     def attention(self) -> int:
         """Counts q k^T and p v."""

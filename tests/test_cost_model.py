@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latte_fast import Latte_models, cost, reference, use_backend
+from latte_fast import Latte, Latte_models, cost, reference, use_backend
 from latte_fast.config import PRESETS, TABLE_3_PRESETS, LatteConfig
 from latte_fast.cost_model import rows
 from tests.helpers.meta import on_meta as built_on_meta
@@ -119,6 +119,25 @@ def test_known_landmarks() -> None:
     assert 5.3e-3 < xl.floor_seconds(790e12, 4.3e12) < 5.6e-3
     assert cost("Latte-XL/2", size=512).macs_needed > 4 * xl.macs_needed
     assert cost("Latte-XL/2", size=(256, 512)).moved_bytes == 2 * xl.moved_bytes
+
+
+@pytest.mark.parametrize("name", ["Latte-S/2", "Latte-B/2 variant 3", "tokens", "Latte-XL/4-table3-v4"])
+def test_8_bit_layers_are_those_that_quantize_takes(name: str) -> None:
+    from latte_fast.quantization.convert import DEFAULT, owners, submodule
+
+    model = on_meta(Latte, COUNTED[name])
+    taken = [submodule(o, path) for o, _ in owners(model) for path, kind in o.products.items() if kind in DEFAULT]
+    result, config = cost(LatteConfig(**COUNTED[name])), LatteConfig(**COUNTED[name])
+    weights = sum(layer.weight.numel() for layer in taken)
+    tokens = config.token_frames * (config.grid**2 + config.extra_tokens)
+    assert result.macs_8bit == weights * tokens
+    scales = sum(layer.out_features for layer in taken)
+    assert result.weight_bytes_8bit == result.weight_bytes - weights + 4 * scales
+    assert result.moved_bytes_8bit * 12 == result.moved_bytes * 17
+    slow, fast = (result.floor_seconds_8bit(1e14, rate, 1e12) for rate in (1e14, 2e14))
+    assert slow - fast == pytest.approx(result.macs_8bit / 1e14)
+    moved = (result.moved_bytes_8bit - result.moved_bytes) / 1e12
+    assert slow == pytest.approx(result.floor_seconds(1e14, 1e12) + moved)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,18 @@ ARROWS = {
     "data": {"media", "codecs", "files", "locks"},
     "evaluation": {"data", "media", "distributed", "files", "runs", "models"},
     "quantization": {"modules", "backends"},
-    "runs": {"models", "codecs", "data", "diffusion", "distributed", "media", "files", "locks"},
+    "runs": {
+        "models",
+        "modules",
+        "quantization",
+        "codecs",
+        "data",
+        "diffusion",
+        "distributed",
+        "media",
+        "files",
+        "locks",
+    },
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
         "cuda_graphs",
@@ -71,6 +82,7 @@ ARROWS = {
         "diffusion",
         "distributed",
         "config",
+        "quantization",
     },
     "training": {
         "cuda_graphs",

@@ -21,6 +21,7 @@ def cost(
     bytes_each: int = 2,
     tflops: float = 790.0,
     tb_per_s: float = 4.3,
+    tflops_8bit: float = 1400.0,
     flex: str | None = None,
     sides: tuple[int, ...] = SIDES,
     steps: int = 50,
@@ -42,6 +43,7 @@ def cost(
         bytes_each: bytes of one weight or activation.
         tflops: TFLOP/s of matrix products in the lower bound; the default is an assumption for an H200 in bf16.
         tb_per_s: TB/s of copies (read + write) in the lower bound; the default is an assumption for an H200.
+        tflops_8bit: TFLOP/s of products in fp8 in a second lower bound; an assumption for an H200, as the others.
         flex: FlexDiT's layout of blocks, or auto for the default of the preset's depth.
         sides: sides of FlexDiT's sparse grid, from noise to sample.
         steps: number of sampling steps that FlexDiT's mean is over.
@@ -55,6 +57,8 @@ def cost(
         raise SystemExit(f"cost: model must be one of {', '.join(PRESETS | TABLE_3_PRESETS)}, got {model}")
     if not (0 < tflops < math.inf and 0 < tb_per_s < math.inf):
         raise SystemExit(f"cost: tflops and tb_per_s must be positive, and finite, got {tflops} and {tb_per_s}")
+    if not 0 < tflops_8bit < math.inf:
+        raise SystemExit(f"cost: tflops_8bit must be positive, and finite, got {tflops_8bit}")
     if not (min(link, between) > 0 and wait_us >= 0 and per_machine >= 1):
         raise SystemExit("cost: link, between and per_machine must be positive, and wait_us at least 0")
     links = Links(link * 1e9, between * 1e9, per_machine, wait_us * 1e-6)
@@ -73,6 +77,10 @@ def cost(
         print(f"{name:24}{value}")
     floor = result.floor_seconds(tflops * 1e12, tb_per_s * 1e12)
     print(f"{'floor of a forward':24}{floor * 1e3:.2f} ms at {tflops:g} TFLOP/s and {tb_per_s:g} TB/s")
+    eight = result.floor_seconds_8bit(tflops * 1e12, tflops_8bit * 1e12, tb_per_s * 1e12)
+    share, gigabytes = result.macs_8bit / result.macs_needed, result.weight_bytes_8bit / 1e9
+    about = f"{share:.0%} of the multiply-adds at {tflops_8bit:g} TFLOP/s, {gigabytes:.2f} GB of parameters"
+    print(f"{'floor with fp8':24}{eight * 1e3:.2f} ms: {about}")
     if gpus > 1:
         print("\n".join(on_several(model, batch, frames, size, bytes_each, gpus, links, floor)))
 

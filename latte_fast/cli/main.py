@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "print what a plan computes and what it reuses",
     "evaluate": "measure samples: distances from a real set, scores of pairs, over time",
     "convert": "write a model's weights as upstream's scripts or diffusers read them",
+    "quantize": "write a run's weights in 8 bits, rounded for what its layers see",
     "plot": "draw a run's loss, learning rate, throughput and gradient norm",
     "report": "write a run's page: playing films, curves, configuration, speed, machine",
     "cost": "print multiply-adds, bytes and a lower bound of the time of a model's forward",

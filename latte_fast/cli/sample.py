@@ -15,6 +15,7 @@ from latte_fast.integrations.long_prompts import sample_prompts
 from latte_fast.long_films.request import LongOptions, LongRequest
 from latte_fast.long_films.sample import sample_long
 from latte_fast.modules.sequence import ParallelConfig
+from latte_fast.quantization.convert import quantize_or_refuse
 from latte_fast.runs.load import load
 from latte_fast.runs.plan import load_plan, plan_path
 from latte_fast.runs.tokens import is_token_run
@@ -50,6 +51,7 @@ def sample(
     weights: Annotated[Literal["ema", "model"] | None, EMA] = None,
     vae: str | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Literal["fp8"] | None = None,
     pretrained: str | None = None,
     prompt: tuple[str, ...] = (),
     prompts: Path | None = None,
@@ -93,6 +95,7 @@ def sample(
         weights: the EMA of the weights (ema), or the weights themselves (model).
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         dtype: data type of weights and activations.
+        precision: fp8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md); on a GPU with --dtype bf16.
         pretrained: local folder of diffusers' LattePipeline (Latte-1), for any prompt; with `path`, a model trained on
             captions replaces the folder's transformer.
         prompt: what to show, in turn over the samples; without --pretrained, captions that the run was trained on.
@@ -145,7 +148,7 @@ def sample(
                 request = Request(count=wanted, scale=scale, **given)
                 trained = None if path is None else load(path, weights or "ema", ranks.device)
                 if long is not None:
-                    refuse("with --long", scheduler=scheduler, **{"no-over-time": not over_time})
+                    refuse("with --long", scheduler=scheduler, precision=precision, **{"no-over-time": not over_time})
                     refuse("with --long", **{"temporal-decoder": temporal_decoder, "seed-rule": seed_rule == "old"})
                     if frames is None:
                         raise ValueError("sample: frames must be given with --long, got none")
@@ -154,7 +157,7 @@ def sample(
                     sample_prompts(pretrained, text, film, steps, out, ranks, DTYPES[dtype], trained, resume)
                     done(ranks, out, wanted)
                     return
-                sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume)
+                sample_text(pretrained, text, request, out, ranks, DTYPES[dtype], trained, resume, precision)
             else:
                 over = {"no-over-time": not over_time, "temporal-decoder": temporal_decoder}
                 over["seed-rule"] = seed_rule == "old"
@@ -166,7 +169,7 @@ def sample(
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
                 if is_token_run(path):
-                    refuse("for a token transformer", long=long, method=method, plan=plan)
+                    refuse("for a token transformer", long=long, method=method, plan=plan, precision=precision)
                     refuse("for a token transformer", guidance=guided, quality="" if quality == "exact" else quality)
                     kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
                     asks = Request(count=wanted, **kept)
@@ -183,6 +186,9 @@ def sample(
                     flag = "prompts" if prompts is not None else "prompt"
                     rule = "left out for a model without captions; --classes names its classes"
                     raise ValueError(f"sample: {flag} must be {rule}, got {asked[0]!r}")
+                if precision is not None:
+                    report = quantize_or_refuse(run.model.to(DTYPES[dtype]), precision)
+                    said += f", {len(report.taken)} layers in {precision}"
                 noise = ema_is_noise(run.config, run.step) if run.step and weights != "model" else None
                 if noise and ranks.first:
                     print(f"sample: {noise}", file=sys.stderr)

@@ -139,6 +139,9 @@ def launches(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Callable[[], Any]
     for op in REGISTRY.values():
         if "triton" in backends.candidates(op.kernels):
             for name, args in ((op.name, op.example(sizes)), *op.more_examples(sizes)):
+                # 8-bit numbers, which some GPUs do not have
+                if sizes.device.type == "cuda" and backends.why_not(op.kernels, "triton", *args.values()):
+                    continue
                 function = getattr(ops, op.name)
                 yield f"{name} forward", partial(partial, _forward, function, args)
                 if op.backward:

@@ -14,6 +14,7 @@ from latte_fast.diffusion.schedule import beta_schedule
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.integrations.patch import patch
 from latte_fast.integrations.pipeline_folder import check_folder
+from latte_fast.quantization.convert import quantize_or_refuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
 from latte_fast.sampling.files import all_files, check_room, sample_files
@@ -172,6 +173,7 @@ def sample_text(
     dtype: torch.dtype,
     trained: Trained | None = None,
     resume: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Draws and writes a request's samples of the prompts in turn; every rank calls this and takes its share.
 
@@ -184,6 +186,7 @@ def sample_text(
         dtype: data type of weights and activations.
         trained: model that replaces the folder's transformer, sampled by the process it was trained with.
         resume: whether to go on with the same request into the same folder.
+        precision: "fp8" for 8-bit linear layers.
     """
     check_folder(folder, text, request, trained)
     if trained:
@@ -194,4 +197,6 @@ def sample_text(
     if not resume:
         ranks.from_first(lambda: check_room(Path(out), all_files(request, 1)))
     pipe = open_pipeline(folder, text, ranks.device, dtype, trained)
+    if precision is not None:
+        quantize_or_refuse(pipe.transformer, precision)
     sample_files(PipelineSource(pipe, text), request, out, ranks, resume=resume)

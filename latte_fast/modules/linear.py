@@ -84,6 +84,9 @@ def share_storage(layers: Sequence[Any]) -> bool:
 
     The parameters stay the same objects under the same names: `joined` then reads them as one, without a copy.
     """
+    if all_8bit(layers):
+        join8(layers)
+        return True
     if joined(layers) is not None:
         return True
     if not all(is_plain(layer) for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
@@ -153,13 +156,21 @@ def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | Non
 
 
 def join8(layers: Sequence[Any]) -> None:
-    """Moves 8-bit layers' weights and scales into one storage each, for `joined8`."""
+    """Moves 8-bit layers' weights and scales into one storage each, for `joined8`; biases too, which stay the same."""
+    if joined8(layers) is not None:
+        return
     for name in ("weight", "weight_scale"):
         parts = [getattr(layer, name) for layer in layers]
         as_bytes = [p.view(torch.uint8) if p.dtype == FP8 else p for p in parts]
         whole = torch.cat(as_bytes).view(parts[0].dtype)
         for layer, part in zip(layers, whole.split([p.shape[0] for p in parts]), strict=True):
             setattr(layer, name, part)
+    biases = [layer.bias for layer in layers]
+    if all(b is not None for b in biases) and len({(b.dtype, b.device) for b in biases}) == 1:
+        with torch.no_grad(), torch.inference_mode(biases[0].is_inference()):
+            whole = torch.cat([b.data for b in biases])
+            for b, part in zip(biases, whole.split([b.shape[0] for b in biases]), strict=True):
+                b.data = part
 
 
 class _Joined(torch.autograd.Function):

@@ -36,16 +36,17 @@ class Linear8(nn.Module):
     Args:
         layer: linear layer whose weight is rounded; on meta it gives sizes alone.
         keep: whether the layer is kept, for `before`.
+        rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
     """
 
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, layer: nn.Linear, keep: bool = True):
+    def __init__(self, layer: nn.Linear, keep: bool = True, rounded: tuple[Tensor, Tensor] | None = None):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         with torch.no_grad():
-            values, scale = ops.rows_fp8(layer.weight)
+            values, scale = ops.rows_fp8(layer.weight) if rounded is None else rounded
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scale.flatten())
         self.bias = layer.bias
@@ -123,8 +124,9 @@ def _on_tensor_cores(
 @functools.cache
 def bias_fits(device: torch.device) -> bool:
     """Returns whether this torch adds a bias in the product's epilogue; tried once a device."""
-    values, scale = torch.zeros(STEP, STEP, device=device).to(FP8), torch.ones(STEP, 1, device=device)
-    bias = torch.zeros(STEP, device=device, dtype=torch.bfloat16)
+    size = 256
+    values, scale = torch.zeros(size, size, device=device).to(FP8), torch.ones(size, 1, device=device)
+    bias = torch.zeros(size, device=device, dtype=torch.bfloat16)
     try:
         torch._scaled_mm(values, values.t(), scale, scale.t(), bias, out_dtype=torch.bfloat16, use_fast_accum=True)
     except RuntimeError as error:

@@ -8,7 +8,7 @@ its own of 6 u, which halves 2 products of 4 D^2; proj's input would be read, wr
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from latte_fast import backends
 from latte_fast.modules.hooks import is_untouched
 from latte_fast.modules.linear import is_plain, join8
 from latte_fast.modules.linear8 import STEP, Linear8
-from latte_fast.quantization.report import LayerReport, QuantizeReport, relative_error
+from latte_fast.quantization.report import LayerReport, QuantizeReport, relative_error, signal_to_noise
+from latte_fast.quantization.rounding import Inputs, compensated
 
 DTYPES = ("fp8",)
 KINDS = ("qkv", "proj", "fc1", "fc2")
@@ -26,7 +27,12 @@ DEFAULT = ("qkv", "fc1", "fc2")
 
 
 def quantize(
-    model: nn.Module, dtype: str = "fp8", *, layers: Iterable[str] = DEFAULT, keep: bool = True
+    model: nn.Module,
+    dtype: str = "fp8",
+    *,
+    layers: Iterable[str] = DEFAULT,
+    keep: bool = True,
+    calibrate: Callable[[nn.Module], object] | None = None,
 ) -> QuantizeReport:
     """Gives a model's linear layers 8-bit weights and inputs, in place; for inference alone.
 
@@ -38,16 +44,19 @@ def quantize(
         dtype: "fp8", which is e4m3 for weights and inputs.
         layers: kinds of layers, of qkv, proj, fc1 and fc2; proj reads what a pass of its own has to round.
         keep: whether the 16-bit weights stay in memory, for `unquantize`.
+        calibrate: function that calls the model on what it will see, a sampling of a few clips, say; weights are then
+            rounded so that errors on these inputs cancel, and the report has each layer's signal-to-noise ratio.
 
     Returns:
         What became of each layer: taken, or kept in 16 bits and why, and the error of its weight.
     """
     layers = _check(model, dtype, layers)
     report = QuantizeReport()
-    for owner, prefix in _owners(model):
+    seen = {} if calibrate is None else _inputs(model, layers, calibrate)
+    for owner, prefix in owners(model):
         made: dict[str, list[Linear8]] = {}
         for path, kind in owner.products.items():
-            layer = _submodule(owner, path)
+            layer = submodule(owner, path)
             if layer is None:
                 continue
             name = f"{prefix}.{path}".strip(".")
@@ -55,19 +64,32 @@ def quantize(
             if reason is not None:
                 report.layers[name] = LayerReport(kind, reason)
                 continue
-            eight = Linear8(layer, keep)
-            _replace(owner, path, eight)
+            inputs = seen.pop(name, None)
+            gram = None if inputs is None else inputs.gram
+            eight = Linear8(layer, keep, None if gram is None else compensated(layer.weight.detach(), gram))
+            replace(owner, path, eight)
             made.setdefault(kind, []).append(eight)
             error = relative_error(eight.weight.float() * eight.weight_scale[:, None], layer.weight)
-            report.layers[name] = LayerReport(kind, error=error)
+            snr = signal_to_noise(eight, layer, inputs.rows) if inputs is not None and inputs.rows else None
+            report.layers[name] = LayerReport(kind, error=error, snr=snr)
         # q, k and v of separate layers become one product
         if len(made.get("qkv", ())) == 3:
             join8(made["qkv"])
     if not report.layers:
-        raise ValueError(f"quantize: {type(model).__name__} has no linear layers that may be 8 bits wide")
+        hint = "a model of another library needs latte_fast.patch(model) first"
+        raise ValueError(f"quantize: {type(model).__name__} has no linear layers that may be 8 bits wide; {hint}")
     device = next(iter(model.parameters())).device
     if device.type == "cpu" and report.taken:
         backends.say_once("quantize: the CPU emulates fp8: exactly rounded, slower than 16 bits", logging.WARNING)
+    return report
+
+
+def quantize_or_refuse(model: nn.Module, dtype: str) -> QuantizeReport:
+    """Quantises a model for good; raises ValueError where no layer could be, with the reason of the first."""
+    report = quantize(model, dtype, keep=False)
+    if not report.taken:
+        name, why = next((n, w) for n, w in report.kept.items() if report.layers[n].kind in DEFAULT)
+        raise ValueError(f"quantize: no layer can have 8 bits; {name}: {why}")
     return report
 
 
@@ -83,7 +105,7 @@ def unquantize(model: nn.Module) -> None:
         before = layer.before
         assert before is not None
         before.train(layer.training)
-        _replace(model, name, before)
+        replace(model, name, before)
 
 
 def _check(model: Any, dtype: str, layers: Iterable[str]) -> tuple[str, ...]:
@@ -117,14 +139,14 @@ def why_not_fp8(device: torch.device) -> str | None:
     )
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
+def owners(model: nn.Module) -> Iterator[tuple[Any, str]]:
     """Yields each module that has products, with its name."""
     for name, module in list(model.named_modules()):
         if isinstance(getattr(type(module), "products", None), dict):
             yield module, name
 
 
-def _submodule(owner: nn.Module, path: str) -> Any:
+def submodule(owner: nn.Module, path: str) -> Any:
     """Returns the module at a path, or None where a part of it is missing, as cross-attention in time blocks."""
     module: Any = owner
     for part in path.split("."):
@@ -134,9 +156,29 @@ def _submodule(owner: nn.Module, path: str) -> Any:
     return module
 
 
-def _replace(owner: nn.Module, path: str, layer: nn.Module) -> None:
+def replace(owner: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     owner.get_submodule(parent)._modules[name] = layer
+
+
+def _inputs(model: nn.Module, layers: tuple[str, ...], calibrate: Callable[[nn.Module], object]) -> dict[str, Inputs]:
+    """Returns what each layer that becomes 8-bit sees while `calibrate` runs, by name."""
+    seen, handles = {}, []
+    try:
+        for owner, prefix in owners(model):
+            for path, kind in owner.products.items():
+                layer = submodule(owner, path)
+                if layer is not None and kind in layers and _why_not(layer) is None:
+                    inputs = seen[f"{prefix}.{path}".strip(".")] = Inputs()
+                    handles.append(layer.register_forward_pre_hook(inputs))
+        with torch.no_grad():
+            calibrate(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if seen and all(inputs.gram is None for inputs in seen.values()):
+        raise ValueError("quantize: calibrate must call the model, whose layers saw nothing")
+    return seen
 
 
 def _why_not(layer: Any) -> str | None:

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latte_fast.modules.linear8 import Linear8
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,7 @@ class LayerReport:
     kind: str  # qkv, proj, fc1 or fc2
     kept: str = ""
     error: float = 0.0  # of the weight: norm of the difference over the norm
+    snr: float | None = None  # signal-to-noise ratio of the layer's result in dB, where it was calibrated
 
 
 @dataclass
@@ -33,7 +38,9 @@ class QuantizeReport:
         for kind in dict.fromkeys(layer.kind for layer in self.layers.values()):
             errors = [layer.error for layer in self.layers.values() if layer.kind == kind and not layer.kept]
             if errors:
-                lines.append(f"  {kind}: {len(errors)} layers, error of the weights {max(errors):.2%} at most")
+                ratios = [layer.snr for layer in self.layers.values() if layer.kind == kind and layer.snr is not None]
+                mean = f", signal-to-noise ratio {sum(ratios) / len(ratios):.1f} dB" if ratios else ""
+                lines.append(f"  {kind}: {len(errors)} layers, error of the weights {max(errors):.2%} at most{mean}")
         reasons: dict[str, list[str]] = {}
         for name, why in self.kept.items():
             reasons.setdefault(why, []).append(name)
@@ -47,3 +54,12 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
     """Returns the norm of the difference over the norm of what is exact; 0 where both are zero."""
     exact = exact.detach().float()
     return float((got.float() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+@torch.no_grad()
+def signal_to_noise(eight: Linear8, layer: nn.Linear, rows: list[Tensor]) -> float:
+    """Returns the ratio in dB of a layer's result, without its bias, to what 8 bits change in it."""
+    x = torch.cat(rows)
+    want = F.linear(x, layer.weight).float()
+    noise = (eight.product(x).float() - want).square().sum()
+    return float(10 * torch.log10(want.square().sum().clamp_min(1e-30) / noise.clamp_min(1e-30)))

@@ -24,6 +24,7 @@ from latte_fast.models.latte_t2v.adapter import read_about_folder
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.same import FREE, PLACES, difference
+from latte_fast.runs.weights8 import is_8bit_file, load_8bit
 from latte_fast.runs.yaml import from_mapping, read_config
 
 
@@ -101,18 +102,36 @@ def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, A
 
 
 def _load_file(path: Path, weights: str, device: torch.device | str, given: Any | None) -> Trained:
-    state, about = under_own_names(read_checkpoint(path, weights)), read_about(path)
+    about = read_about(path)
+    if about is not None and is_8bit_file(about):
+        return _load_8bit(path, about, device, given)
+    state = under_own_names(read_checkpoint(path, weights))
     config = train_config(about, path)
     if given is not None:
         adapter = _adapter_by(given, path, about is not None)
     elif about is None:
         adapter = adapter_of_file(state, str(path))
     else:
-        family = FAMILIES.get(about["family"], LatteAdapter)
-        adapter = family(from_mapping(family.config_type, about["model"], str(path)), about["classes"])
+        adapter = adapter_that_is_known(about, path)
     model = adapter.build(config.images)
     load_state(model, state, str(path))
     return Trained(model.to(device).eval(), adapter, config, step_of(about))
+
+
+def adapter_that_is_known(about: dict[str, Any], path: Path) -> Adapter:
+    """Returns the adapter of the model that a file says it holds."""
+    family = FAMILIES.get(about["family"], LatteAdapter)
+    return family(from_mapping(family.config_type, about["model"], str(path)), about["classes"])
+
+
+def _load_8bit(path: Path, about: dict[str, Any], device: torch.device | str, given: Any | None) -> Trained:
+    if given is not None:
+        raise ValueError(f"load: config must be None for {path}, which holds its own, got {type(given).__name__}")
+    config, adapter = train_config(about, path), adapter_that_is_known(about, path)
+    with torch.device("meta"):
+        model = adapter.build(config.images)
+    load_8bit(model.eval(), path, about)
+    return Trained(model.to(device), adapter, config, step_of(about))
 
 
 def _adapter_by(config: Any, path: Path, holds_one: bool) -> Adapter:
