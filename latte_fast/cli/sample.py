@@ -187,6 +187,7 @@ def sample(
                     rule = "left out for a model without captions; --classes names its classes"
                     raise ValueError(f"sample: {flag} must be {rule}, got {asked[0]!r}")
                 if precision is not None:
+                    refuse("with --precision", sequence=sequence if sequence > 1 else None)
                     report = quantize_or_refuse(run.model.to(DTYPES[dtype]), precision)
                     said += f", {len(report.taken)} layers in {precision}"
                 noise = ema_is_noise(run.config, run.step) if run.step and weights != "model" else None

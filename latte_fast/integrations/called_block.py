@@ -19,7 +19,7 @@ MASKED = -10_000.0  # diffusers' bias of a token that does not count
 class CalledBlockT2V(BlockT2V):
     """BlockT2V on diffusers' or upstream's block."""
 
-    def attention(self, h: Tensor, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
+    def attention(self, h: Any, context: BlockContextT2V, shift: Tensor, scale: Tensor) -> Tensor:
         if not runs_itself(self.attn1):
             return super().attention(h, context, shift, scale)
         if context.axis == "time" and context.shards is not None:

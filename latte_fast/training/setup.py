@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.evaluation.during_training import check_eval
@@ -81,15 +80,3 @@ def readers(workers: int | None, device: torch.device) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return min(4, share) if device.type == "cuda" else 0
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compiles each block by itself, and raises dynamo's limit of 8 graphs, past which calls run uncompiled.
-
-    All blocks share one function and its limit: two axes, with and without gradients, in training and in sampling
-    make 8 graphs; images and other sizes add more.
-    """
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 64)
-    for block in model.blocks:
-        block.compile()

@@ -9,6 +9,7 @@ import torch
 
 from latte_fast import Latte
 from latte_fast.media.video import VideoError
+from latte_fast.modules.compiling import compile_blocks
 from latte_fast.training import Trainer, setup
 from tests.helpers.pairs import SMALL
 from tests.helpers.tiny_run import tiny
@@ -63,7 +64,7 @@ def test_no_graph_of_a_compiled_block_is_one_too_many(monkeypatch: pytest.Monkey
     # in the place of the compiler: graphs run as they were traced
     monkeypatch.setattr("torch._TorchCompileInductorWrapper.__call__", lambda self, graph, inputs: graph)
     model = Latte(**SMALL | {"depth": 2}, extend_time="sincos").eval()
-    setup.compile_blocks(model)
+    compile_blocks(model)
     counters.clear()
     with torch.no_grad():
         for frames in range(2, 11):

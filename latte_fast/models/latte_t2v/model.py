@@ -153,7 +153,7 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
             shift, scale = of_block(modulation, None)
         else:
             head = (self.scale_shift_table + time[:, None]).to(time.dtype)
-            if shards is not None and shards.axis == "space":
+            if shards is not None:
                 head = shards.own_rows(head, x.shape[0])
             shift, scale = head.unbind(1)  # (G, D) each
         x = self.proj_out(add_and_norm(x, pending, shift, scale)[1])  # (B, F, N, P*P*2C)

@@ -21,6 +21,7 @@ from latte_fast.media import write
 from latte_fast.models.adapter import Adapter, DataSizes
 from latte_fast.models.config import require
 from latte_fast.models.families import family_for
+from latte_fast.modules.compiling import compile_blocks
 from latte_fast.modules.sequence import ParallelConfig, alone
 from latte_fast.quantization.fp8_training import convert_to_fp8
 from latte_fast.runs.codec import open_codec
@@ -31,7 +32,6 @@ from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
 from latte_fast.training.objectives.densities import Densities
 from latte_fast.training.objectives.objective import OneLearner
-from latte_fast.training.setup import compile_blocks
 
 
 class DenoisingItem(Item, total=False):
