@@ -53,6 +53,9 @@ class LongSource:
         work = self.work(request, [0], Path("film"), lambda n: None)
         return sum(work.forwards(unit) for unit in range(work.units))
 
+    def steps(self, request: Any) -> int:
+        return int(request.forwards)
+
     def work(self, request: LongRequest, numbers: Sequence[int], path: Path, tick: Tick) -> Work:
         """Returns what draws the films `numbers` into the file `path`."""
         assert request.frames is not None

@@ -32,6 +32,8 @@ def decode_attention(qkv: Tensor, cache: Tensor, position: Tensor, scale: float 
     if cache.dim() != 5 or (*cache.shape[:3], cache.shape[4]) != (2, batch, heads, width) or not cache.shape[3]:
         want = f"(2, {batch}, {heads}, L, {width})"
         raise ValueError(f"{_NAME}: cache must be (2, B, H, L, K) = {want}, got {tuple(cache.shape)}")
+    if torch.is_grad_enabled() and cache.requires_grad:
+        raise ValueError(f"{_NAME}: cache is written in place, so that it can't want a gradient")
     if cache.dtype != qkv.dtype:
         raise TypeError(f"{_NAME}: cache must have qkv's dtype {qkv.dtype}, got {cache.dtype}")
     if not isinstance(position, Tensor) or position.dtype != torch.int64 or position.shape != (1,):

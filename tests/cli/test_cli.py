@@ -63,7 +63,7 @@ def test_tyro_is_asked_for_by_name(args: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("convert", ("latte-fast convert [-h] SOURCE OUT", "ucf.safetensors\n\nExample: ")),
+        ("convert", ("latte-fast convert [-h] [OPTIONS] SOURCE OUT", "ucf.safetensors\n\nWith --pipeline ")),
         ("sample", ("[PATH]",)),
         ("plot", ("latte-fast plot [-h] RUN",)),
     ],

@@ -3,7 +3,7 @@
 import pytest
 
 from latte_fast import Latte, testing
-from latte_fast.sampling import replay
+from latte_fast.cuda_graphs import replay
 from tests.helpers.pairs import SMALL
 from tests.helpers.played import Played
 
