@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import Replay, reference, testing
+from latte_fast.cuda_graphs import replay
 from latte_fast.models.flexdit import FlexLatteT2V
 from latte_fast.models.latte.modulation import tabulate as tabulate_latte
 from latte_fast.models.latte_t2v.modulation import tabulate as tabulate_text
-from latte_fast.cuda_graphs import replay
 from tests.helpers import t2v
 from tests.helpers.counting import Count, require_kernels
 from tests.helpers.flex import flex_pair
