@@ -81,6 +81,9 @@ class Replay(nn.Module):
         shapes = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
         with self._lock:
             graph = self._graphs.get(shapes)
+            if graph is not None and graph.key != key:
+                # another thread's capture may have made tables, which are part of the key, since it was taken
+                key = graph_key(self.model, inputs)
             if graph is None or graph.key != key:
                 self._graphs.pop(shapes, None)
                 graph = None  # frees its memory for the next graph
@@ -172,11 +175,7 @@ def graph_key(model: nn.Module, inputs: tuple) -> list | str:
         reuse = vars(module).get("stack_reuse")
         if reuse is not None and not reuse.static:
             return "blocks that are left out as the host says"
-        key.append(module)
-        if not type(module).__module__.startswith("torch.nn."):
-            # attributes: the length set by extend_time, whether a LoRA is on, and the like
-            # by name, as a run takes some away at its end and sets them again
-            key += [(n, comparable(x)) for n, x in sorted(vars(module).items()) if n not in _ALL_HAVE]
+        key += attributes_of(module)
         for group in (module._parameters, module._buffers):
             for x in group.values():
                 if x is None:
@@ -188,6 +187,16 @@ def graph_key(model: nn.Module, inputs: tuple) -> list | str:
                 key.append((x.data_ptr(), x.dtype, x.shape, x.stride()))
         waiting += [child for child in module._modules.values() if child is not None]
     return key
+
+
+def attributes_of(module: nn.Module) -> list[Any]:
+    """Returns a module and what a graph of it fixes beside weights: whether a LoRA is on, and the like.
+
+    They are by name, as a run takes some away at its end and sets them again.
+    """
+    if type(module).__module__.startswith("torch.nn."):
+        return [module]
+    return [module, *((n, comparable(x)) for n, x in sorted(vars(module).items()) if n not in _ALL_HAVE)]
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latte_fast import backends
-from latte_fast.cuda_graphs.replay import is_capturing, is_hooked, new_pool, on_gpu, precision, stream_of
+from latte_fast.cuda_graphs.replay import attributes_of, is_capturing, is_hooked, new_pool, on_gpu, precision, stream_of
 
 WARM_UPS = 3  # kernels are compiled, workspaces made
 
@@ -22,7 +22,8 @@ class StepReplay:
     launches, however much the backward recomputes. The numbers are those of the model called by itself.
 
     The first call at new shapes captures, which takes some steps; the memory of a step stays with its graph. Weights
-    may change in place, as an optimizer changes them; a weight that was moved, or another backend, is captured anew.
+    may change in place, as an optimizer changes them; after anything else (a weight moved, a layer exchanged, a setting
+    of the model, another backend) the next call captures again.
     Gradients of the inputs are not given. What a graph can't hold runs the model itself: hooks, evaluation, a CPU.
 
     Args:
@@ -34,7 +35,7 @@ class StepReplay:
         if most < 1:
             raise ValueError(f"StepReplay: most must be at least 1, got {most}")
         self.model, self.most = model, most
-        self._graphs: OrderedDict[tuple, tuple[Call, Graphs]] = OrderedDict()
+        self._graphs: OrderedDict[tuple, tuple[Call, Graphs, list]] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values())
@@ -44,15 +45,17 @@ class StepReplay:
             return self.model(*args, **kwargs)
         tensors = [x for x in given if isinstance(x, Tensor)]
         dtype = backends.autocast_dtype(tensors[0].device.type)
-        key = (len(args), *kwargs, *(described(x) for x in given), dtype, *sorted(backends.state().items()))
-        key += (precision(), tuple((p.data_ptr(), p.dtype, p.requires_grad) for p in self.model.parameters()))
-        if key not in self._graphs:
+        shapes = (len(args), *kwargs, *(described(x) for x in given), dtype)
+        if shapes in self._graphs and self._graphs[shapes][2] != step_key(self.model):
+            del self._graphs[shapes]
+        if shapes not in self._graphs:
             while len(self._graphs) >= self.most:
                 self._graphs.popitem(last=False)
             call = Call(self.model, args, kwargs, dtype)
-            self._graphs[key] = call, make_graphs(call, tuple(x.detach().clone() for x in tensors))
-        self._graphs.move_to_end(key)
-        call, graphs = self._graphs[key]
+            graphs = make_graphs(call, tuple(x.detach().clone() for x in tensors))
+            self._graphs[shapes] = call, graphs, step_key(self.model)  # tables of the first call included
+        self._graphs.move_to_end(shapes)
+        call, graphs, _ = self._graphs[shapes]
         trained = (p for p in call.parameters() if p.requires_grad)
         out: Any = Replayed.apply(graphs, len(tensors), *tensors, *trained)
         return out if call.kind is None else call.kind(sample=out)
@@ -83,6 +86,14 @@ class Call(nn.Module):
         if not isinstance(out, Tensor):
             self.kind, out = type(out), out.sample
         return out
+
+
+def step_key(model: nn.Module) -> list[Any]:
+    """Returns what graphs of a model fix beside the inputs and the values of its weights."""
+    key: list[Any] = [backends.state(), precision()]
+    for module in model.modules():
+        key += attributes_of(module)
+    return key + [(p.data_ptr(), p.dtype, p.requires_grad) for p in model.parameters()]
 
 
 def described(x: Any) -> Any:

@@ -74,6 +74,9 @@ def test_new_shapes_and_weights_are_captured_anew(trained: Latte, played_step: P
     weight.data = weight.data.clone() * 2
     assert same(gradients(replay, trained, 4, 3), gradients(trained, trained, 4, 3))
     assert played_step.captures == 5
+    trained.extend_time = "interpolate"  # a setting of the model
+    assert same(gradients(replay, trained, 5, 3), gradients(trained, trained, 5, 3))
+    assert played_step.captures == 6
     replay.forget()
     assert not replay._graphs
 
