@@ -24,6 +24,7 @@ BATCH = 8
 MEASURED = tuple(
     name for name, row in METRICS.items() if row.call is not None and row.against not in ("pairs", "start")
 )
+DISTANCES = tuple(name for name in MEASURED if METRICS[name].against == "real")
 
 
 def check_eval(config: TrainConfig) -> None:
@@ -31,15 +32,35 @@ def check_eval(config: TrainConfig) -> None:
     asked = config.eval
     if not asked.every:
         return
-    draws = config.objective == "denoising"
-    require(draws, "eval.every", f"0 for {config.objective}, which draws no samples", asked.every)
+    shows = config.objective in ("denoising", "vqgan")
+    require(shows, "eval.every", f"0 for {config.objective}, which makes no clips", asked.every)
     require(config.data.kind != "latents", "eval.every", "0 for latents, whose films are not there", asked.every)
     logged = asked.every % config.log_every == 0
     require(logged, "eval.every", f"a multiple of log_every = {config.log_every}", asked.every)
-    require(asked.metric in MEASURED, "eval.metric", f"one of {', '.join(MEASURED)}", asked.metric)
+    names = MEASURED if config.objective == "denoising" else DISTANCES
+    require(asked.metric in names, "eval.metric", f"one of {', '.join(names)}", asked.metric)
     least = METRICS[asked.metric].least
     require(asked.count >= least, "eval.count", f"at least {least} for {asked.metric}", asked.count)
+    check_held_out(config)
     check_detector(asked.metric, asked.detector)
+
+
+def check_held_out(config: TrainConfig) -> None:
+    """Refuses clips to be judged on where there are none to name, and a VQGAN of films without any."""
+    asked, films = config.eval, config.objective == "vqgan" and config.data.kind != "shapes"
+    for name in ("path", "split"):
+        rule = "empty but for a VQGAN trained on films"
+        require(films or not getattr(asked, name), f"eval.{name}", rule, getattr(asked, name))
+    rule = "a folder of clips to judge, or eval.split a list of them, which the VQGAN is not trained on"
+    require(not films or bool(asked.path or asked.split), "eval.path", rule, asked.path)
+
+
+def log_name(detector: Detector) -> str:
+    """Returns a metric's name in the log, which a network of no published numbers does not get."""
+    if detector.published:
+        return detector.metric
+    form = METRICS[detector.metric].form.lower().replace("'", "")
+    return f"{form} {detector.name.lower()}".replace(" ", "_")
 
 
 class RunEvaluation:
@@ -57,9 +78,10 @@ class RunEvaluation:
         self, config: TrainConfig, dataset: Any, draw: Callable[[range], Tensor | None], ranks: Ranks, step: int
     ) -> None:
         self.config, self.dataset, self.draw, self.ranks = config, dataset, draw, ranks
-        self.row, self.name = METRICS[config.eval.metric], f"eval_{config.eval.metric}"
+        self.row = METRICS[config.eval.metric]
         self.path = Path(config.out) / BEST
         self.detector = Detector(config.eval.metric, config.eval.detector, str(ranks.device)) if ranks.first else None
+        self.name: str = ranks.from_first(lambda: f"eval_{self._title()}")
         self.real: Tensor | None = None
         self.best: tuple[int, float] | None = ranks.from_first(lambda: self._read(step))
 
@@ -68,11 +90,11 @@ class RunEvaluation:
         """Steps whose checkpoints stay, whatever their age."""
         return () if self.best is None else (self.best[0],)
 
-    def measure(self) -> float:
-        """Draws samples and returns the metric's value, the same on every rank."""
+    def measure(self) -> dict[str, float]:
+        """Draws samples and returns what a log line says of them, the same on every rank; `name` is the metric's."""
         count = self.config.eval.count
         parts = [self.draw(range(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
-        return self.ranks.from_first(lambda: self._score([part for part in parts if part is not None]))
+        return self.ranks.from_first(lambda: self._measured([part for part in parts if part is not None]))
 
     def improves(self, value: float) -> bool:
         if not math.isfinite(value):
@@ -100,6 +122,13 @@ class RunEvaluation:
         there = best[0] in map(checkpoint.step_of, checkpoint.all_checkpoints(self.path.parent))
         return best if there and best[0] <= step and held.get("metric") == self.config.eval.metric else None
 
+    def _title(self) -> str:
+        assert self.detector is not None
+        return log_name(self.detector)
+
+    def _measured(self, parts: list[Tensor]) -> dict[str, float]:
+        return {self.name: self._score(parts)}
+
     def _score(self, parts: list[Tensor]) -> float:
         if self.real is None and self.row.against == "real":
             self.real = torch.cat([self._rows(self._clips(part)) for part in self._real_parts()])
@@ -118,9 +147,18 @@ class RunEvaluation:
 
     def _real_parts(self) -> list[list[int]]:
         """Returns numbers of clips, evenly spaced over the data, in batches."""
+        numbers = self.numbers
+        return [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the real clips, evenly spaced over the data."""
         count = min(self.config.eval.count, len(self.dataset))
-        numbers = [i * len(self.dataset) // count for i in range(count)]
-        return [numbers[i : i + BATCH] for i in range(0, count, BATCH)]
+        return [i * len(self.dataset) // count for i in range(count)]
+
+    def videos(self, numbers: list[int]) -> Tensor:
+        """Returns real clips (B, F, 3, H, W) in [-1, 1]."""
+        return torch.stack([self.dataset[(i, i)]["video"][: self.config.frames] for i in numbers])
 
     def _clips(self, numbers: list[int]) -> Tensor:
-        return torch.stack([to_pixels(self.dataset[(i, i)]["video"][: self.config.frames]) for i in numbers])
+        return to_pixels(self.videos(numbers))

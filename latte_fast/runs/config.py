@@ -98,19 +98,26 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """A metric measured during training, of samples from the EMA weights against clips of the training set.
+    """A metric measured during training, of what the EMA weights make.
+
+    A Latte's samples are compared with clips of the training set; what a 3D-VQGAN decodes of the tokens of clips that
+    it is not trained on, with these clips.
 
     Args:
         every: number of training steps between measurements, a multiple of log_every; 0 measures nothing.
         count: number of samples, and of real clips.
         metric: name of a metric with a detector, as for `latte-fast evaluate`.
         detector: the detector's file, or transnetv2 for the small network in an installed wheel.
+        path: for a VQGAN of films, the folder of the clips that it is judged on, laid out as data.path; empty for that.
+        split: for a VQGAN of films, a text file that lists these clips, as data.split does; empty to take all.
     """
 
     every: int = 0
     count: int = 64
     metric: str = "fvd"
     detector: str = "transnetv2"
+    path: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)

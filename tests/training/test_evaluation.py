@@ -9,7 +9,7 @@ import torch
 
 from latte_fast.data import DataConfig
 from latte_fast.evaluation import frechet_distance, moments
-from latte_fast.evaluation.during_training import RunEvaluation
+from latte_fast.evaluation.during_training import RunEvaluation, check_eval
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import DiffusionConfig, EvalConfig, SampleConfig, TrainConfig
 from latte_fast.runs.log import read_log
@@ -64,9 +64,9 @@ def test_the_best_checkpoint_is_kept(config: TrainConfig, tmp_path: Path, monkey
     run = tmp_path / "run"
     seen: list[int] = []
 
-    def measure(self: RunEvaluation) -> float:
+    def measure(self: RunEvaluation) -> dict[str, float]:
         seen.append(2 * len(seen) + 2)
-        return VALUES[seen[-1]]
+        return {self.name: VALUES[seen[-1]]}
 
     monkeypatch.setattr(RunEvaluation, "measure", measure)
     Trainer(replace(config, steps=5), say=lambda text: None).run()
@@ -119,9 +119,9 @@ def test_settings_that_are_refused(config: TrainConfig, changes: dict, message: 
     assert not Path(config.out).exists()
 
 
-def test_latents_and_vqgans_have_no_films(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"eval\.every must be 0 for vqgan, which draws no samples, got 2"):
-        Trainer(replace(config, objective="vqgan", model=ModelConfig()), say=lambda text: None)
+def test_latents_and_tokens_have_no_films(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"eval\.every must be 0 for tokens, which makes no clips, got 2"):
+        check_eval(replace(config, objective="tokens"))
     latents = replace(config, data=DataConfig(kind="latents", path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"eval\.every must be 0 for latents, whose films are not there, got 2"):
         Trainer(latents, say=lambda text: None)
