@@ -12,6 +12,7 @@ import torch
 
 from latte_fast.data.shapes import CLASSES, clip
 from latte_fast.media.write import write_mp4
+from tests.helpers.detectors import Motion, saved
 from tests.helpers.films import moving
 
 ROOT = Path(__file__).parents[2]
@@ -144,3 +145,23 @@ def test_flexdit_shapes(parts: tuple, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
     run(monkeypatch, "flexdit_shapes.py", *args)
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_real_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """At 8 steps, by a network of random weights; the second command finds all parts complete."""
+    for seed, name in enumerate(("a", "b")):
+        write_mp4(tmp_path / f"{name}.mp4", moving(80, 48, 64, seed))
+    out, detector = tmp_path / "out", saved(Motion(), tmp_path / "m.pt")
+    args = [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"), "--out", str(out), "--detector", str(detector)]
+    args += ["--steps", "8", "--batch", "2", "--samples", "8", "--sampling-steps", "8"]
+    run(monkeypatch, "real_films.py", *args)
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["dense", "joint", "flexdit", "cached", "fp8"]
+    assert all(r["interval"][0] <= r["value"] <= r["interval"][1] for r in results.values())
+    assert results["cached"]["psnr"] > 20 and 20 < results["fp8"]["psnr"] < 90
+    assert "| joint | 8 |" in capsys.readouterr().out
+    assert (out / "results.png").is_file() and "data:image/png" in (out / "joint.html").read_text()
+    monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
+    run(monkeypatch, "real_films.py", *args)
+    assert json.loads((out / "results.json").read_text()) == results
