@@ -9,7 +9,7 @@ python -m benchmarks.kernel_resources --read a.json b.json # from the records of
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,12 +93,15 @@ def cases(size: str, dtype: str) -> Iterable[tuple]:
         yield "attention-space-1024", launch_attention, ("space", F, 1024, heads, K, narrow, False)
 
 
-def measure(sizes: list[str], dtypes: list[str], targets: list[int]) -> list[dict]:
-    """Compiles the kernels; returns one record per kernel, preset, dtype and target."""
+def measure(
+    sizes: list[str], dtypes: list[str], targets: list[int], wanted: Collection[str] | None = None
+) -> list[dict]:
+    """Compiles the kernels, or those of the cases wanted; returns a record a kernel, preset, dtype and target."""
     found = {}
     for size in sizes:
         for dtype in dtypes:
-            for what, launch, args in cases(size, dtype):
+            chosen = [case for case in cases(size, dtype) if wanted is None or case[0] in wanted]
+            for what, launch, args in chosen:
                 for target in targets:
                     with compile_ahead.compiling_for(target) as compiled:
                         launch(*args)
@@ -140,13 +143,14 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     targets = list(compile_ahead.SHARED)
     parser.add_argument("--targets", nargs="+", type=int, choices=targets, default=targets)
+    parser.add_argument("--cases", nargs="+", help="names of the cases to compile, such as pos and attention-space")
     parser.add_argument("--json", help="write the records here (- for stdout) instead of docs/kernels.md")
     parser.add_argument("--read", nargs="+", type=Path, help="write docs/kernels.md from such files; compile nothing")
     args = parser.parse_args()
     if args.read:
         records = [record for path in args.read for record in json.loads(path.read_text())]
     else:
-        records = measure(args.sizes, args.dtypes, args.targets)
+        records = measure(args.sizes, args.dtypes, args.targets, args.cases)
     if args.json == "-":
         json.dump(records, sys.stdout)
     elif args.json:

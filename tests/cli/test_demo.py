@@ -11,6 +11,7 @@ import torch
 
 from latte_fast.cli.compare import Comparison, compare, table
 from latte_fast.cli.main import run as run_command
+from latte_fast.sampling.request import Request
 
 # the package holds the function under this name
 demo_module = importlib.import_module("latte_fast.cli.demo")
@@ -28,7 +29,8 @@ def run(out: Path, **changes: int) -> str:
 
 def test_demo_writes_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "compare", lambda *args: GREEN)
-    out = run(tmp_path, steps=60)
+    monkeypatch.setattr(demo_module, "Request", lambda **given: Request(**given | {"steps": 4}))
+    out = run(tmp_path, steps=40)
     for word in ("oracle", "fast is 2.00x", "max error", "loss 0.", "recognises", "of 8 samples"):
         assert word in out
     assert {"report.html", "samples.mp4", "samples.png", "loss.png", "run"} == {p.name for p in tmp_path.iterdir()}

@@ -1,5 +1,6 @@
 """Ranks without torchrun: forks of a process that has imported torch, in a gloo group."""
 
+import importlib
 import os
 import socket
 import sys
@@ -7,6 +8,11 @@ import traceback
 from collections.abc import Callable
 
 from latte_fast.training import Ranks, start
+
+# what a training imports when it first needs it, which each fork would import again: a quarter of a second
+for _name in ("checkpoint", "fsdp", "algorithms.join", "device_mesh"):
+    importlib.import_module(f"torch.distributed.{_name}")
+importlib.import_module("torch.profiler")
 
 
 def fork(run: Callable[[], object], **env: str) -> int:

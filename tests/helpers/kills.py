@@ -4,7 +4,7 @@ python -m tests.helpers.kills FOLDER KILLS SEED     at random moments, then comp
 python -m tests.helpers.kills FOLDER KILLS SEED vqgan    the same of a 3D-VQGAN's run
 python -m tests.helpers.kills FOLDER KILLS SEED flex     the same of a FlexLatte's run
 python -m tests.helpers.kills FOLDER KILLS SEED tokens   the same of a token transformer's run
-python -m tests.helpers.kills FOLDER writing        at each stage of writing a checkpoint
+python -m tests.helpers.kills FOLDER KILLS SEED writing  and then at each stage of writing a checkpoint
 """
 
 import os
@@ -79,17 +79,20 @@ def at_random(folder: Path, kills: int, seed: int) -> None:
 
 
 def while_writing(folder: Path) -> None:
-    """Kills a child before and after each call that writes a checkpoint: at most the new checkpoint is lost."""
+    """Kills a child before and after each call that writes a checkpoint: at most the new checkpoint is lost.
+
+    Before a call that follows another at once the files are those after that one.
+    """
     stages = [
-        (torch.distributed.checkpoint, "save"),
-        (checkpoint, "save_tensors"),
-        (checkpoint, "_seal"),
-        (checkpoint.os, "rename"),
-        (checkpoint.shutil, "rmtree"),
+        (torch.distributed.checkpoint, "save", (False, True)),
+        (checkpoint, "save_tensors", (True,)),
+        (checkpoint, "_seal", (False, True)),
+        (checkpoint.os, "rename", (True,)),
+        (checkpoint.shutil, "rmtree", (False, True)),
     ]
     finish(fork(lambda: trained(folder / "first", 3, keep=1)))
-    for i, (owner, name) in enumerate(stages):
-        for after in (False, True):
+    for i, (owner, name, moments) in enumerate(stages):
+        for after in moments:
             out = folder / f"{i}-{after}"
             shutil.copytree(folder / "first", out)
             call = getattr(owner, name)
@@ -109,14 +112,13 @@ def while_writing(folder: Path) -> None:
             # after the rename nothing is left to write; the next checkpoint removes what the killed run left behind
             names = [p.name for p in sorted((out / checkpoint.FOLDER).glob("step-*"))]
             assert names[-1:] == ["step-0000006"], names
-    print(f"{2 * len(stages)} kills while writing")
+    print(f"{sum(len(moments) for *_, moments in stages)} kills while writing")
 
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     # makes torch import its lazy modules before the forks; trains no step, which would start threads
     Trainer(CONFIG(home / "unused"))
-    if sys.argv[2] == "writing":
-        while_writing(home)
-    else:
-        at_random(home, int(sys.argv[2]), int(sys.argv[3]))
+    at_random(home, int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[-1] == "writing":
+        while_writing(home / "writing")

@@ -59,11 +59,11 @@ def environment(triton: str) -> tuple[dict[str, str], str]:
 
 
 @functools.cache
-def compiled(triton: str, size: str, dtype: str, target: int) -> list[dict]:
-    """The records of a process of its own, as this one interprets."""
+def compiled(triton: str, size: str, dtypes: str, targets: str, cases: str = "") -> list[dict]:
+    """The records of a process of its own, as this one interprets; several words stand for several of each."""
     env, want = environment(triton)
-    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--sizes", size, "--dtypes", dtype]
-    command += ["--targets", str(target), "--json", "-"]
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--sizes", size, "--dtypes", *dtypes.split()]
+    command += ["--targets", *targets.split(), *(["--cases", *cases.split()] if cases else []), "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
@@ -72,8 +72,21 @@ def compiled(triton: str, size: str, dtype: str, target: int) -> list[dict]:
 
 
 def check(triton: str, size: str, dtype: str, target: int) -> None:
-    records = compiled(triton, size, dtype, target)
+    records = compiled(triton, size, dtype, str(target))
     assert len(records) >= (7 if dtype == "fp32-bf16" else 15)
+    check_records(records, size, dtype, target)
+    if (size, dtype, target) == ("XL", "bf16", 90):
+        for name, r in {r["name"]: r for r in records if r["name"] in TENSORS}.items():
+            bytes_moved, most = TENSORS[name]
+            shares = {card: r["loop"] * r["warps"] / 4 * rate / bytes_moved for card, rate in BYTES_PER_CLOCK.items()}
+            assert 0 < shares["H100"] < shares["H200"] <= most, f"{name}: {shares} of the issue slots"
+        assert {r["name"] for r in records} >= set(TENSORS)
+    if dtype == "bf16":
+        assert len([r for r in records if r["name"].startswith("flash_attention")]) == 9
+
+
+def check_records(records: list[dict], size: str, dtype: str, target: int) -> None:
+    """What holds for every kernel of a preset, dtype and target."""
     spilled = [f"{r['name']}: stack {r['stack']}, local {r['local']}" for r in records if r["stack"] or r["local"]]
     assert not spilled, spilled
     # the larger piece of a row, and heads of 72 at 144 bytes, move 16 bytes at a time
@@ -91,15 +104,8 @@ def check(triton: str, size: str, dtype: str, target: int) -> None:
             fit = programs <= resident(r) or "(pos)" in r["name"]
             assert fit, f"{r['name']}: {programs} programs, {resident(r)} fit"
             assert not r["waits"], f"{r['name']}: {r['waits']} loads a row not asked for ahead"
-    if (size, dtype, target) == ("XL", "bf16", 90):
-        for name, r in {r["name"]: r for r in records if r["name"] in TENSORS}.items():
-            bytes_moved, most = TENSORS[name]
-            shares = {card: r["loop"] * r["warps"] / 4 * rate / bytes_moved for card, rate in BYTES_PER_CLOCK.items()}
-            assert 0 < shares["H100"] < shares["H200"] <= most, f"{name}: {shares} of the issue slots"
-        assert {r["name"] for r in records} >= set(TENSORS)
     if dtype == "bf16":
         streamed = [r for r in records if r["name"].startswith("flash_attention")]
-        assert len(streamed) == 9
         for r in streamed:
             assert r["in_flight"] > 0, f"{r['name']}: no tile is under way where the loop waits"
         if target >= 90:
@@ -107,16 +113,28 @@ def check(triton: str, size: str, dtype: str, target: int) -> None:
             assert not few, few
 
 
-# both Tritons on the first GPUs' target, in what differs between them; the other cells of one beside are slow
-BOTH = [("XL", "bf16", 90), ("XL", "fp32-bf16", 90)]
-CELLS = [("installed", *case) for case in DEFAULT] + [
-    pytest.param("beside", *case, marks=[] if case in BOTH else pytest.mark.slow) for case in DEFAULT
+# both Tritons on the first GPUs' target; the other cells are slow, and below are their telling kernels
+FIRST = ("XL", "bf16", 90)
+CELLS = [
+    pytest.param(triton, *case, marks=[] if case == FIRST else pytest.mark.slow)
+    for triton in ("installed", "beside")
+    for case in DEFAULT
 ]
 
 
 @pytest.mark.parametrize(("triton", "size", "dtype", "target"), CELLS)
 def test_compile_ahead(triton: str, size: str, dtype: str, target: int) -> None:
     check(triton, size, dtype, target)
+
+
+def test_compile_ahead_for_other_targets() -> None:
+    """Attention over space, and the pass with most tensors in both residual dtypes, for sm_80 and sm_100."""
+    records = compiled("installed", "B", "bf16 fp32-bf16", "80 100", "pos attention-space")
+    for dtype, target in ((dtype, target) for dtype in ("bf16", "fp32-bf16") for target in (80, 100)):
+        some = [r for r in records if (r["dtype"], r["target"]) == (dtype, target)]
+        names = {r["name"].split(" ")[0] for r in some}
+        assert "gate_residual_norm_modulate_fwd" in names and ("flash_attention_dkdv" in names) == (dtype == "bf16")
+        check_records(some, "B", dtype, target)
 
 
 @pytest.mark.slow
