@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from latte_fast.tracing import constant_in_graphs
+
 Rope = tuple[Tensor, Tensor]
 HALVES = (torch.bfloat16, torch.float16)
 Library = tuple[tuple[str, ...], str]
@@ -74,7 +76,7 @@ def why_not_cudnn(q: Tensor, *args: Any, **named: Any) -> str | None:
     return why_not_sdpa(q, *args, **named)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 @functools.cache
 def _function(modules: tuple[str, ...], name: str) -> tuple[Callable | None, str]:
     """The function from the first module that has it, or None and why not: an installed package may fail to import."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from latte_fast.tracing import constant_in_graphs
+
 
 def why_not_cudnn(x: Tensor, w: Tensor, *window: tuple[int, ...]) -> str | None:
     if x.device.type != "cuda":
@@ -14,7 +16,7 @@ def why_not_cudnn(x: Tensor, w: Tensor, *window: tuple[int, ...]) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def rounds_to_tf32() -> bool:
     """Whether cuDNN may round fp32 to TF32; allow_tf32 raises once the separate switches of torch 2.9 disagree."""
     convolution = getattr(torch.backends.cudnn, "conv", None)

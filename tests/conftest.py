@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,14 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "vae"
     diffusers.AutoencoderKL(latent_channels=4, **widths, **blocks).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What stands for CUDA graphs where there is no GPU."""
+    from tests.helpers.played import Played  # not before TRITON_INTERPRET is settled, and not for every test
+
+    return Played.put_in_place(monkeypatch)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

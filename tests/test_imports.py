@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from latte_fast.tracing import constant_in_graphs
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = {"*"}
@@ -20,11 +23,12 @@ ARROWS = {
     "flex_cost": {"config", "cost_model", "flex_config"},
     "parallel_cost": {"config"},
     "reference": {"config", "flex_config"},
-    "kernels": set(),
-    "_ext": set(),
+    "tracing": set(),
+    "kernels": {"tracing"},
+    "_ext": {"tracing"},
     "backends": set(),
-    "ops": {"backends", "kernels", "_ext", "reference.functional"},
-    "modules": {"backends", "ops"},
+    "ops": {"backends", "tracing", "kernels", "_ext", "reference.functional"},
+    "modules": {"backends", "tracing", "ops"},
     "cuda_graphs": {"backends", "modules", "ops"},
     "models": {"config", "flex_config", "files", "backends", "cuda_graphs", "modules", "ops"},
     "diffusion": set(),
@@ -224,6 +228,23 @@ def check_families(module: str, path: Path) -> None:
         if isinstance(node, ast.Name | ast.FunctionDef):
             name = node.id if isinstance(node, ast.Name) else node.name
             assert not name.endswith("_t2v"), f"{module}: {name}"
+
+
+def test_no_decorator_imports_torch_compile() -> None:
+    """Those of torch.compiler import torch._dynamo where they stand, which takes longer than all of this package."""
+    for module, path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            for decorator in getattr(node, "decorator_list", ()):
+                written = ast.unparse(decorator)
+                assert not written.startswith(("torch.compiler.", "torch._dynamo.")), f"{module}: @{written}"
+
+
+def test_constant_in_graphs_is_what_torch_makes() -> None:
+    def ours() -> None: ...
+
+    def theirs() -> None: ...
+
+    assert vars(constant_in_graphs(ours)) == vars(torch.compiler.assume_constant_result(theirs))
 
 
 @pytest.mark.parametrize("room", ["training", "sampling"])

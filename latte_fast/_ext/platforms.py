@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
+from latte_fast.tracing import constant_in_graphs
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETER = "TRITON_INTERPRET"
@@ -28,7 +29,7 @@ def why_not_cpu(x: Tensor) -> str | None:
     return _ext.why_not_built()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _major(device: int) -> int:
     return torch.cuda.get_device_capability(device)[0]
 

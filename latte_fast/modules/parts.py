@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from latte_fast.modules.hooks import is_heard, is_predicted, listens_to_all
+from latte_fast.tracing import constant_in_graphs
 
 Rule = Callable[[nn.Module], str | None]
 
@@ -129,7 +130,7 @@ class Fused:
             more = "; latte_fast.unpatch(model) brings its own forward back" if self.patched and not self.owned else ""
             raise ValueError(f"{name}: {reason}{more}")
 
-    @torch.compiler.assume_constant_result
+    @constant_in_graphs
     def why_not_fused(self) -> str | None:
         """Returns which module the forward would pass over, and why; torch.compile asks when it traces the forward."""
         return walk(self, self.parts, self.patched)[1]

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from latte_fast import backends
 from latte_fast._ext.platforms import WHY_NOT
 from latte_fast.ops.sizes import Sizes
+from latte_fast.tracing import constant_in_graphs
 
 LIBRARY = torch.library.Library("latte_fast", "DEF")
 REGISTRY: dict[str, "KernelOp"] = {}
@@ -166,7 +167,7 @@ def _probe(op: str, backend: str, why_not: Callable[..., str | None]) -> backend
     return lambda x, *args: WHY_NOT[backend](x) or why_not(x, *args) or launchers(op, backend).why_not(x, *args)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _load(home: SimpleNamespace) -> None:
     """Imports a module, which torch.compile cannot trace but can leave to this function."""
     if home.module is None:

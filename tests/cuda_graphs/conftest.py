@@ -5,20 +5,9 @@ import torch
 from torch import Tensor
 
 from latte_fast import Latte, testing
-from latte_fast.cuda_graphs import replay, step
+from latte_fast.cuda_graphs import step
 from latte_fast.cuda_graphs.step import Call, Graphs
 from tests.helpers.pairs import SMALL
-from tests.helpers.played import Played
-
-
-@pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = Played()
-    monkeypatch.setattr(replay, "on_gpu", lambda x: True)
-    monkeypatch.setattr(replay, "is_capturing", lambda: False)
-    monkeypatch.setattr(replay, "new_pool", object)
-    monkeypatch.setattr(replay, "capture", played.capture)
-    return played
 
 
 @pytest.fixture

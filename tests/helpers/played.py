@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from latte_fast.cuda_graphs import replay
 
 
 class Played:
@@ -14,6 +17,16 @@ class Played:
         self.captures = self.replays = 0
         self.playing = False  # whether what runs stands for a graph's kernels
         self.pools: list[Any] = []
+
+    @classmethod
+    def put_in_place(cls, monkeypatch: pytest.MonkeyPatch) -> "Played":
+        """Lets Replay take every tensor for a GPU's, and this for its graphs."""
+        played = cls()
+        monkeypatch.setattr(replay, "on_gpu", lambda x: True)
+        monkeypatch.setattr(replay, "is_capturing", lambda: False)
+        monkeypatch.setattr(replay, "new_pool", object)
+        monkeypatch.setattr(replay, "capture", played.capture)
+        return played
 
     def capture(self, call: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Callable[[], None], Tensor]:
         self.captures += 1

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import Replay, reference, testing
-from latte_fast.cuda_graphs import replay
 from latte_fast.models.flexdit import FlexLatteT2V
 from latte_fast.models.latte.modulation import tabulate as tabulate_latte
 from latte_fast.models.latte_t2v.modulation import tabulate as tabulate_text
@@ -182,11 +181,7 @@ def test_tables_hold_a_row_a_frame(name: str) -> None:
         table.at(3)
 
 
-def test_a_replayed_call_takes_steps_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played()
-    for attribute, value in (("on_gpu", lambda x: True), ("is_capturing", lambda: False), ("new_pool", object),
-                             ("capture", played.capture)):  # fmt: skip
-        monkeypatch.setattr(replay, attribute, value)
+def test_a_replayed_call_takes_steps_of_frames(played: Played) -> None:
     _, fast, _, frames, _ = CASES["classes"](torch.float32)
     (x, t), kwargs = build_inputs(fast)
     replayed = Replay(fast)

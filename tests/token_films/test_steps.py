@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from latte_fast import TokenTransformer
-from latte_fast.cuda_graphs import replay
 from latte_fast.models.tats.decoder import Decoder, causal_context, gap_context
 from latte_fast.token_films.draw import Drawing, pick
 from latte_fast.token_films.steps import Steps
@@ -14,16 +13,6 @@ from tests.helpers.played import Played
 from tests.helpers.tiny_tokens import CODES, CONDITIONS, FRAME, GAP, pair, tokens
 
 HOW = Drawing(1.0, 9, 0.9)
-
-
-@pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = Played()
-    monkeypatch.setattr(replay, "on_gpu", lambda x: True)
-    monkeypatch.setattr(replay, "is_capturing", lambda: False)
-    monkeypatch.setattr(replay, "new_pool", object)
-    monkeypatch.setattr(replay, "capture", played.capture)
-    return played
 
 
 def numbers(batch: int, count: int, seed: int = 0) -> Tensor:
