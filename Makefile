@@ -1,4 +1,4 @@
-# make demo | test | test-all | trial | test-criterion | test-cuda | bench | cuda | lint | docs
+# make demo | test | test-all | test-diffusers | trial | test-criterion | test-cuda | bench | cuda | lint | docs
 #      sanitize-cpu | sanitize-cuda | emulate-amx | clean
 # Each but cuda and clean makes .venv where there is none, installs what constraints.txt pins, and runs.
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL reach pip as they are.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EXTRAS := test,lint,t2v,plot
 
-.PHONY: install demo triton-beside diffusers-beside test test-all trial test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
+.PHONY: install demo triton-beside diffusers-beside test test-all test-diffusers trial test-criterion test-cuda bench cuda cuda-merge lint docs sanitize-cpu
 .PHONY: sanitize-cuda emulate-amx clean
 .DEFAULT_GOAL := demo
 
@@ -53,6 +53,14 @@ trial: install
 # weekly and before a release, 6 minutes on two cores: the criterion under other libraries' sums and other draws
 test-criterion: install
 	$(BIN)/python -m tests.criterion
+
+# what diffusers works with, beside it: nothing skips in these tests, which are most of what LatteT2V is held to there
+BESIDE_DIFFUSERS := $(VENV)/beside-diffusers
+test-diffusers: install diffusers-beside $(BESIDE_DIFFUSERS)
+	PYTHONPATH=$(BESIDE_DIFFUSERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/integrations
+
+$(BESIDE_DIFFUSERS): $(VENV)/.installed
+	$(PIP) install --no-deps --target $@.partial accelerate peft psutil torchao bitsandbytes && mv $@.partial $@
 
 test-cuda: install
 	$(BIN)/python -m pytest -m cuda

@@ -13,6 +13,7 @@ from latte_fast.integrations.caches import enable, forget_pairs, hide_pairs, run
 from latte_fast.integrations.called_block import CalledBlockT2V
 from latte_fast.integrations.dispatched import DispatchedProcessor, attentions_of, dispatch
 from latte_fast.integrations.swap import Kind
+from latte_fast.integrations.unfused import unfused
 from latte_fast.models.latte_t2v.model import FastT2V, RunBlocks, Stack
 from latte_fast.models.latte_t2v.parts import LATTE_T2V
 from latte_fast.modules.caching import Caching
@@ -216,25 +217,10 @@ def _why_not_attention(attn: Any) -> str | None:
     return None
 
 
-def finish(model: Any) -> dict[str, str]:
-    """Prepares a patched model's projections and pairs; returns what does not run fused, and why."""
+def finish(model: Any) -> None:
+    """Prepares a patched model's projections and pairs."""
     hide_pairs(model)
-    return calls_alone(model) | dict.fromkeys(model.share_projections(), _ONE_BY_ONE)
+    model.share_projections()
 
 
-_ONE_BY_ONE = "its to_q, to_k and to_v run one by one: LoRA, hooks, quantised or sharded weights do not share a storage"
-
-
-def calls_alone(model: Any) -> dict[str, str]:
-    """Returns the parts of blocks that are called as modules, each with its processor or that it has hooks."""
-    found = {}
-    for kind in ("transformer_blocks", "temporal_transformer_blocks"):
-        for i, block in enumerate(getattr(model, kind)):
-            for name, part in block.named_children():
-                if runs_itself(part):
-                    why = "hooks" if is_heard(part) else f"its processor {type(part.processor).__name__}"
-                    found[f"{kind}.{i}.{name}"] = f"it is called as a module, for {why}"
-    return found
-
-
-KIND: Kind = Kind(looks_like_t2v, FastT2V, why_not, lambda model: None, swaps, finish)
+KIND: Kind = Kind(looks_like_t2v, FastT2V, why_not, lambda model: None, swaps, finish, unfused)

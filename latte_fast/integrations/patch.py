@@ -27,15 +27,25 @@ class PatchReport:
     swapped: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
 
+    def add(self, path: str, kept: dict[str, str]) -> None:
+        """Adds what a model at a path keeps, by names inside it."""
+        self.kept |= {f"{path}.{name}".strip("."): why for name, why in kept.items()}
+
     def __str__(self) -> str:
+        names: dict[str, list[str]] = {}
+        for name, why in self.kept.items():
+            names.setdefault(why, []).append(name or "the model")
         lines = [f"{len(self.swapped)} modules swapped"]
-        return "\n".join(lines + [f"  {name or 'the model'} kept: {why}" for name, why in self.kept.items()])
+        for why, (first, *others) in names.items():
+            more = f" and {len(others)} more" if others else ""
+            lines.append(f"  {first}{more} kept: {why}")
+        return "\n".join(lines)
 
 
 def patch(model: Any) -> PatchReport:
     """Makes every Latte inside a module or a pipeline (itself included) fast, in place.
 
-    The report says what was swapped, and what was left and why.
+    The report says what was swapped, and what was left and why; of a model that is fast already, too.
     """
     report = PatchReport()
     found = 0
@@ -46,15 +56,19 @@ def patch(model: Any) -> PatchReport:
                 continue
             found += 1
             path = ".".join(filter(None, (prefix, name)))
-            reason = "already fast" if isinstance(module, kind.fast) else kind.why_not(module)
+            fast = isinstance(module, kind.fast)
+            reason = "already fast" if fast else kind.why_not(module)
             if reason:
                 report.kept[path] = reason
+                if fast:
+                    report.add(path, kind.unfused(module))
                 continue
             kind.prepare(module)
             for part, child, cls in kind.swaps(module):
                 swap(child, cls)
                 report.swapped.append(f"{path}.{part}".strip("."))
-            report.kept |= {f"{path}.{n}".strip("."): why for n, why in kind.finish(module).items()}
+            kind.finish(module)
+            report.add(path, kind.unfused(module))
     if not found:
         report.kept[""] = (
             "no Latte inside: that needs x_embedder, t_embedder, blocks, final_layer, pos_embed, temp_embed, "

@@ -20,7 +20,8 @@ class Kind(NamedTuple):
     why_not: Callable[[Any], str | None]
     prepare: Callable[[Any], None]
     swaps: Callable[[nn.Module], Iterator[tuple[str, nn.Module, type[nn.Module]]]]
-    finish: Callable[[Any], dict[str, str]]
+    finish: Callable[[Any], None]
+    unfused: Callable[[Any], dict[str, str]]
 
 
 def swap(module: nn.Module, cls: type[nn.Module]) -> None:

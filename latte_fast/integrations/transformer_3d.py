@@ -9,8 +9,9 @@ import diffusers
 from torch import nn
 
 from latte_fast.integrations.called_block import CalledBlockT2V
-from latte_fast.integrations.diffusers_model import PatchedT2V, calls_alone, finish, why_not
+from latte_fast.integrations.diffusers_model import PatchedT2V, finish, why_not
 from latte_fast.integrations.swap import become
+from latte_fast.integrations.unfused import calls_alone
 from latte_fast.models.checks import check_keyword
 from latte_fast.models.latte_t2v.checks import EXTEND
 from latte_fast.modules.recompute import POLICIES

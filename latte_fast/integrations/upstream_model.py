@@ -102,4 +102,4 @@ def forget_config(latte: Any) -> None:
         del latte.__dict__[_CONFIG]
 
 
-KIND: Kind = Kind(looks_like_latte, Latte, why_not, keep_config, swaps, lambda model: {})
+KIND: Kind = Kind(looks_like_latte, Latte, why_not, keep_config, swaps, lambda model: None, lambda model: {})

@@ -43,7 +43,7 @@ def runs_itself(module: nn.Module) -> bool:
     """
     held = module.__dict__
     processor = held.get("processor") or held["_modules"].get("processor")
-    if type(processor).__name__ in _DEFAULT_PROCESSORS and not is_heard(module):
+    if type(processor).__name__ in _DEFAULT_PROCESSORS and not must_be_called(module):
         return False
     return type(module).forward is not nn.Module.forward
 
@@ -73,6 +73,21 @@ def is_heard(module: nn.Module) -> bool:
         return False
     moved = _HOOK in module.__dict__ or registered_hooks(module)
     return has_cache_hooks(module) or bool(is_replaced(module) and not moved)
+
+
+def brings_weights(module: nn.Module) -> bool:
+    """Returns whether accelerate brings the weights of all layers inside a module for the time of its call."""
+    hook = module.__dict__.get(_HOOK)
+    if hook is None:
+        return False
+    hooks = getattr(hook, "hooks", (hook,))
+    placed = any(getattr(each, "offload", False) and getattr(each, "place_submodules", False) for each in hooks)
+    return placed and next(module.parameters(), None) is not None
+
+
+def must_be_called(module: nn.Module) -> bool:
+    """Returns whether calling the layers inside a module one by one would leave out what its hooks do."""
+    return is_heard(module) or brings_weights(module)
 
 
 def is_changed(module: nn.Module) -> bool:

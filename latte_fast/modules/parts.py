@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from latte_fast.modules.hooks import is_heard, is_predicted, listens_to_all
+from latte_fast.modules.hooks import brings_weights, is_heard, is_predicted, listens_to_all
 from latte_fast.tracing import constant_in_graphs
 
 Rule = Callable[[nn.Module], str | None]
@@ -158,7 +158,7 @@ def _unchanged(seen: list[_Seen]) -> bool:
             or held["_forward_pre_hooks"]
             or held["_backward_hooks"]
             or held["_backward_pre_hooks"]
-            or ("forward" in held and is_heard(module))
+            or ("forward" in held and (is_heard(module) or brings_weights(module)))
             or ("_diffusers_hook" in held and is_heard(module))
         ):
             return False
@@ -232,6 +232,8 @@ def _why_not(module: nn.Module, part: Part, patched: bool) -> str | None:
     reason = rule(module) if rule is not None else None
     if reason is not None:
         return reason
+    if part.role == "inside" and brings_weights(module):
+        return "has a hook that brings the weights of all layers inside it, which the fused forward would not call"
     # lists and dicts have no call that anybody could listen to
     return _HEARD if is_heard(module) and not isinstance(module, (nn.ModuleList, nn.ModuleDict)) else None
 

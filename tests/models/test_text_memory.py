@@ -135,6 +135,22 @@ def test_any_change_is_seen(model: LatteT2V, change: Callable) -> None:
 
 
 @torch.no_grad()
+def test_a_move_that_moves_nothing_keeps_the_text(model: LatteT2V) -> None:
+    """As accelerate's hook of a whole model calls it before each forward."""
+    x, t, text, mask = inputs(3, 8, 8)
+    with torch.no_grad(), Products() as seen:
+        model(x, t, text, mask)
+        model.to("cpu")
+        want = model(x, t, text, mask).sample
+        assert seen.count == ONCE
+        model.to(torch.float64).to(torch.float32)
+        assert torch.equal(model(x, t, text, mask).sample, want)
+        assert seen.count == 2 * ONCE
+        model._apply(lambda p: p.mul_(1.5))
+        assert not torch.equal(model(x, t, text, mask).sample, want)
+        assert seen.count == 3 * ONCE
+
+
 def test_autocast_is_seen(model: LatteT2V) -> None:
     x, t, text, _ = inputs(3, 8, 8)
     model(x, t, text)

@@ -112,7 +112,9 @@ class BlockT2V(nn.Module):
 
     @property
     def hidden(self) -> int:
-        return weight_of(self.ff.net[0].proj).shape[0]
+        layer = self.ff.net[0].proj
+        # packed weights, as bitsandbytes' of 4 bits, have another shape
+        return getattr(layer, "out_features", None) or weight_of(layer).shape[0]
 
     @property
     def prompt_cache(self) -> PromptCache:

@@ -277,9 +277,20 @@ class FastT2V(Fused, Sharing, Caching, nn.Module):
         return [n for n, a in attentions.items() if not share_storage((a.to_q, a.to_k, a.to_v))]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.forget_text()
-        result = super()._apply(fn, recurse)
-        self.share_projections()
+        moved = False
+
+        def apply(x: Tensor) -> Tensor:
+            nonlocal moved
+            out = fn(x)
+            if out is not x and not moved:
+                moved = True
+                self.forget_text()  # before the other weights, whose old storages it keeps
+            return out
+
+        # a pipeline that offloads whole models calls `to` before each forward, mostly where everything already is
+        result = super()._apply(apply, recurse)
+        if moved:
+            self.share_projections()
         return result
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -118,41 +118,49 @@ def attention_backend(kind: Kind) -> None:
     close(call(model), want)
 
 
+def adapted(model: Any, scale: float) -> Any:
+    """Puts a LoRA of PEFT with random weights on a model's attentions and MLPs."""
+    peft = installed("peft")
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(3)
+    peft.inject_adapter_in_model(config, model)
+    for layer in adapted_layers(model):
+        layer.set_scale("default", scale)
+    return model
+
+
+def adapted_layers(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, installed("peft").tuners.tuners_utils.BaseTunerLayer)]
+
+
+def put_back(model: Any) -> None:
+    """Gives a model the layers back that it had before it was adapted."""
+    layers = adapted_layers(model)
+    for name in [name for name, m in model.named_modules() if m in layers]:
+        above, last = name.rsplit(".", 1)
+        setattr(model.get_submodule(above), last, model.get_submodule(name).get_base_layer())
+
+
 @check("LoRA by PEFT: scaled, fused, unfused, deleted")
 @torch.no_grad()
 def lora(kind: Kind) -> None:
-    peft = installed("peft")
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-
-    def adapted(model: Any, scale: float) -> Any:
-        config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
-        torch.manual_seed(3)
-        peft.inject_adapter_in_model(config, model)
-        for layer in layers(model):
-            layer.set_scale("default", scale)
-        return model
-
-    def layers(model: Any) -> list[Any]:
-        return [m for m in model.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
-
+    installed("peft")
     model = kind.model()
     before = call(model)
     for scale in (1.0, 0.3):
         model, want = adapted(kind.model(), scale), call(adapted(reference(), scale))
         assert (want - before).abs().max() > 1e-3 * before.abs().max()
         close(call(model), want)
-        for layer in layers(model):
+        for layer in adapted_layers(model):
             layer.merge()
         close(call(model), want)
-        for layer in layers(model):
+        for layer in adapted_layers(model):
             layer.unmerge()
         close(call(model), want)
     model = adapted(kind.model(), 1.0)
     call(model)
-    names = [name for name, m in model.named_modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
-    for name in names:
-        above, last = name.rsplit(".", 1)
-        setattr(model.get_submodule(above), last, model.get_submodule(name).get_base_layer())
+    put_back(model)
     assert torch.equal(call(model), before)
 
 
