@@ -61,7 +61,9 @@ def test_the_oldest_diffusers(tmp_path: Path) -> None:
     if not Path(beside, "diffusers").is_dir():
         pytest.skip(f"no diffusers 0.32 in {beside}: make diffusers-beside")
     root = Path(__file__).parents[2]
-    env = os.environ | {"PYTHONPATH": f"{beside}{os.pathsep}{root}"}
+    # PEFT and what else this run has, after that release's own
+    path = os.pathsep.join(filter(None, (beside, str(root), os.environ.get("PYTHONPATH", ""))))
+    env = os.environ | {"PYTHONPATH": path}
     out = tmp_path / "results.json"
     subprocess.run([sys.executable, "-m", "tests.helpers.suite_table", "--out", out], env=env, cwd=root, check=True)
     (version, results), *_ = json.loads(out.read_text()).items()

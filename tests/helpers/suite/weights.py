@@ -57,11 +57,16 @@ def offload(kind: Kind) -> None:
 
 @check("`enable_model_cpu_offload`, `enable_sequential_cpu_offload` (accelerate)")
 def offload_of_pipelines(kind: Kind) -> None:
-    installed("accelerate")
+    accelerate = installed("accelerate")
     want = video(pipeline())
-    for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+
+    def one_by_one(pipe: Any) -> None:
+        # as diffusers does; it would name the device cpu:0, from which accelerate gets no parameters back
+        accelerate.cpu_offload(pipe.transformer, CPU, offload_buffers=True)
+
+    for offload in (lambda pipe: pipe.enable_model_cpu_offload(device="cpu"), one_by_one):
         pipe = kind.pipeline()
-        getattr(pipe, name)(device="cpu")
+        offload(pipe)
         for _ in range(2):
             assert (video(pipe) - want).abs().max() <= 1e-4
         pipe.remove_all_hooks()
@@ -99,7 +104,7 @@ def same_when_quantised(kind: Kind, quantise: Callable[[Any], None]) -> None:
     theirs = reference()
     quantise(theirs)
     want = call(theirs)
-    assert (want - call(reference())).abs().max() > 1e-3 * want.abs().max()
+    assert (want - call(reference())).abs().max() > 1e-5 * want.abs().max(), "nothing was rounded"
     model = kind.model()
     quantise(model)
     close(call(model), want)
@@ -117,8 +122,9 @@ def torchao(kind: Kind) -> None:
     how = installed("torchao.quantization").Int8WeightOnlyConfig()
     with tempfile.TemporaryDirectory() as folder:
         reference().save_pretrained(folder)
-        theirs = diffusers.LatteTransformer3DModel.from_pretrained(folder, quantization_config=config(how))
-        close(call(kind.load(folder, quantization_config=config(how))), call(theirs.eval()))
+        options = {"quantization_config": config(how), "torch_dtype": torch.float32}
+        theirs = diffusers.LatteTransformer3DModel.from_pretrained(folder, **options)
+        close(call(kind.load(folder, **options)), call(theirs.eval()))
 
 
 @check("weights of bitsandbytes, of 4 and of 8 bits")
