@@ -119,10 +119,13 @@ def torchao(kind: Kind) -> None:
     if config is None:
         raise Missing(f"diffusers {diffusers.__version__} has no TorchAoConfig")
     installed("accelerate")
-    how = installed("torchao.quantization").Int8WeightOnlyConfig()
+    try:
+        how = config(installed("torchao.quantization").Int8WeightOnlyConfig())
+    except ImportError:
+        raise Missing(f"diffusers {diffusers.__version__} takes an older torchao than this one") from None
     with tempfile.TemporaryDirectory() as folder:
         reference().save_pretrained(folder)
-        options = {"quantization_config": config(how), "torch_dtype": torch.float32}
+        options = {"quantization_config": how, "torch_dtype": torch.float32}
         theirs = diffusers.LatteTransformer3DModel.from_pretrained(folder, **options)
         close(call(kind.load(folder, **options)), call(theirs.eval()))
 
