@@ -109,6 +109,8 @@ class Worker:
         # not from the folder of this file, whose modules would be in front of others of their names
         start = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH", ""))))}
+        if "--memory" in given:
+            env["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the system at once
         command = [sys.executable, "-c", start, *given]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=env, cwd=root, **pipes)  # type: ignore[call-overload]
