@@ -63,7 +63,7 @@ def find_plans(
 
 def write_curve(folder: Path, curve: list[Found], tiers: dict[str, Found]) -> None:
     """Writes curves.md, and curves.png where matplotlib is installed: PSNR against computed steps."""
-    lines = ["| computed steps | fewer forwards | PSNR (dB) | C computed, else the order of reuse |"]
+    lines = ["| computed steps | fewer forwards | PSNR (dB) | C computed, f fitted weights, else the order |"]
     lines.append("|---|---|---|---|")
     for found in [*curve, *tiers.values()]:
         marks = str(found.plan).split()[-1]

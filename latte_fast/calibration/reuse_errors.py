@@ -4,6 +4,7 @@ A stretch is measured at the price of the model's two ends, and its error is car
 The best path over computed steps is then a shortest path, improved by adding its errors up with their signs.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,9 +19,12 @@ from latte_fast.sampling.planned import Denoiser, run_plan
 
 LONGEST = 9  # steps from one computed step to the next
 HIGHEST = 2  # order of extrapolation
+FITTED = 3  # stands for an order: up to three sums with weights that are fitted to the trajectory
+ORDERS = (*range(HIGHEST + 1), FITTED)
+COORDINATES = 1 << 16  # of a sum that stand for it where weights are fitted
 PROJECTED = 256  # numbers that stand for an error
 UNSIGNED = 0.2  # share of a path's error that adds up as if it had no signs
-PROBES = 8  # steps whose sensitivity is measured; the others are interpolated
+PROBES = 6  # steps whose sensitivity is measured; the others are interpolated
 OBJECTIVES: dict[str, Callable[[float, float], float]] = {
     "sum": lambda total, edge: total + edge,
     "squares": lambda total, edge: total + edge * edge,
@@ -47,6 +51,27 @@ class Trajectory:
         self.result = run_plan(plan, net, denoiser, noise, seen)
         self.times = torch.tensor([row.time for row in plan.rows]).to(noise.device)
         self.bases = self._bases()
+        flat = torch.stack([picked(stack) for stack in self.stacks]).double()
+        self.products = (flat @ flat.T).numpy()  # of the sums
+
+    def fitted(self, earlier: Sequence[int], step: int) -> tuple[float, ...]:
+        """Returns the weights by which the sums of earlier steps come nearest to a step's."""
+        at = list(earlier)
+        normal, right = self.products[np.ix_(at, at)], self.products[at, step]
+        return tuple(float(weight) for weight in np.linalg.lstsq(normal, right, rcond=1e-9)[0])
+
+    def of_first(self, count: int) -> "Trajectory":
+        """Returns the trajectory of the first samples alone."""
+        samples = len(self.noise)
+        if count >= samples:
+            return self
+        out = copy.copy(self)
+        out.denoiser, out.noise, out.result = self.denoiser.of_first(count), self.noise[:count], self.result[:count]
+        out.x, out.starts = ([x[:count] for x in kind] for kind in (self.x, self.starts))
+        halves = len(self.stacks[0]) // samples
+        out.stacks = [stack.unflatten(0, (halves, samples))[:, :count].flatten(0, 1) for stack in self.stacks]
+        out.bases = [base[:count] for base in self.bases]
+        return out
 
     def _bases(self) -> list[Tensor]:
         """Returns what each row's `predict` starts from: x, or for a corrected row x mended by its prediction."""
@@ -71,7 +96,7 @@ class Trajectory:
         try:
             with torch.no_grad(), reuse.attached(self.net):
                 for j in range(first + 1, last):
-                    row = replace(rows[j], compute=False, order=order)
+                    row = reused(self, rows[j], earlier, order, j)
                     predictions = [denoiser(x, row, self.times[j], j), *predictions][:3]
                     base = x if row.correct is None else row.correct(base, predictions)
                     x = row.predict(base, predictions)
@@ -92,6 +117,21 @@ class Trajectory:
             end = run_plan(rest, self.net, self.denoiser, start, lambda *_: tick())
             gains[j] = rms(end - self.result) / max(rms(start - self.x[j]), 1e-12)
         return [interpolated(gains, i) for i in range(count)]
+
+
+def reused(trajectory: Trajectory | None, row: PlanRow, earlier: Sequence[int], order: int, step: int) -> PlanRow:
+    """Returns a step's row as reused after computed steps, the newest first; orders that these forbid are lowered."""
+    if order == FITTED and len(earlier) > 1:
+        assert trajectory is not None
+        weights = trajectory.fitted(earlier[: HIGHEST + 1], step)
+        return replace(row, compute=False, order=len(weights) - 1, weights=weights)
+    return replace(row, compute=False, order=min(order if order < FITTED else 0, len(earlier) - 1))
+
+
+def picked(x: Tensor) -> Tensor:
+    """Returns some of a tensor's values, spread evenly, as a vector on the CPU."""
+    flat = x.flatten()
+    return flat[:: max(1, flat.numel() // COORDINATES)].float().cpu()
 
 
 def replace_rows(plan: Plan, rows: Sequence[PlanRow]) -> Plan:
@@ -127,7 +167,7 @@ class Edges:
             last = min(i + LONGEST, self.count - 1)
             for p in (None, *range(max(0, i - LONGEST), i)):
                 self.cost[p, i, i + 1] = (0.0, 0)
-                for order in range(HIGHEST + 1):
+                for order in ORDERS:
                     earlier = self.earlier(p, i, order)
                     if earlier is None:
                         continue
@@ -145,7 +185,7 @@ class Edges:
             return [i] if p is None else None  # with p as without: filled in by `of`
         if p is None or (order == 2 and 2 * p - i < 0):
             return None
-        return [i, p] if order == 1 else [i, p, 2 * p - i]
+        return [i, p] if order == 1 or 2 * p < i else [i, p, 2 * p - i]
 
     def of(self, p: int | None, i: int, j: int) -> tuple[float, int]:
         plain = self.cost[None, i, j]
@@ -186,7 +226,7 @@ class Edges:
             j = path[n + 1][0]
             if j == i + 1:
                 continue
-            if j - i > LONGEST or order > n:
+            if j - i > LONGEST or allowed(order, n) != order:
                 return math.inf
             p = None if order == 0 else path[n - 1][0]
             error = self.error.get((p, i, j, order))
@@ -213,14 +253,14 @@ class Edges:
     def neighbours(self, path: Path) -> Iterator[Path]:
         steps = {i for i, _ in path}
         for n, (i, order) in enumerate(path[:-1]):
-            for other in range(HIGHEST + 1):
-                if other != order and other <= n:
+            for other in ORDERS:
+                if other != order and allowed(other, n) == other:
                     yield [*path[:n], (i, other), *path[n + 1 :]]
             if n == 0:
                 continue
             for to in range(max(1, i - 3), min(self.count - 1, i + 4)):
                 if to not in steps:
-                    for other in range(min(n, HIGHEST) + 1):
+                    for other in (other for other in ORDERS if allowed(other, n) == other):
                         yield in_order([*path[:n], (to, other), *path[n + 1 :]])
 
 
@@ -231,7 +271,12 @@ def fewest_computed(steps: int) -> int:
 
 def in_order(path: Path) -> Path:
     """Returns a path sorted by step, with orders that the steps before allow."""
-    return [(i, min(order, n)) for n, (i, order) in enumerate(sorted(path))]
+    return [(i, allowed(order, n)) for n, (i, order) in enumerate(sorted(path))]
+
+
+def allowed(order: int, before: int) -> int:
+    """Returns the order, or the next that so many computed steps before the newest allow."""
+    return min(order, before) if order < FITTED else order if before else 0
 
 
 def projection(like: Tensor) -> Callable[[Tensor], np.ndarray]:

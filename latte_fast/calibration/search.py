@@ -4,6 +4,7 @@ What a plan loses is measured, not predicted: the PSNR of its films to those of 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,21 +12,34 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latte_fast.calibration.reuse_errors import OBJECTIVES, PROBES, Edges, Path, Trajectory, fewest_computed, in_order
+from latte_fast.calibration.reuse_errors import (
+    FITTED,
+    OBJECTIVES,
+    PROBES,
+    Edges,
+    Path,
+    Trajectory,
+    fewest_computed,
+    in_order,
+    reused,
+)
 from latte_fast.calibration.trials import Trials, improved
 from latte_fast.modules.stack_reuse import StackReuse
-from latte_fast.runs.plan import Plan
+from latte_fast.runs.plan import Plan, PlanRow
 from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource
 
 TIERS = {"high": 40.0, "fast": 32.0}  # least PSNR in dB
 FEWEST = 6  # computed steps of the cheapest plan that is tried
-RUNS = 60  # runs that refine a plan
+RUNS = 40  # runs that refine a plan
+SPARE = 0.1  # dB that a plan refined on few samples has to spare on all
+EDGES = 2  # samples whose stretches are tried, as their errors only propose what is run
 FEW = 4  # samples of these runs: two were seen to mislead
 NEAR = 4.0  # dB below a tier from which a plan is refined
 MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
-BEYOND = 2.0  # dB above the highest tier at which the curve ends
+DENSE = 12  # computed steps up to which each number is on the curve; above it is every other
+BEYOND = 1.0  # dB above the highest tier at which the curve ends
 
 
 @dataclass(frozen=True)
@@ -46,16 +60,20 @@ class Found:
         return whole / self.plan.forwards
 
 
-def plan_of(plan: Plan, path: Path) -> Plan:
-    """Returns the plan with only a path's steps computed; the steps after each are extrapolated with its order."""
+def plan_of(plan: Plan, path: Path, trajectory: Trajectory | None = None) -> Plan:
+    """Returns the plan with only a path's steps computed; the steps after each are extrapolated with its order.
+
+    Orders that are FITTED need the trajectory.
+    """
     orders = dict(path)
-    rows, order, computed = [], 0, 0
+    rows: list[PlanRow] = []
+    order, earlier = 0, list[int]()
     for i, row in enumerate(plan.rows):
         if i in orders:
-            order, computed = orders[i], computed + 1
+            order, earlier = orders[i], [i, *earlier]
             rows.append(row)
         else:
-            rows.append(replace(row, compute=False, order=min(order, computed - 1)))
+            rows.append(reused(trajectory, row, earlier, order, i))
     return replace(plan, rows=tuple(rows))
 
 
@@ -66,7 +84,7 @@ def path_of(plan: Plan) -> Path:
         if row.compute:
             path.append((i, 0))
         elif plan.rows[i - 1].compute:
-            path[-1] = (path[-1][0], row.order)
+            path[-1] = (path[-1][0], FITTED if row.weights else row.order)
     return path
 
 
@@ -92,8 +110,10 @@ class Search:
         whole = len(plan.rows)
         with tqdm(total=whole * (2 + PROBES // 2), desc="calibrate", unit="step", disable=not progress) as bar:
             self.trajectory = Trajectory(plan, net, denoiser, noise, bar.update)
-            self.gains = self.trajectory.sensitivity(bar.update)
-            self.edges = Edges(self.trajectory, self.gains, bar.update)
+            few, fewer = (self.trajectory.of_first(count) for count in (FEW, EDGES))
+            self.gains = fewer.sensitivity(bar.update)
+            self.edges = Edges(fewer, self.gains, bar.update)
+        self.trials = Trials(few, len(few.noise))
         self.film = decode(self.trajectory.result)
         self.found: list[Found] = []
 
@@ -106,7 +126,7 @@ class Search:
         self.found.append(found)
         return found
 
-    def budget(self, computed: int, measured: int = 3) -> Found:
+    def budget(self, computed: int, measured: int = 2) -> Found:
         """Returns the best of the plans with this many computed steps."""
         starts = {name: self.edges.path(computed, name) for name in OBJECTIVES}
         for name, steps in hand_made(self.edges.count, computed).items():
@@ -115,28 +135,40 @@ class Search:
         unlike = {tuple(path): path for path in candidates}
         ranked = sorted(unlike.values(), key=self.edges.predicted)[:measured]
         # what needs no search is always among those that are run
-        tried = {tuple(path): path for path in [*ranked, starts["late-dense"]]}
-        plain = self.trajectory.plan
-        return max((self.measure(plan_of(plain, path)) for path in tried.values()), key=lambda f: f.psnr)
+        by_hand = [in_order([(i, order) for i, _ in starts["late-dense"]]) for order in (1, FITTED)]
+        tried = {tuple(path): path for path in [*ranked, *by_hand]}
+        return self.measure(max((self.plan_of(path) for path in tried.values()), key=self.value))
 
-    def refined(self, found: Found, runs: int = RUNS) -> Found:
-        """Moves steps and changes orders of a plan as long as its PSNR on a few samples rises, within so many runs."""
-        trials, plain = Trials(self.trajectory, FEW), self.trajectory.plan
-        film = self.film[:FEW]
+    def plan_of(self, path: Path) -> Plan:
+        return plan_of(self.trajectory.plan, path, self.trajectory)
+
+    def value(self, plan: Plan) -> float:
+        """Returns a plan's PSNR on a few samples."""
+        return psnr(self.decode(self.trials.run(plan)), self.film[: self.trials.count])
+
+    def refined(self, found: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
+        """Moves steps and changes orders of a plan as long as its PSNR on a few samples rises, within so many runs.
+
+        It ends as soon as `enough` is reached on all samples.
+        """
 
         def moves(plan: Plan) -> list[Plan]:
-            return [plan_of(plain, path) for path in self.edges.by_promise(path_of(plan))]
+            return [self.plan_of(path) for path in self.edges.by_promise(path_of(plan))]
 
-        def value(plan: Plan) -> float:
-            return psnr(self.decode(trials.run(plan)), film)
-
-        tried = self.measure(improved(found.plan, moves, value, trials.keep, runs))
-        return max(found, tried, key=lambda f: f.psnr)
+        # a few samples may reach what all do not
+        for share in (1.0,) if enough == math.inf else (0.5, 0.25, 0.25):
+            lacks = self.value(found.plan) + (enough - found.psnr) + SPARE
+            plan = improved(found.plan, moves, self.value, self.trials.keep, int(runs * share), lacks)
+            found = max(found, self.measure(plan), key=lambda f: f.psnr)
+            if found.psnr >= enough:
+                break
+        return found
 
     def tier(self, curve: Sequence[Found], least: float) -> Found | None:
         """Returns the cheapest plan with at least this PSNR, after refining those that are just below it."""
-        for near in (found for found in curve if least - NEAR <= found.psnr < least):
-            if self.refined(near).psnr >= least:
+        below = [found for found in curve if least - NEAR <= found.psnr < least]
+        for near in sorted(below, key=lambda found: -found.plan.forwards):
+            if self.refined(near, enough=least).psnr < least:
                 break
         good = [found for found in self.found if found.psnr >= least]
         return min(good, key=lambda found: (found.plan.forwards, -found.psnr)) if good else None
@@ -167,6 +199,19 @@ def budget_of(steps: int, speed: float) -> int:
     return int(steps / speed + 1e-9)
 
 
+def open_search(source: ModelSource, request: Request, progress: bool = False) -> Search:
+    """Returns the search for plans of a request's sampler, steps and guidance, measured on its samples."""
+    numbers = range(request.count)
+    condition = source.condition_for(numbers, request.seed)
+    null = condition.null if request.scale != 1.0 else {}
+    denoiser = source.denoiser(source.model, condition.given, null, request.scale)
+    keywords = source.adapter.step_keywords(request.steps)
+    plain = plain_plan(source.whole, request.method, request.steps, request.scale, keywords, **source.made_for())
+    assert source.network is not None
+    noise = source.noise(numbers, source.shape, request.seed)
+    return Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
+
+
 def calibrate(
     source: ModelSource,
     request: Request,
@@ -183,22 +228,15 @@ def calibrate(
         progress: whether to show progress bars.
         speeds: by name, how many times fewer forwards than with every step computed; the best plan of each is found.
     """
-    numbers = range(request.count)
-    condition = source.condition_for(numbers, request.seed)
-    null = condition.null if request.scale != 1.0 else {}
-    denoiser = source.denoiser(source.model, condition.given, null, request.scale)
-    keywords = source.adapter.step_keywords(request.steps)
-    plain = plain_plan(source.whole, request.method, request.steps, request.scale, keywords, **source.made_for())
-    assert source.network is not None
-    noise = source.noise(numbers, source.shape, request.seed)
-    last = len(plain.rows) - 1
     wanted = tiers or ({} if speeds else TIERS)
-    exactly = {name: budget_of(len(plain.rows), speed) for name, speed in (speeds or {}).items()}
-    search = Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
+    exactly = {name: budget_of(request.calls, speed) for name, speed in (speeds or {}).items()}
+    search = open_search(source, request, progress)
+    last = request.calls - 1
     budgets = range(max(FEWEST, search.edges.fewest), max(last * 3 // 5, FEWEST + 1))
     curve: list[Found] = []
     with tqdm(desc="plans", unit="plan", disable=not progress) as bar:
-        for computed in budgets if wanted else sorted(set(exactly.values())):
+        every = [n for n in budgets if n <= DENSE or n % 2 == 0]
+        for computed in every if wanted else sorted(set(exactly.values())):
             curve.append(search.budget(computed))
             bar.update(len(search.found) - bar.n)
             # the curve ends where it has risen well above what is asked for

@@ -1,5 +1,6 @@
 """Trials of plans on a few samples: a plan is run from the first step in which it differs from the best one so far."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class Trials:
     """
 
     def __init__(self, trajectory: Trajectory, count: int):
-        self.net, self.times = trajectory.net, trajectory.times
+        self.net, self.times, self.count = trajectory.net, trajectory.times, count
         self.denoiser = trajectory.denoiser.of_first(count)
         self.states = [State(trajectory.noise[:count], trajectory.noise[:count], [], [], None)]
         self.plan: Plan | None = None  # whose steps left the states
@@ -71,12 +72,16 @@ def improved(
     value: Callable[[Plan], float],
     keep: Callable[[], None],
     runs: int,
+    enough: float = math.inf,
 ) -> Plan:
-    """Takes the first move that raises a plan's measured value, again and again, within a number of runs."""
+    """Takes the first move that raises a plan's measured value, again and again, within a number of runs.
+
+    It ends as soon as the value is enough.
+    """
     best, reached = start, value(start)
     keep()
     waiting, seen = moves(best), {str(start)}
-    while runs > 0 and waiting:
+    while runs > 0 and waiting and reached < enough:
         plan = waiting.pop(0)
         if str(plan) in seen:
             continue

@@ -100,7 +100,7 @@ class StepCounter(Cached):
         if row.compute:
             self.compute(run.step)
         else:
-            self.reuse(run.step, row.order)
+            self.reuse(run.step, row.order, row.weights)
         run.step = (run.step + 1) % len(rows)
 
     def near(self, step: int, time: float) -> bool:

@@ -37,11 +37,14 @@ class StackReuse:
         """Announces a step whose blocks are run; positions are in any unit of the steps' spacing."""
         self.weights, self.position = (), position
 
-    def reuse(self, position: float, order: int) -> None:
-        """Announces a step whose blocks are left out; `order` earlier sums beside the newest are extrapolated."""
+    def reuse(self, position: float, order: int, weights: Sequence[float] = ()) -> None:
+        """Announces a step whose blocks are left out; `order` earlier sums beside the newest are extrapolated.
+
+        Weights, where they are given, take the place of Lagrange's.
+        """
         if len(self.kept) <= order:
             raise ValueError(f"StackReuse: order must be below the {len(self.kept)} computed steps, got {order}")
-        self.weights = extrapolation([p for p, _ in self.kept[: order + 1]], position)
+        self.weights = tuple(weights) or extrapolation([p for p, _ in self.kept[: order + 1]], position)
 
     def stored(self, tokens: Tensor, x: Tensor, pending: Pending | None) -> Tensor:
         """Keeps what a computed stack added to its tokens; returns its output."""

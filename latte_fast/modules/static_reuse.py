@@ -38,7 +38,7 @@ class StaticReuse(StackReuse):
             for place in range(self.keep - 1, 0, -1):
                 self.sums[place].copy_(self.sums[place - 1])
 
-    def reuse(self, position: float, order: int) -> None:
+    def reuse(self, position: float, order: int, weights: Sequence[float] = ()) -> None:
         self._skips = True
         self.factors.copy_(self.of_step[int(position)])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from latte_fast.diffusion.solvers import Row, Sum
 
-FORMAT = 1
+FORMAT = 2
 PLANS = "plans"  # folder in a run
 COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
 
@@ -25,7 +25,8 @@ class PlanRow:
     correct: Sum | None
     predict: Sum
     compute: bool = True  # False adds an extrapolation of earlier steps instead of running the blocks
-    order: int = 0  # of that extrapolation
+    order: int = 0  # of that extrapolation: how many sums it takes beside the newest
+    weights: tuple[float, ...] = ()  # fitted to samples, of the sums; without them Lagrange's
     guidance: Literal["both", "kept", "off"] = "both"  # "kept": the difference of the branches of an earlier step
     side: int | None = None  # tokens along an edge, for models whose density varies
 
@@ -54,6 +55,9 @@ class Plan:
             if not row.compute and not 0 <= row.order < len(halves):
                 rule = f"below the {len(halves)} steps computed before it"
                 raise ValueError(f"plan: order of step {i} must be {rule}, got {row.order}")
+            if row.weights and (row.compute or len(row.weights) != row.order + 1):
+                rule = f"none for a computed step, else order + 1 = {row.order + 1}"
+                raise ValueError(f"plan: weights of step {i} must be {rule}, got {len(row.weights)}")
             if not row.compute and row.guidance == "both" and not all(halves[-1 - row.order :]):
                 rule = "kept, as a step that is reused was computed without its unguided half"
                 raise ValueError(f"plan: guidance of step {i} must be {rule}, got both")
@@ -91,14 +95,15 @@ class Plan:
         of = f"{self.computed} of {len(self.rows)} computed"
         lines = [f"{self.method}, {self.steps} steps, guidance {self.scale:g}: {of}"]
         lines += [f"  {name} {value:g}" for name, value in self.measured.items()]
-        lines.append("step   time  blocks        guidance")
+        lines.append("step   time  blocks                    guidance")
         for i, row in enumerate(self.rows):
-            what = "computed" if row.compute else f"reused, order {row.order}"
-            lines.append(f"{i:4}  {row.time:5g}  {what:16}  {row.guidance if self.scale != 1 else 'off'}")
+            fitted = ", fitted" if row.weights else ""
+            what = "computed" if row.compute else f"reused, order {row.order}{fitted}"
+            lines.append(f"{i:4}  {row.time:5g}  {what:24}  {row.guidance if self.scale != 1 else 'off'}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        marks = "".join("C" if row.compute else str(row.order) for row in self.rows)
+        marks = "".join("C" if row.compute else "f" if row.weights else str(row.order) for row in self.rows)
         return f"{self.method} {marks}"
 
 
@@ -120,7 +125,8 @@ def load_plan(path: str | Path) -> Plan:
         if set(row) != known:
             raise ValueError(f"plan: rows of {path} must have {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
         correct = None if row["correct"] is None else as_sum(row["correct"])
-        rows.append(PlanRow(**{**row, "correct": correct, "predict": as_sum(row["predict"])}))
+        weights = tuple(float(weight) for weight in row["weights"])
+        rows.append(PlanRow(**{**row, "correct": correct, "predict": as_sum(row["predict"]), "weights": weights}))
     return Plan(**{**body, "rows": tuple(rows)})
 
 

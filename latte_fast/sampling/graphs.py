@@ -44,7 +44,7 @@ def reuse_weights(plan: Plan) -> list[tuple[float, ...]]:
     out: list[tuple[float, ...]] = []
     places: list[float] = []
     for i, row in enumerate(plan.rows):
-        out.append(() if row.compute else extrapolation(places[: row.order + 1], i))
+        out.append(() if row.compute else row.weights or extrapolation(places[: row.order + 1], i))
         places = [i, *places] if row.compute else places
     return out
 

@@ -99,7 +99,7 @@ class Denoiser:
         if row.compute:
             self.reuse.compute(position)
         else:
-            self.reuse.reuse(position, row.order)
+            self.reuse.reuse(position, row.order, row.weights)
         if self.table is not None:
             self.table.select(position)
         out = self.guided(x, row, time)

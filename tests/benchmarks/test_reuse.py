@@ -1,10 +1,14 @@
 """Published rules of reuse that plans race against: their arithmetic, their costs, and that nothing is left behind."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.reuse.race import Race, attention_share
 from benchmarks.reuse.rules import at_steps, magcache, taylorseer, teacache, threshold_for
+from benchmarks.reuse.store import Store
+from benchmarks.reuse.tables import write_tables
 from latte_fast.calibration.reuse_errors import in_order
 from latte_fast.calibration.search import plan_of
 from latte_fast.modules.stack_reuse import StackReuse, extrapolation
@@ -71,3 +75,21 @@ def test_every_contender_is_run(race: Race) -> None:
     assert 0.4 * STEPS < faster.forwards < 0.8 * STEPS
     assert all(block.attn is attention for block, attention in zip(race.net.blocks, own, strict=True))
     assert torch.equal(race.film(race.source.follow(race.plain, race.denoiser(), race.noise)), race.exact)
+
+
+def test_a_stopped_table_goes_on(tmp_path: Path) -> None:
+    """A figure that is kept is not measured again; what is missing leaves its cell empty."""
+    path = tmp_path / "classes.json"
+    store = Store(path)
+    assert store.get("loss/high", lambda: {"forwards": 16.5, "psnr": 40.6, "what": "C.C"})["psnr"] == 40.6
+    again = Store(path)
+    again.get("loss/high", lambda: pytest.fail("measured twice"))
+    for name, psnr in (("plan", 33.0), ("best mask", 30.5)):
+        again.put(f"budget/8/{name}", {"forwards": 8.0, "psnr": psnr, "what": ""})
+    again.put("contender/8/TeaCache", {"forwards": 9, "psnr": 21.04, "what": ""})
+    again.put("converged/dpm++/8 steps", 30.2)
+    write_tables(tmp_path, [again])
+    text = (tmp_path / "reuse.md").read_text()
+    assert "- high: 16.5 forwards, 40.6 dB, `C.C`" in text
+    assert "| 8 | 33.0 | 30.5 | 21.0 at 9 | +2.5 |" in text
+    assert "| 8 | 30.2 |  |" in text

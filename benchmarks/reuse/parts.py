@@ -1,0 +1,146 @@
+"""The parts of the table: what each measures, on samples that no plan was searched on."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.reuse.race import HELD_OUT, Race, Result, attention_share, seconds
+from benchmarks.reuse.store import Store
+from latte_fast.calibration.plans import find_plans
+from latte_fast.calibration.search import TIERS, open_search, psnr
+from latte_fast.data.shapes import CLASSES
+from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
+from latte_fast.media.pixels import normalise
+from latte_fast.runs.load import load
+from latte_fast.runs.plan import PLANS, Plan, load_plan
+from latte_fast.sampling.request import Request
+from latte_fast.sampling.sample import open_source
+
+STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
+FEWER = (8, 10, 12, 14, 17, 20, 25)  # steps of the samplers beside the converged film
+
+
+class Parts:
+    """Measures one run, and keeps every figure in a store.
+
+    Args:
+        run: folder of a run on moving shapes, with the plans beside it.
+        store: figures that are there already.
+        samples: number of samples that losses are measured on.
+        batch: samples of the timed films, drawn at once.
+    """
+
+    def __init__(self, run: Path, store: Store, samples: int, batch: int):
+        self.run, self.store, self.samples, self.batch = run, store, samples, batch
+        self.source = open_source(load(run), None, (), torch.float32, "cpu")
+
+    @functools.cached_property
+    def race(self) -> Race:
+        return Race(self.source, "ddim", STEPS, GUIDANCE, self.samples)
+
+    def plan(self, quality: str) -> Plan:
+        return load_plan(self.run / PLANS / f"{quality}.json")
+
+    def plans(self) -> None:
+        """Calibrates, and measures what the plans lose on other samples."""
+        if not all((self.run / PLANS / f"{q}.json").is_file() for q in TIERS):
+            spent, _ = seconds(lambda: find_plans(self.run, progress=True))
+            self.store.put("calibrate, seconds", round(spent, 1))
+        for quality in TIERS:
+            plan = self.plan(quality)
+            self.store.get(f"loss/{quality}", lambda p=plan: self.loss(self.race.plan("", p), p))
+
+    def loss(self, result: Result, plan: Plan) -> dict[str, object]:
+        return {"forwards": result.forwards, "psnr": round(result.psnr, 2), "what": str(plan).split()[-1]}
+
+    def budgets(self, budgets: Sequence[int]) -> None:
+        """The best plan of each number of forwards, beside the best mask made by hand."""
+        missing = [n for n in budgets if f"budget/{n}/plan" not in self.store.figures]
+        if missing:
+            request = Request(count=8, steps=STEPS, scale=GUIDANCE)
+            search = open_search(self.source, request, progress=True)
+            for n in missing:
+                plan = search.refined(search.budget(n)).plan
+                self.store.put(f"budget/{n}/plan", self.loss(self.race.plan("", plan), plan))
+        for n in budgets:
+            self.store.get(f"budget/{n}/best mask", lambda n=n: as_figure(self.race.masks(n)))
+
+    def contenders(self, budgets: Sequence[int]) -> None:
+        """Published rules with as many computed steps, and those that reuse attention alone at their own cost."""
+        for n in budgets:
+            if f"contender/{n}/TaylorSeer" not in self.store.figures:
+                for result in self.race.contenders(n):
+                    self.store.put(f"contender/{n}/{result.name}", as_figure(result))
+        if hasattr(self.source.network, "x_embedder") and "broadcast/PAB" not in self.store.figures:
+            for result in self.race.broadcasts(attention_share(self.source.adapter.config)):
+                self.store.put(f"broadcast/{result.name}", as_figure(result))
+
+    def samplers(self) -> None:
+        """Distances to one converged film: of fewer steps of other samplers, and of plans on top of each sampler."""
+        kept = self.store.path.with_suffix(".converged.pt")
+        if not kept.is_file():
+            torch.save(Race(self.source, "dpm++", CONVERGED, GUIDANCE, self.samples).exact, kept)
+        converged = torch.load(kept)
+        for method in ("ddim", "dpm++", "unipc"):
+            for steps in (*FEWER, STEPS):
+                name = f"converged/{method}/{steps} steps"
+                self.store.get(name, lambda m=method, s=steps: self.distance(m, s, converged))
+            if f"converged/{method}/25 of 50" in self.store.figures:
+                continue
+            request = Request(count=8, steps=STEPS, method=method, scale=GUIDANCE)  # type: ignore[arg-type]
+            search = open_search(self.source, request, progress=True)
+            race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
+            for n in FEWER:
+                plan = search.refined(search.budget(n), 20).plan
+                film = race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
+                self.store.put(f"converged/{method}/{n} of 50", round(psnr(film, converged), 2))
+
+    def distance(self, method: str, steps: int, converged: torch.Tensor) -> float:
+        return round(psnr(Race(self.source, method, steps, GUIDANCE, self.samples).exact, converged), 2)
+
+    def seconds(self, rounds: int) -> None:
+        """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""
+        adapter = self.source.adapter
+        self.source.wanted = list(range(adapter.choices))
+        common = {"count": self.batch, "batch": self.batch, "steps": STEPS, "scale": GUIDANCE}
+        requests = {
+            "exact": Request(**common),  # type: ignore[arg-type]
+            "lossless": Request(**common, lossless=True),  # type: ignore[arg-type]
+            **{q: Request(**common, plan=str(self.run / PLANS / f"{q}.json")) for q in TIERS},  # type: ignore[arg-type]
+        }
+        begin = HELD_OUT * adapter.choices
+        numbers = range(begin, begin + self.batch)
+        self.source.draw(Request(count=self.batch, batch=self.batch, steps=2), numbers)  # warms up
+        self.source.made_for()
+        films: dict[str, torch.Tensor] = {}
+        for number in range(rounds):
+            if f"round/{number}" in self.store.figures:
+                continue
+            spent = {}
+            for name, request in requests.items():
+                spent[name], (videos, _) = seconds(lambda r=request: self.source.draw(r, numbers))  # type: ignore[misc]
+                films[name] = normalise(videos.movedim(-1, -3))
+            self.store.put(f"round/{number}", {name: round(took, 3) for name, took in spent.items()})
+        if films and any(f"score/{name}" not in self.store.figures for name in films):
+            self.scores(films)
+
+    def scores(self, films: dict[str, torch.Tensor]) -> None:
+        adapter, (frames, _, side, _) = self.source.adapter, self.source.shape
+        network = train_recogniser(frames, side, shown(adapter.label_names()), steps=400)[0]
+        labels = torch.arange(adapter.choices).repeat(self.batch)[: self.batch]
+        for name, film in films.items():
+            loss = "" if name == "exact" else round(min(psnr(film, films["exact"]), 99.0), 2)
+            figures = {"psnr": loss, "recognised": round(share_recognised(network, film, labels), 4)}
+            self.store.put(f"score/{name}", figures)
+
+
+def as_figure(result: Result) -> dict[str, object]:
+    return {"forwards": round(result.forwards, 1), "psnr": round(result.psnr, 2), "what": result.note}
+
+
+def shown(names: Sequence[str]) -> list[int]:
+    """Returns the numbers of the shapes that a run's labels stand for: classes by name, captions by their words."""
+    words = [[n for n, c in enumerate(CLASSES) if set(c.split()) <= set(name.split())] for name in names]
+    return [found[0] for found in words]
