@@ -1,5 +1,9 @@
-"""small_linear on Triton: a program holds some rows of the weights whole, and every row of x meets them."""
+"""small_linear on Triton: a program holds some rows of the weights whole, and every row of x meets them.
 
+int8 weights become fp32 in registers, and a row's sum is multiplied by its scale.
+"""
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,9 +16,9 @@ MAX_DEPTH = 8192
 
 @triton.jit(do_not_specialize=["n_rows", "N"])
 def small_linear_fwd_kernel(
-    x_ptr, w_ptr, bias_ptr, gamma_ptr, beta_ptr, residual_ptr, y_ptr, n_rows, N, s_x, s_w, s_residual, eps,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, GELU: tl.constexpr,
+    x_ptr, w_ptr, w_scale_ptr, bias_ptr, gamma_ptr, beta_ptr, residual_ptr, y_ptr, n_rows, N, s_x, s_w, s_residual,
+    eps, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
@@ -22,6 +26,8 @@ def small_linear_fwd_kernel(
     # all loads of weights are under way before the first row is looked at
     p_w = w_ptr + o_n.to(tl.int64)[:, None] * s_w + o_d[None, :]
     b_w = tl.load(p_w, mask=m_n[:, None] & m_d[None, :], other=0.0).to(tl.float32)  # (BLOCK_N, BLOCK_D)
+    if HAS_SCALE:
+        b_scale = tl.load(w_scale_ptr + o_n, mask=m_n, other=0.0)
     if HAS_NORM:
         b_gamma = tl.load(gamma_ptr + o_d, mask=m_d, other=0.0).to(tl.float32)
         b_beta = tl.load(beta_ptr + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -36,6 +42,8 @@ def small_linear_fwd_kernel(
         if HAS_RESIDUAL:
             b_more = tl.load(residual_ptr + i_row * s_residual + o_n, mask=m_n, other=0.0).to(tl.float32)
         b_y = tl.sum(b_w * b_x[None, :], 1)
+        if HAS_SCALE:
+            b_y *= b_scale
         if HAS_BIAS:
             b_y += b_bias
         if GELU:
@@ -53,7 +61,8 @@ def config(x: Tensor, weight: Tensor) -> tiles.HeldConfig:
     D = tiles.power_of_2(x.shape[1])
     warps = min(16, max(1, 8 * D // (32 * 64)))
     default = tiles.HeldConfig(block_n=8, warps=warps)
-    c = tiles.choose("small_linear_fwd", f"D{x.shape[1]}-N{len(weight)}-{rows.NAMES[x.dtype]}", default, x.device)
+    names = rows.NAMES[x.dtype] + ("-int8" if weight.dtype == torch.int8 else "")
+    c = tiles.choose("small_linear_fwd", f"D{x.shape[1]}-N{len(weight)}-{names}", default, x.device)
     assert isinstance(c, tiles.HeldConfig)
     return c
 
@@ -67,19 +76,21 @@ def small_linear_fwd(
     residual: Tensor | None,
     gelu: bool,
     eps: float,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
-    """x (M, D), weight (N, D) -> (M, N)."""
+    """x (M, D), weight (N, D), weight_scale (N,) -> (M, N)."""
     (M, D), N = x.shape, len(weight)
     y = rows.empty((M, N), x.dtype, x.device)
     if M:
         c = config(x, weight)
+        given = (weight_scale, bias, norm_weight, norm_bias, residual)
         with rows.guard(x):
             small_linear_fwd_kernel[(tiles.ceil_div(N, c.block_n),)](
-                x, weight, *(x if t is None else t for t in (bias, norm_weight, norm_bias, residual)), y, M, N,
+                x, weight, *(x if t is None else t for t in given), y, M, N,
                 x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), eps,
-                D=D, BLOCK_D=tiles.power_of_2(D), BLOCK_N=c.block_n, HAS_BIAS=bias is not None,
-                HAS_NORM=norm_weight is not None, HAS_RESIDUAL=residual is not None, GELU=gelu,
-                num_warps=c.warps, enable_fp_fusion=True,
+                D=D, BLOCK_D=tiles.power_of_2(D), BLOCK_N=c.block_n, HAS_SCALE=weight_scale is not None,
+                HAS_BIAS=bias is not None, HAS_NORM=norm_weight is not None, HAS_RESIDUAL=residual is not None,
+                GELU=gelu, num_warps=c.warps, enable_fp_fusion=True,
             )  # fmt: skip
     return rows.rounded(y, x.dtype)
 

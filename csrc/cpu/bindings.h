@@ -126,9 +126,9 @@ inline auto nearest(const Kernel<NearestCode> (&levels)[kLevels]) {
   };
 }
 
-// pointers: x, w, bias, gamma, beta, residual, y; row strides of x, w and residual; sizes: dtype, rows, depth, cols, gelu
+// pointers: x, w, bias, gamma, beta, residual, y, scale; row strides of x, w and residual; sizes: dtype, rows, depth, cols, gelu
 inline auto few_rows(const Kernel<SmallLinear> (&levels)[kLevels]) {
-  return [&levels](const std::array<int64_t, 7>& p, const std::array<int64_t, 3>& strides,
+  return [&levels](const std::array<int64_t, 8>& p, const std::array<int64_t, 3>& strides,
                    const std::array<int64_t, 5>& sizes, double eps, int64_t threads) {
     const int64_t dtype = sizes[0], rows = sizes[1], depth = sizes[2], cols = sizes[3];
     auto table = [&](int64_t at, int64_t stride) {
@@ -136,7 +136,8 @@ inline auto few_rows(const Kernel<SmallLinear> (&levels)[kLevels]) {
     };
     auto vector = [&](int64_t at, int64_t stride) { return Groups{reinterpret_cast<void*>(at), dtype, stride}; };
     SmallLinear a{table(p[0], strides[0]), table(p[5], strides[2]), table(p[6], cols), vector(p[1], strides[1]),
-                  vector(p[2], 0), vector(p[3], 0), vector(p[4], 0), rows, depth, cols, sizes[4], threads, eps};
+                  vector(p[2], 0), vector(p[3], 0), vector(p[4], 0), rows, depth, cols, sizes[4], threads, eps,
+                  reinterpret_cast<const float*>(p[7])};
     launch(levels, a, dtype, rows * depth * cols);
   };
 }

@@ -116,6 +116,7 @@ struct SmallLinear {
   Groups w, bias, gamma, beta;  // gamma and beta are the norm's
   int64_t rows, depth, cols, gelu, threads;
   double eps;
+  const float* scale;  // of the rows of w, which are int8 then; else null
 };
 
 // out (batch, heads * dim), contiguous: attention of the query in qkv (batch, 3, heads, dim) to keys and values 0 ..

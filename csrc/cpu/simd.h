@@ -95,6 +95,18 @@ template <class A> LATTE_INLINE Vec<float> load(const f16* p) {
 #endif
 }
 
+template <class A> LATTE_INLINE Vec<A> load(const int8_t* p) {
+#if defined(LATTE_512)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(LATTE_ISA_AVX2)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  Vec<A> v;
+  for (int i = 0; i < kLanes<A>; ++i) v[i] = static_cast<A>(p[i]);
+  return v;
+#endif
+}
+
 template <class A> LATTE_INLINE void store(A* p, Vec<A> v) { std::memcpy(p, &v, sizeof(v)); }
 
 // fp32 bits rounded to the nearest even bf16, in the high half

@@ -1,5 +1,5 @@
 // y = act(LN(x) w^T + b) + residual for a few rows: a row of weights is read as it lies in memory, and meets all rows of
-// x while it is in L1.
+// x while it is in L1. Weights are of x's type T, or int8 with a scale a row, which its sums are multiplied by.
 #include "rows_fwd.h"
 
 namespace latte {
@@ -77,7 +77,7 @@ template <class A> LATTE_INLINE A exact_gelu(A z) {
   return z * A(0.5) * (A(1) + std::erf(z * static_cast<A>(0.70710678118654752440)));
 }
 
-template <class A, class T> void linear(const SmallLinear& a) {
+template <class A, class T, class W> void linear(const SmallLinear& a) {
   constexpr int64_t L = kLanes<A>;
   const int64_t d = a.depth, pitch = (d + 2 * L - 1) / (2 * L) * (2 * L);
   Scratch<A> x(a.rows * pitch), bias(a.cols), gamma(d), beta(d), straight(pitch);
@@ -85,7 +85,7 @@ template <class A, class T> void linear(const SmallLinear& a) {
   if (a.gamma.p) widen<A>(a.gamma, 0, 0, gamma, d), widen<A>(a.beta, 0, 0, beta, d);
   for (int64_t r = 0; r < a.rows; ++r) {
     const T* from = row<T>(a.x, r);
-    A* to = Pair<A, T>::kSplit ? straight.p : x + r * pitch;
+    A* to = Pair<A, W>::kSplit ? straight.p : x + r * pitch;
     std::memset(static_cast<void*>(to), 0, pitch * sizeof(A));
     const Moments<A> m = a.gamma.p ? moments<A>(from, d, a.eps) : Moments<A>{};
     each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
@@ -93,28 +93,29 @@ template <class A, class T> void linear(const SmallLinear& a) {
       if (a.gamma.p) v = fma((v - m.mean) * m.rstd, load<A>(gamma + i, n), load<A>(beta + i, n));
       store<A>(to + i, v, n);
     });
-    if (Pair<A, T>::kSplit)
+    if (Pair<A, W>::kSplit)
       for (int64_t k = 0; k < pitch; k += 2 * L)
         for (int64_t j = 0; j < L; ++j) {
           x[r * pitch + k + j] = to[k + 2 * j];
           x[r * pitch + k + L + j] = to[k + 2 * j + 1];
         }
   }
-  const T* w = static_cast<const T*>(a.w.p);
+  const W* w = static_cast<const W*>(a.w.p);
   split((a.cols + kCols - 1) / kCols, a.threads, [&](int64_t begin, int64_t end) {
     Scratch<A> sums(a.rows * kCols);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t first = item * kCols, n = min(kCols, a.cols - first);
-      const T* from = w + first * a.w.stride;
+      const W* from = w + first * a.w.stride;
       // memory answers four readers that are apart sooner than one
       if (n == kCols)
         for (int64_t j = 0; j < kCols / 4; ++j)
-          all_rows<A, T, 4>(from + j * a.w.stride, kCols / 4 * a.w.stride, x, pitch, a.rows, d, sums + j, kCols / 4);
+          all_rows<A, W, 4>(from + j * a.w.stride, kCols / 4 * a.w.stride, x, pitch, a.rows, d, sums + j, kCols / 4);
       else
         for (int64_t j = 0; j < n; ++j)
-          all_rows<A, T, 1>(from + j * a.w.stride, 0, x, pitch, a.rows, d, sums + j, 0);
+          all_rows<A, W, 1>(from + j * a.w.stride, 0, x, pitch, a.rows, d, sums + j, 0);
       for (int64_t r = 0; r < a.rows; ++r) {
         A* sum = sums + r * kCols;
+        if (a.scale) for (int64_t i = 0; i < n; ++i) sum[i] *= a.scale[first + i];
         if (a.bias.p) for (int64_t i = 0; i < n; ++i) sum[i] += bias[first + i];
         if (a.gelu) for (int64_t i = 0; i < n; ++i) sum[i] = exact_gelu(sum[i]);
         T* to = row<T>(a.y, r) + first;
@@ -130,9 +131,12 @@ template <class A, class T> void linear(const SmallLinear& a) {
 
 void small_linear(const SmallLinear& a) {
 #if defined(LATTE_ISA_PORTABLE)
-  if (a.w.dtype == kF64) return linear<double, double>(a);
+  if (a.w.dtype == kF64) return a.scale ? linear<double, double, int8_t>(a) : linear<double, double, double>(a);
 #endif
-  with_dtype(a.w.dtype, [&](auto t) { linear<float, typename decltype(t)::type>(a); });
+  with_dtype(a.w.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    a.scale ? linear<float, T, int8_t>(a) : linear<float, T, T>(a);
+  });
 }
 
 }  // namespace LATTE_ISA

@@ -20,8 +20,9 @@ def small_linear_fwd(
     residual: Tensor | None,
     gelu: bool,
     eps: float,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
-    """x (M, D), weight (N, D) -> (M, N)."""
+    """x (M, D), weight (N, D), weight_scale (N,) -> (M, N)."""
     (M, D), N = x.shape, weight.shape[0]
     y = torch.empty((M, N), dtype=x.dtype)
     if M:
@@ -34,6 +35,7 @@ def small_linear_fwd(
             0 if norm_bias is None else norm_bias.data_ptr(),
             0 if residual is None else residual.data_ptr(),
             y.data_ptr(),
+            0 if weight_scale is None else weight_scale.data_ptr(),
         )
         strides = x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0)
         sizes = CODES[x.dtype], M, D, N, int(gelu)

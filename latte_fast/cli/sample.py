@@ -51,7 +51,8 @@ def sample(
     weights: Annotated[Literal["ema", "model"] | None, EMA] = None,
     vae: str | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
-    precision: Literal["fp8"] | None = None,
+    precision: Literal["fp8", "int8"] | None = None,
+    precise_steps: tuple[str, ...] = (),
     pretrained: str | None = None,
     prompt: tuple[str, ...] = (),
     prompts: Path | None = None,
@@ -95,7 +96,10 @@ def sample(
         weights: the EMA of the weights (ema), or the weights themselves (model).
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         dtype: data type of weights and activations.
-        precision: fp8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md); on a GPU with --dtype bf16.
+        precision: fp8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md), on a GPU with --dtype bf16;
+            int8 halves the weights that a token transformer reads for a token.
+        precise_steps: steps that run in 16 bits all the same, whose weights are then kept in memory beside those of 8
+            bits: first, last, numbers, or ranges such as 0-4.
         pretrained: local folder of diffusers' LattePipeline (Latte-1), for any prompt; with `path`, a model trained on
             captions replaces the folder's transformer.
         prompt: what to show, in turn over the samples; without --pretrained, captions that the run was trained on.
@@ -132,6 +136,7 @@ def sample(
                 refuse("with --pretrained", **several)
                 computes = "" if quality == "exact" else quality
                 refuse("with --pretrained", classes=classes, method=method, vae=vae, plan=plan, quality=computes)
+                refuse("with --pretrained", **{"precise-steps": precise_steps})
                 refuse("without a path", weights=weights if path is None else None)
                 text = TextRequest(
                     prompts=asked,
@@ -169,13 +174,15 @@ def sample(
                 assert path is not None
                 refuse("with --quality", plan=plan if quality != "exact" else None)
                 if is_token_run(path):
-                    refuse("for a token transformer", long=long, method=method, plan=plan, precision=precision)
+                    refuse("for a token transformer", **{"precise-steps": precise_steps})
+                    refuse("for a token transformer", long=long, method=method, plan=plan)
+                    refuse("for a token transformer", precision=None if precision == "int8" else precision)
                     refuse("for a token transformer", guidance=guided, quality="" if quality == "exact" else quality)
                     kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
                     asks = Request(count=wanted, **kept)
                     trained_tokens = (path, weights or "ema", vae, (*classes, *asked), DTYPES[dtype])
-                    sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume)
-                    done(ranks, out, wanted)
+                    sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume, precision)
+                    done(ranks, out, wanted, "" if precision is None else f", weights in {precision}")
                     return
                 refuse("without a token transformer", tokens=None if tokens == TokenOptions() else tokens)
                 follows = plan or plan_path(path, quality)
@@ -186,14 +193,16 @@ def sample(
                     flag = "prompts" if prompts is not None else "prompt"
                     rule = "left out for a model without captions; --classes names its classes"
                     raise ValueError(f"sample: {flag} must be {rule}, got {asked[0]!r}")
+                refuse("without --precision", **{"precise-steps": precise_steps if precision is None else ()})
                 if precision is not None:
                     refuse("with --precision", sequence=sequence if sequence > 1 else None)
-                    report = quantize_or_refuse(run.model.to(DTYPES[dtype]), precision)
-                    said += f", {len(report.taken)} layers in {precision}"
+                    report = quantize_or_refuse(run.model.to(DTYPES[dtype]), precision, keep=bool(precise_steps))
+                    said += f", {len(report.taken)} layers in {precision}, {report.memory}"
                 noise = ema_is_noise(run.config, run.step) if run.step and weights != "model" else None
                 if noise and ranks.first:
                     print(f"sample: {noise}", file=sys.stderr)
                 if long is not None:
+                    refuse("with --long", **{"precise-steps": precise_steps})
                     refuse("with --long", sequence=sequence if sequence > 1 else None, cfg=cfg if cfg > 1 else None)
                     if frames is None:
                         raise ValueError("sample: frames must be given with --long, got none")
@@ -227,6 +236,7 @@ def sample(
                     guidance=guidance,
                     method=method or "ddim",
                     plan=follows,
+                    precise_steps=precise_steps,
                     quality="lossless" if quality == "lossless" else "exact",
                     vae=vae,
                     dtype=DTYPES[dtype],

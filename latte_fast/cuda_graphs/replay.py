@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latte_fast import backends
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.modules.precision import selected
 from latte_fast.ops.registration import call_directly
 
 # forwards before a capture: kernels are compiled, tables and workspaces made
@@ -79,6 +80,7 @@ class Replay(nn.Module):
             return run(*args, **kwargs)
         # tensors by what kernels are compiled and launched for, other arguments by value
         shapes = (*kwargs, *((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs))
+        shapes = (selected(self.model), *shapes)  # the precisions of a run have a graph each
         with self._lock:
             graph = self._graphs.get(shapes)
             if graph is not None and graph.key != key:

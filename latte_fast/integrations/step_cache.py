@@ -32,6 +32,8 @@ class StepCache:
             raise ValueError(f"StepCache: guidance of the plan must be {rule}, got {', '.join(sorted(halves))}")
         if any(row.side is not None for row in self.plan.rows):
             raise ValueError("StepCache: plan must be of a model with one density; latte_fast.sample follows this one")
+        if self.plan.precisions != ["16"]:
+            raise ValueError("StepCache: plan must be in 16 bits at every step; latte_fast.sample follows this one")
         if self.plan.computed == len(self.plan.rows):
             raise ValueError(f"StepCache: plan must reuse a step, got {self.plan.summary()}")
 

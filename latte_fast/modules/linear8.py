@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,27 +28,27 @@ def rows8(x: Tensor) -> Rows8:
     return Rows8(*ops.rows_fp8(x), x.dtype)
 
 
-class Linear8(nn.Module):
-    """x w^T + b of an 8-bit weight (N, K) with a scale an output channel; x is a tensor, or Rows8 made before.
+class Stored8(nn.Module):
+    """A linear layer's weight (N, K) as 8-bit values with a scale an output channel.
 
     Moves between devices as other modules do; casts leave the weight and its scale as they are.
 
     Args:
-        layer: linear layer whose weight is rounded; on meta it gives sizes alone.
+        layer: linear layer that is replaced.
         keep: whether the layer is kept, for `before`.
-        rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
+        values: its weight in 8 bits.
+        scale: scales (N,).
     """
 
+    precision: ClassVar[str]
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, layer: nn.Linear, keep: bool = True, rounded: tuple[Tensor, Tensor] | None = None):
+    def __init__(self, layer: nn.Linear, keep: bool, values: Tensor, scale: Tensor):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        with torch.no_grad():
-            values, scale = ops.rows_fp8(layer.weight) if rounded is None else rounded
         self.register_buffer("weight", values)
-        self.register_buffer("weight_scale", scale.flatten())
+        self.register_buffer("weight_scale", scale)
         self.bias = layer.bias
         # in a tuple, so that it is no child of this module
         self._kept = (layer,) if keep else ()
@@ -59,22 +59,11 @@ class Linear8(nn.Module):
         """The layer that this one was made of, if it was kept."""
         return self._kept[0] if self._kept else None
 
-    def forward(self, x: Tensor | Rows8) -> Tensor:
-        return self.product(x, self.bias)
-
-    def product(self, x: Tensor | Rows8, bias: Tensor | None = None) -> Tensor:
-        """Returns x w^T, plus a bias where one is given."""
-        if self.training:
-            raise RuntimeError(
-                "Linear8: 8-bit layers do not train; model.eval(), or latte_fast.unquantize(model) before"
-            )
-        rows = x if isinstance(x, Rows8) else rows8(x)
-        return product(rows, self.weight, self.weight_scale, bias)
-
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, e4m3"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, {self.precision}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear8":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stored8":
         # as integers they are moved, but not cast
         dtypes = {"weight": torch.uint8, "weight_scale": torch.int32}
         seen = {name: self._buffers[name] for name in dtypes}
@@ -87,6 +76,35 @@ class Linear8(nn.Module):
             self._kept[0]._apply(fn)
             self.bias = self._kept[0].bias
         return self
+
+
+class Linear8(Stored8):
+    """x w^T + b of an e4m3 weight (N, K) and e4m3 rows of x, a tensor that is rounded here or Rows8 made before.
+
+    Args:
+        layer: linear layer whose weight is rounded; on meta it gives sizes alone.
+        keep: whether the layer is kept, for `before`.
+        rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
+    """
+
+    precision = "fp8"
+
+    def __init__(self, layer: nn.Linear, keep: bool = True, rounded: tuple[Tensor, Tensor] | None = None):
+        with torch.no_grad():
+            values, scale = ops.rows_fp8(layer.weight) if rounded is None else rounded
+        super().__init__(layer, keep, values, scale.flatten())
+
+    def forward(self, x: Tensor | Rows8) -> Tensor:
+        return self.product(x, self.bias)
+
+    def product(self, x: Tensor | Rows8, bias: Tensor | None = None) -> Tensor:
+        """Returns x w^T, plus a bias where one is given."""
+        if self.training:
+            raise RuntimeError(
+                "Linear8: 8-bit layers do not train; model.eval(), or latte_fast.unquantize(model) before"
+            )
+        rows = x if isinstance(x, Rows8) else rows8(x)
+        return product(rows, self.weight, self.weight_scale, bias)
 
 
 def product(rows: Rows8, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latte_fast.modules.linear8 import Linear8
+from latte_fast.modules.linear8 import Linear8, Stored8
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """One linear layer: its kind, and either the error of its 8-bit weight or the reason why it kept 16 bits."""
 
-    kind: str  # qkv, proj, fc1 or fc2
+    kind: str  # qkv, proj, fc1, fc2 or head
     kept: str = ""
     error: float = 0.0  # of the weight: norm of the difference over the norm
     snr: float | None = None  # signal-to-noise ratio of the layer's result in dB, where it was calibrated
@@ -24,6 +24,22 @@ class QuantizeReport:
     """Every linear layer that can have 8-bit weights, by name."""
 
     layers: dict[str, LayerReport] = field(default_factory=dict)
+    before: int = 0  # bytes of the weights that have become 8-bit
+    after: int = 0  # bytes of their 8-bit values and scales
+    beside: int = 0  # bytes of what is kept of the former
+
+    def count(self, weight: Tensor, eight: Stored8, keep: bool) -> None:
+        self.before += weight.nbytes
+        self.after += eight.weight.nbytes + eight.weight_scale.nbytes
+        self.beside += weight.nbytes if keep else 0
+
+    @property
+    def memory(self) -> str:
+        """What the weights of the 8-bit layers take, in words."""
+        said = f"their weights take {self.after / 1e6:.1f} MB"
+        if self.beside:
+            return f"{said} beside the {self.beside / 1e6:.1f} MB of before, which are kept"
+        return f"{said} instead of {self.before / 1e6:.1f}"
 
     @property
     def taken(self) -> list[str]:
@@ -35,6 +51,8 @@ class QuantizeReport:
 
     def __str__(self) -> str:
         lines = [f"{len(self.taken)} layers in 8 bits, {len(self.kept)} in 16"]
+        if self.taken:
+            lines.append(f"  {self.memory}")
         for kind in dict.fromkeys(layer.kind for layer in self.layers.values()):
             errors = [layer.error for layer in self.layers.values() if layer.kind == kind and not layer.kept]
             if errors:

@@ -72,13 +72,7 @@ def load(
         rule = f"a run's folder with {CONFIG}, a checkpoint's, a file, or a text-to-video model's folder"
         raise ValueError(f"load: path must be {rule}, got {path}")
     settings = read_config(run / CONFIG, TrainConfig)
-    if settings.objective != "denoising":
-        others = {
-            "vqgan": "runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run",
-            "tokens": "runs.tokens.load_tokens and `latte-fast sample` take a token transformer's run",
-        }
-        rule = f"a model that denoises; {others[settings.objective]}"
-        raise ValueError(f"load: path must be the run of {rule}, got {path}")
+    check_objective(settings, path)
     meta = checkpoint.read_meta(folder)
     check_config(run, settings, folder, meta)
     family = FAMILIES[meta["family"]] if "family" in meta else family_for(bool(settings.data.text), settings.model)
@@ -87,6 +81,17 @@ def load(
     model = adapter.build(settings.images)
     load_checkpoint(model, folder / f"{weights}.safetensors")
     return Trained(model.to(device).eval(), adapter, settings, meta["step"])
+
+
+def check_objective(config: TrainConfig, path: Path) -> None:
+    if config.objective == "denoising":
+        return
+    others = {
+        "vqgan": "runs.codec.load_run_vqgan and `latte-fast decode` take a VQGAN's run",
+        "tokens": "runs.tokens.load_tokens and `latte-fast sample` take a token transformer's run",
+    }
+    rule = f"a model that denoises; {others[config.objective]}"
+    raise ValueError(f"load: path must be the run of {rule}, got {path}")
 
 
 def check_config(run: Path, config: TrainConfig, folder: Path, meta: dict[str, Any]) -> None:
@@ -127,7 +132,9 @@ def adapter_that_is_known(about: dict[str, Any], path: Path) -> Adapter:
 def _load_8bit(path: Path, about: dict[str, Any], device: torch.device | str, given: Any | None) -> Trained:
     if given is not None:
         raise ValueError(f"load: config must be None for {path}, which holds its own, got {type(given).__name__}")
-    config, adapter = train_config(about, path), adapter_that_is_known(about, path)
+    config = train_config(about, path)
+    check_objective(config, path)
+    adapter = adapter_that_is_known(about, path)
     with torch.device("meta"):
         model = adapter.build(config.images)
     load_8bit(model.eval(), path, about)

@@ -3,18 +3,21 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latte_fast.diffusion.solvers import Row, Sum
+from latte_fast.modules.linear8 import Linear8
+from latte_fast.modules.precision import SIXTEEN
 
 FORMAT = 2
 PLANS = "plans"  # folder in a run
 COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
+PRECISIONS = (SIXTEEN, "fp8")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class PlanRow:
     weights: tuple[float, ...] = ()  # fitted to samples, of the sums; without them Lagrange's
     guidance: Literal["both", "kept", "off"] = "both"  # "kept": the difference of the branches of an earlier step
     side: int | None = None  # tokens along an edge, for models whose density varies
+    precision: str = SIXTEEN  # of the blocks' linear layers, one of PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Plan:
         for i, row in enumerate(self.rows):
             if row.guidance not in ("both", "kept", "off"):
                 raise ValueError(f"plan: guidance of step {i} must be both, kept or off, got {row.guidance!r}")
+            if row.precision not in PRECISIONS:
+                known = ", ".join(PRECISIONS)
+                raise ValueError(f"plan: precision of step {i} must be one of {known}, got {row.precision!r}")
             if not row.compute and not 0 <= row.order < len(halves):
                 rule = f"below the {len(halves)} steps computed before it"
                 raise ValueError(f"plan: order of step {i} must be {rule}, got {row.order}")
@@ -79,7 +86,23 @@ class Plan:
     def summary(self) -> str:
         """Returns what a run of the plan computes and reuses, in a line."""
         reused = len(self.rows) - self.computed
-        return f"{self.computed} of {len(self.rows)} steps computed, {reused} reused"
+        said = f"{self.computed} of {len(self.rows)} steps computed, {reused} reused"
+        if self.precisions == [SIXTEEN]:
+            return said
+        counts = {name: sum(row.compute and row.precision == name for row in self.rows) for name in self.precisions}
+        return said + "".join(f", {count} in {in_words(name)}" for name, count in counts.items())
+
+    @property
+    def precisions(self) -> list[str]:
+        """Precisions of the steps whose blocks are run, in the order in which they appear."""
+        return list(dict.fromkeys(row.precision for row in self.rows if row.compute))
+
+    def in_precision(self, precision: str, precise: Sequence[str] = ()) -> "Plan":
+        """Returns the plan with all steps in a precision but for those that `precise` names, which run in 16 bits."""
+        steps = named_steps(precise, len(self.rows))
+        given = (SIXTEEN if i in steps else precision for i in range(len(self.rows)))
+        rows = (replace(row, precision=new) for row, new in zip(self.rows, given, strict=True))
+        return replace(self, rows=tuple(rows))
 
     def solver_rows(self) -> list[Row]:
         return [Row(i, row.correct, row.predict) for i, row in enumerate(self.rows)]
@@ -95,11 +118,14 @@ class Plan:
         of = f"{self.computed} of {len(self.rows)} computed"
         lines = [f"{self.method}, {self.steps} steps, guidance {self.scale:g}: {of}"]
         lines += [f"  {name} {value:g}" for name, value in self.measured.items()]
-        lines.append("step   time  blocks                    guidance")
+        mixed = self.precisions != [SIXTEEN]
+        lines.append("step   time  blocks                    guidance" + "  precision" * mixed)
         for i, row in enumerate(self.rows):
             fitted = ", fitted" if row.weights else ""
             what = "computed" if row.compute else f"reused, order {row.order}{fitted}"
-            lines.append(f"{i:4}  {row.time:5g}  {what:24}  {row.guidance if self.scale != 1 else 'off'}")
+            guidance = row.guidance if self.scale != 1 else "off"
+            line = f"{i:4}  {row.time:5g}  {what:24}  {guidance}"
+            lines.append(f"{line:49}{in_words(row.precision) if row.compute else '-'}" if mixed else line)
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -121,7 +147,8 @@ def load_plan(path: str | Path) -> Plan:
         raise ValueError(f"plan: {path} was changed after it was written; calibrate again")
     known = {f.name for f in fields(PlanRow)}
     rows = []
-    for row in body["rows"]:
+    for stored in body["rows"]:
+        row = {"precision": SIXTEEN} | stored  # plans of earlier versions have none
         if set(row) != known:
             raise ValueError(f"plan: rows of {path} must have {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
         correct = None if row["correct"] is None else as_sum(row["correct"])
@@ -143,11 +170,46 @@ def digest(body: dict[str, Any]) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Returns a checksum of a model's weights, the same in fp32 and rounded to bf16, on any device."""
     total = hashlib.sha256()
-    # parameters alone: buffers are tables, which not every library keeps
-    for name, value in sorted(model.named_parameters()):
+    # parameters alone: buffers are tables, which not every library keeps. Those of 16 bits beside layers of 8 count
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    for name, layer in model.named_modules():
+        if type(layer) is Linear8 and layer.before is not None:
+            weights[f"{name}.weight"] = layer.before.weight
+    for name, value in sorted(weights.items()):
         total.update(f"{name} {tuple(value.shape)}".encode())
         total.update(value.detach().bfloat16().cpu().contiguous().view(torch.int16).numpy().tobytes())
     return total.hexdigest()
+
+
+def in_words(precision: str) -> str:
+    return "16 bits" if precision == SIXTEEN else precision
+
+
+def named_steps(names: Sequence[str], count: int) -> set[int]:
+    """Returns the steps that names stand for: first, last, a number, or a range such as 0-4."""
+    steps: set[int] = set()
+    for name in (part for given in names for part in given.split(",")):
+        ends = {"first": "0", "last": f"{count - 1}"}.get(name, name).split("-")
+        numbers = [int(end) for end in ends if end.isdecimal()]
+        if len(numbers) != len(ends) or len(ends) > 2 or not numbers[0] <= numbers[-1] < count:
+            rule = f"first, last, numbers below {count} or ranges such as 0-4"
+            raise ValueError(f"plan: precise steps must be {rule}, got {name!r:.40}")
+        steps |= set(range(numbers[0], numbers[-1] + 1))
+    return steps
+
+
+def check_precision(plan: Plan, known: Sequence[str]) -> None:
+    """Raises ValueError, which names the step, where a plan asks for a precision that a model does not have."""
+    for i, row in enumerate(plan.rows):
+        if not row.compute or row.precision in known:
+            continue
+        if row.precision == SIXTEEN:
+            rule = f"{known[0]}, as the model's 16-bit weights were not kept"
+            hint = "--precise-steps keeps them and says which steps they are for"
+        else:
+            rule = " or ".join(known) + ", which is what the model has"
+            hint = f"--precision {row.precision} gives it 8 bits"
+        raise ValueError(f"plan: precision of step {i} must be {rule}, got {row.precision}; {hint}")
 
 
 def check_made_for(plan: Plan, plain: Plan) -> None:

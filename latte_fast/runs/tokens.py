@@ -1,20 +1,24 @@
 """A trained token transformer: its model, and what its tokens stand for, read from a run or one of its checkpoints."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latte_fast.models.checkpoint import CheckpointError, load_checkpoint
+from latte_fast.data import DataConfig
+from latte_fast.models.checkpoint import CheckpointError, load_checkpoint, read_about
 from latte_fast.models.tats.transformer import TokenTransformer
 from latte_fast.models.tats.transformer_config import TransformerConfig
 from latte_fast.models.tats.transformer_files import build
+from latte_fast.quantization.convert import quantize_or_refuse
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.load import check_config
+from latte_fast.runs.weights8 import is_8bit_file, load_8bit
 from latte_fast.runs.yaml import from_mapping, read_config
 
 
@@ -89,22 +93,32 @@ class TrainedTokens:
 
 
 def is_token_run(path: str | Path) -> bool:
-    """Whether a path is the run of a token transformer, or one of its checkpoints."""
+    """Whether a path is the run of a token transformer, one of its checkpoints, or a file of its weights in 8 bits."""
     run = _run_of(Path(path))
+    if run.suffix == ".safetensors" and run.is_file():
+        about = read_about(run)
+        return is_8bit_file(about) and about is not None and about["family"] == TransformerConfig.family
     return (run / CONFIG).is_file() and read_config(run / CONFIG, TrainConfig).objective == "tokens"
 
 
-def load_tokens(path: str | Path, weights: str = "ema", device: torch.device | str = "cpu") -> TrainedTokens:
+def load_tokens(
+    path: str | Path, weights: str = "ema", device: torch.device | str = "cpu", precision: str | None = None
+) -> TrainedTokens:
     """Loads a token transformer from a run's folder, whose newest whole checkpoint it takes, or from a checkpoint.
 
     Args:
-        path: folder of the run, or of one of its checkpoints.
+        path: folder of the run, or of one of its checkpoints; or a file of `latte-fast quantize`.
         weights: "ema", the EMA of the weights, or "model", the weights themselves.
         device: device of the model.
+        precision: "int8" for weights that are rounded when they are loaded, for good.
     """
     path = Path(path)
     if weights not in ("ema", "model"):
         raise ValueError(f"load: weights must be ema or model, got {weights!r}")
+    if path.is_file() and is_token_run(path):
+        if precision is not None:
+            raise ValueError(f"load: precision must be left out for {path}, whose weights have 8 bits, got {precision}")
+        return _load_8bit(path, device)
     if not path.is_dir() or not is_token_run(path):
         raise ValueError(f"load: path must be the run of a token transformer (--objective tokens), got {path}")
     run, folder = checkpoint.whole(path)
@@ -113,13 +127,39 @@ def load_tokens(path: str | Path, weights: str = "ema", device: torch.device | s
     model = build(from_mapping(TransformerConfig, meta["model"], str(folder / "meta.json")))
     load_checkpoint(model, folder / f"{weights}.safetensors")
     layout = layout_of(meta, folder)
+    if precision is not None:
+        quantize_or_refuse(model.eval(), precision)
     return TrainedTokens(model.to(device).eval(), layout, list(meta["classes"]), config, meta["step"])
 
 
+def about_tokens(trained: TrainedTokens) -> dict[str, Any]:
+    """Returns what a file of 8-bit weights says of them, without the paths of this machine's data."""
+    config = replace(trained.config, out="", data=DataConfig(), pretrained=None)
+    known: dict[str, Any] = {"family": TransformerConfig.family, "model": asdict(trained.model.config)}
+    known |= {
+        "classes": trained.classes,
+        "layout": asdict(trained.layout),
+        "config": asdict(config),
+        "step": trained.step,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(known))
+    return plain
+
+
+def _load_8bit(path: Path, device: torch.device | str) -> TrainedTokens:
+    about: dict[str, Any] = read_about(path) or {}
+    config = from_mapping(TrainConfig, about["config"], str(path))
+    with torch.device("meta"):
+        model = build(from_mapping(TransformerConfig, about["model"], str(path)))
+    load_8bit(model.eval(), path, about)
+    return TrainedTokens(model.to(device), layout_of(about, path), list(about["classes"]), config, about["step"])
+
+
 def layout_of(meta: Mapping[str, Any], folder: Path) -> TokenLayout:
+    where = folder if folder.is_file() else folder / "meta.json"
     if "layout" not in meta:
-        raise CheckpointError(f"{folder / 'meta.json'}: must say what the tokens stand for, got no layout")
-    return from_mapping(TokenLayout, meta["layout"], str(folder / "meta.json"))
+        raise CheckpointError(f"{where}: must say what the tokens stand for, got no layout")
+    return from_mapping(TokenLayout, meta["layout"], str(where))
 
 
 def _run_of(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Files of 8-bit weights: safetensors with e4m3 values under the layer's own name, and their scales beside them."""
+"""Files of 8-bit weights: safetensors with e4m3 or int8 values under the layer's own name, their scales beside them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from latte_fast.models.checkpoint import CheckpointError, check_keys, check_tensors, save_state
 from latte_fast.modules.linear import join8
-from latte_fast.modules.linear8 import FP8, Linear8
+from latte_fast.modules.linear8 import FP8, Linear8, Stored8
+from latte_fast.modules.linear_int8 import LinearInt8
 from latte_fast.quantization.convert import owners, replace, submodule
 
 # keys of what a file says of its precision
 PRECISION, LAYERS = "precision", "layers_8bit"
+VALUES = {"fp8": FP8, "int8": torch.int8}
 
 
 def is_8bit_file(about: dict[str, Any] | None) -> bool:
@@ -26,10 +28,11 @@ def save_8bit(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
     """Writes a model with 8-bit layers; `about` says what the weights are, as `latte-fast convert` writes it."""
     if path.suffix != ".safetensors":
         raise ValueError(f"quantize: out must end in .safetensors, got {path.name}")
-    layers = [name for name, layer in model.named_modules() if type(layer) is Linear8]
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Stored8)}
     if not layers:
         raise ValueError("quantize: model must have 8-bit layers to be written as such, got none")
-    save_state(model.state_dict(), path, about | {PRECISION: "fp8", LAYERS: layers})
+    precision = next(iter(layers.values())).precision
+    save_state(model.state_dict(), path, about | {PRECISION: precision, LAYERS: list(layers)})
 
 
 def load_8bit(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
@@ -37,42 +40,43 @@ def load_8bit(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
 
     The model is then on the CPU; its 8-bit layers can't be brought back to 16 bits.
     """
-    layers = about.get(LAYERS)
-    if about[PRECISION] != "fp8" or not isinstance(layers, list):
-        raise CheckpointError(f"{path}: precision must be fp8 with a list of layers, got {about[PRECISION]!r:.40}")
-    _make_room(model, layers, path)
+    layers, precision = about.get(LAYERS), about[PRECISION]
+    if precision not in VALUES or not isinstance(layers, list):
+        rule = f"{' or '.join(VALUES)} with a list of layers"
+        raise CheckpointError(f"{path}: precision must be {rule}, got {precision!r:.40}")
+    _make_room(model, layers, path, precision)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or not a checkpoint: {str(error).splitlines()[0]}") from error
     check_keys(model, state, str(path))
-    _check_values(state, layers, path)
+    _check_values(state, layers, path, VALUES[precision])
     model.load_state_dict(state, assign=True)
-    for owner, _ in owners(model):
+    for owner, _ in owners(model) if precision == "fp8" else ():
         made = [submodule(owner, place) for place, kind in owner.products.items() if kind == "qkv"]
         if len(made) == 3 and all(type(layer) is Linear8 for layer in made):
             join8(made)
 
 
-def _make_room(model: nn.Module, layers: Iterable[Any], path: Path) -> None:
+def _make_room(model: nn.Module, layers: Iterable[Any], path: Path, precision: str) -> None:
     """Puts empty 8-bit layers where the file has such; CheckpointError where the model has no linear layer."""
     known = dict(model.named_modules())
     for name in layers:
         layer = known.get(name)
         if type(layer) is not nn.Linear:
             raise CheckpointError(f"{path}: not this model: 8-bit layer {name!r:.80} must be a linear layer of it")
-        replace(model, name, Linear8(layer, keep=False))
+        replace(model, name, LinearInt8(layer, False) if precision == "int8" else Linear8(layer, False))
 
 
-def _check_values(state: dict[str, Tensor], layers: Iterable[str], path: Path) -> None:
+def _check_values(state: dict[str, Tensor], layers: Iterable[str], path: Path, dtype: torch.dtype) -> None:
     """Raises CheckpointError for a value that no weight and no scale can have."""
     rest = dict(state)
     for name in layers:
         values, scale = rest.pop(f"{name}.weight"), rest.pop(f"{name}.weight_scale")
-        if values.dtype != FP8:
-            raise CheckpointError(f"{path}: {name}.weight must be of float8_e4m3fn, found {values.dtype}")
+        if values.dtype != dtype:
+            raise CheckpointError(f"{path}: {name}.weight must be of {str(dtype)[6:]}, found {values.dtype}")
         # NaN is e4m3's only number that is not finite: all bits but the sign set
-        if ((values.view(torch.uint8) & 0x7F) == 0x7F).any():
+        if dtype == FP8 and ((values.view(torch.uint8) & 0x7F) == 0x7F).any():
             raise CheckpointError(f"{path}: {name}.weight must be finite, found NaN")
         if scale.dtype != torch.float32 or not (scale.isfinite() & (scale > 0)).all():
             raise CheckpointError(f"{path}: {name}.weight_scale must be positive, finite fp32 numbers")

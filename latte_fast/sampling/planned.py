@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from latte_fast.diffusion import Diffusion, create_diffusion, space_timesteps
 from latte_fast.diffusion.solvers import Level, rows, solve
 from latte_fast.modules.modulation import ModulationTable
+from latte_fast.modules.precision import Precisions
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.plan import Plan, PlanRow
@@ -80,6 +81,7 @@ class Denoiser:
         self.difference: Tensor | None = None
         self.table: ModulationTable | None = None  # attached to the model, with a step for each row
         self.replays: tuple[Call, Call] | None = None  # called in the model's place for reused and computed steps
+        self.precisions: Precisions | None = None  # of the model, where its steps are not all in its own
 
     @property
     def conditions(self) -> dict[str, Tensor]:
@@ -96,6 +98,9 @@ class Denoiser:
 
     def __call__(self, x: Tensor, row: PlanRow, time: Tensor, position: int) -> Tensor:
         """Returns the x_0 prediction at x; `time` is the row's step as a tensor on x's device."""
+        if self.precisions is not None:
+            # a step whose blocks are left out is the same in both
+            self.precisions.select(row.precision if row.compute else self.precisions.known[0])
         if row.compute:
             self.reuse.compute(position)
         else:

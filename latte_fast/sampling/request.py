@@ -37,9 +37,10 @@ class Request:
     fps: float = 8.0
     plan: str = ""  # file of a plan; empty computes every step
     lossless: bool = False  # whether a run without a plan takes its modulations from a table
+    precise_steps: tuple[str, ...] = ()  # names of the steps that a model with 8-bit layers runs in 16 bits
 
     def __post_init__(self) -> None:
-        followed = "a plan" if self.plan else "lossless" if self.lossless else ""
+        followed = self.followed
         for name in ("count", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample: {FLAGS.get(name, name)} must be at least 1, got {getattr(self, name)}")
@@ -60,6 +61,12 @@ class Request:
         for name, ok, rule in rules:
             if not ok:
                 raise ValueError(f"sample: {FLAGS.get(name, name)} must be {rule}, got {getattr(self, name)}")
+
+    @property
+    def followed(self) -> str:
+        """What of a request a plan is needed for, in words; empty for none."""
+        named = {"a plan": self.plan, "lossless": self.lossless, "a precision for each step": self.precise_steps}
+        return next((name for name, given in named.items() if given), "")
 
     @property
     def calls(self) -> int:

@@ -53,6 +53,7 @@ def sample(
     resume: bool = False,
     plan: str | Path = "",
     quality: str = "exact",
+    precise_steps: str | Sequence[str] = (),
     parallel: ParallelConfig | None = None,
 ) -> Samples | None:
     """Draws clips from a trained model: returned as pixels, or written to the folder `out` as they are made.
@@ -83,6 +84,8 @@ def sample(
         plan: file of a plan that `latte-fast calibrate` wrote, which computes fewer steps.
         quality: exact; lossless, which computes the same in another order of roundings; or a plan by name, as high or
             fast, of the run that `model` is the folder of.
+        precise_steps: steps that a quantised model runs in 16 bits, if it has kept them: first, last, numbers, or
+            ranges such as 0-4.
         resume: whether to go on with the same request into the same folder, keeping the files that are there.
         parallel: how several ranks share each clip, rather than each rank drawing clips of its own.
     """
@@ -90,6 +93,7 @@ def sample(
         ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(model, FilmSource):
         given = {"classes": classes, "guidance": guidance, "vae": vae, "plan": plan, "parallel": parallel}
+        given["precise_steps"] = precise_steps
         for name, value in (given | {"quality": "" if quality == "exact" else quality}).items():
             if value:
                 raise ValueError(f"sample: {name} must be left out for films of tokens, got {value!r}")
@@ -133,6 +137,7 @@ def sample(
         fps=fps,
         plan=str(plan),
         lossless=quality == "lossless",
+        precise_steps=(precise_steps,) if isinstance(precise_steps, str) else tuple(precise_steps),
     )
     return drawn(source, request, out, ranks, progress, resume)
 

@@ -17,11 +17,12 @@ from latte_fast.diffusion.noise import Use, normal
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.adapter import Adapter, Condition, Conditions
 from latte_fast.modules.modulation import ModulationTable
+from latte_fast.modules.precision import Precisions
 from latte_fast.modules.sequence import decoded, in_halves
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.load import Trained
-from latte_fast.runs.plan import Plan, check_made_for, load_plan, weights_digest
+from latte_fast.runs.plan import Plan, check_made_for, check_precision, load_plan, weights_digest
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.engine import generate, sampling_process
 from latte_fast.sampling.graphs import PlanGraphs, held_back
@@ -115,7 +116,8 @@ class ModelSource:
         return self.condition_for(range(request.count), request.seed).names
 
     def notes(self, request: Request) -> dict[str, Any]:
-        return dict(request.__dict__)
+        # nothing of steps where none is named, as folders of earlier versions say nothing either
+        return {name: x for name, x in vars(request).items() if name != "precise_steps" or x}
 
     def condition_for(self, numbers: Sequence[int], seed: int) -> Condition:
         choices = self.adapter.choices
@@ -207,18 +209,25 @@ class ModelSource:
         flow = self.process.prediction == "flow"
         if flow and (request.method == "ddpm" or request.eta):
             raise ValueError("sample: method must be one without noise for rectified flow, such as euler or heun")
-        if not request.plan and not request.lossless and not flow and request.method not in PLANNED:
+        followed = request.followed
+        if not followed and not flow and request.method not in PLANNED:
             return None
-        followed = "a plan" if request.plan else "lossless" if request.lossless else ""
         if followed and request.frames not in (None, self.shape[0]):
             rule = f"the model's {self.shape[0]} with {followed}, as windows are not planned"
             raise ValueError(f"sample: frames must be {rule}, got {request.frames}")
         keywords = self.adapter.step_keywords(request.steps)
         sampler = (self.whole, request.method, request.steps, request.scale, keywords)
-        if not request.plan:
-            return plain_plan(*sampler)
-        plan = load_plan(request.plan)
-        check_made_for(plan, plain_plan(*sampler, **self.made_for()))
+        precisions = Precisions(self.network)
+        known = precisions.known
+        plan = load_plan(request.plan) if request.plan else plain_plan(*sampler)
+        if request.precise_steps and not precisions.places:
+            rule = "left out for a model without 8-bit layers"
+            raise ValueError(f"sample: precise steps must be {rule}, got {', '.join(request.precise_steps)}")
+        if request.precise_steps or not request.plan:
+            plan = plan.in_precision(known[0], request.precise_steps)
+        check_precision(plan, known)
+        if request.plan:
+            check_made_for(plan, plain_plan(*sampler, **self.made_for()))
         return plan
 
     @functools.cached_property
@@ -269,7 +278,11 @@ class ModelSource:
             graphs: whether steps are replayed as CUDA graphs; by default where the GPU would wait for the host.
         """
         net = self.network
+        precisions = Precisions(net)
         with contextlib.ExitStack() as stack:
+            if set(plan.precisions) != {precisions.known[0]}:
+                check_precision(plan, precisions.known)
+                denoiser.precisions = stack.enter_context(precisions.attached())
             if tables:
                 assert net is not None
                 times = times_of(plan, self.device)

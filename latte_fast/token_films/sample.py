@@ -26,6 +26,7 @@ def sample_tokens(
     out: str | Path,
     ranks: Ranks,
     resume: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Draws films and writes them to the folder `out`; every rank calls this.
 
@@ -41,11 +42,12 @@ def sample_tokens(
         out: folder for the files.
         ranks: processes that share the work.
         resume: whether to go on with the same request into the same folder, keeping what is there.
+        precision: "int8" for weights of 8 bits.
     """
     # imported here because it loads PyAV, which tokens do not need
     from latte_fast.sampling.files import sample_files
 
-    source = open_tokens(path, weights, vae, classes, dtype, options, ranks.device)
+    source = open_tokens(path, weights, vae, classes, dtype, options, ranks.device, precision)
     sample_files(source, replace(request, steps=source.steps(request)), out, ranks, resume=resume)
 
 
@@ -57,10 +59,11 @@ def open_tokens(
     dtype: torch.dtype = torch.float32,
     options: TokenOptions = TokenOptions(),  # noqa: B008  frozen
     device: torch.device | str = "cpu",
+    precision: str | None = None,
 ) -> TokenSource:
     """Opens a token transformer's run with its VQGAN, and with the model that fills its gaps where it has one."""
-    trained = in_dtype(load_tokens(path, weights, device), dtype)
-    between = in_dtype(load_tokens(options.between, weights, device), dtype) if options.between else None
+    trained = in_dtype(load_tokens(path, weights, device, precision), dtype)
+    between = in_dtype(load_tokens(options.between, weights, device, precision), dtype) if options.between else None
     codec = codec_of(vae or trained.config.vae, device)
     bpe = ClipBPE(options.bpe or trained.config.tokens.bpe) if trained.layout.words else None
     return TokenSource(trained, codec, options, classes, between, bpe)

@@ -81,4 +81,5 @@ class Steps:
 
     def _weights(self) -> list[Any]:
         """What a graph fixes of the weights: where they lie, and as what."""
-        return [(p.data_ptr(), p.dtype, p.device) for p in self.model.parameters()]
+        weights = (*self.model.parameters(), *self.model.buffers())  # of int8 they are buffers
+        return [(p.data_ptr(), p.dtype, p.device) for p in weights]

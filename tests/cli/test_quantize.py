@@ -47,3 +47,12 @@ def test_a_run_is_sampled_in_8_bits(run: Path, tmp_path: Path, capsys: pytest.Ca
     sample(str(run), out=str(tmp_path / "b"), precision="fp8", resume=True, **given)  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match=r"out must end in \.safetensors, got config\.yaml"):
         quantize(str(run), run / "config.yaml")
+    capsys.readouterr()
+    sample(str(run), out=str(tmp_path / "c"), precision="fp8", precise_steps=("last",), **given)  # type: ignore[arg-type]
+    assert "6 layers in fp8, their weights take 0.0 MB beside the 0.0 MB of before" in capsys.readouterr().out
+    refused = (({}, "without --precision"), ({"precision": "fp8", "long": "fifo"}, "with --long"))
+    for flags, match in refused:
+        with pytest.raises(SystemExit, match=f"precise-steps must be left out {match}"):
+            sample(str(run), out=str(tmp_path / "d"), precise_steps=("last",), **given, **flags)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="precise steps must be first, last, numbers below 2"):
+        sample(str(run), out=str(tmp_path / "d"), precision="fp8", precise_steps=("2",), **given)  # type: ignore[arg-type]

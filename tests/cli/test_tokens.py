@@ -3,14 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import latte_fast
+from latte_fast.cli.quantize import quantize
+from latte_fast.cli.sample import sample
 from latte_fast.models.tats.files import save_vqgan
 from latte_fast.models.tats.transformer_files import load_transformer
+from latte_fast.modules.linear_int8 import LinearInt8
 from latte_fast.runs.tokens import load_tokens
 from latte_fast.token_films.sample import open_tokens
+from latte_fast.token_films.source import TokenOptions
 from tests.cli.test_train import run
 from tests.helpers.films import decode, encode, moving
 from tests.helpers.texts import write_bpe
@@ -116,3 +121,28 @@ def test_one_message_each(home: Path, tmp_path: Path) -> None:
     save_vqgan(pair(seed=3, n_codes=24)[0], tmp_path / "other.safetensors")
     other = ("--vae", str(tmp_path / "other.safetensors"))
     assert "vae must be the one whose tokens the model knows" in said(str(home / "all"), *other)
+
+
+def test_int8_weights(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounded when a run is loaded, or in a file; the command says what has changed; the films are the same ones."""
+    vae = str(home / "vqgan.safetensors")
+    quantize(str(home / "all"), tmp_path / "eight.safetensors", samples=2, device="cpu")
+    said = capsys.readouterr().out
+    assert "7 layers in 8 bits, 0 in 16" in said and "head: 1 layers, error of the weights" in said
+    assert "logits: signal-to-noise ratio" in said and "of 16 tokens" in said
+    given = {"vae": vae, "samples": 2, "batch": 2, "format": "npz"}
+    sample(str(home / "all"), out=str(tmp_path / "a"), precision="int8", dtype="bf16", **given)  # type: ignore[arg-type]
+    assert "weights in int8" in capsys.readouterr().out
+    sample(str(tmp_path / "eight.safetensors"), out=str(tmp_path / "b"), dtype="bf16", **given)  # type: ignore[arg-type]
+    films = [np.load(tmp_path / name / "000000.npz")["video"] for name in "ab"]
+    assert np.array_equal(*films)
+    # of both transformers of a hierarchy
+    between = TokenOptions(between=str(home / "gaps"))
+    source = open_tokens(home / "keys", vae=vae, options=between, precision="int8")
+    assert sum(type(layer) is LinearInt8 for layer in source.network.modules()) == 14
+    for flags, match in (({"precision": "fp8"}, "precision must be left out for a token tr"),
+                         ({"precise_steps": ("last",)}, "precise-steps must be left out for a token tr")):  # fmt: skip
+        with pytest.raises(SystemExit, match=match):
+            sample(str(home / "all"), out=str(tmp_path / "c"), **flags)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="guidance and vae must be left out for a token transformer, got guidance 2"):
+        quantize(str(home / "all"), tmp_path / "other.safetensors", guidance=2.0)

@@ -80,24 +80,36 @@ def attention(dtype: torch.dtype) -> None:
         causal_attention.causal_attention_bwd(out, qkv, out, lse, prefix)
 
 
+def small_linears(rows: int, dtype: torch.dtype, int8: bool) -> None:
+    """The linear layers of a step of the authors' transformer."""
+    width = 1024
+    layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
+    for depth, cols, normed in layers:
+        x, bias, residual = (meta(*s, dtype=dtype) for s in ((rows, depth), (cols,), (rows, cols)))
+        w, scale = meta(cols, depth, dtype=torch.int8 if int8 else dtype), meta(cols) if int8 else None
+        norm = (meta(depth, dtype=dtype),) * 2 if normed else (None, None)
+        more = (None if normed else residual, cols > 3 * width, 1e-5, scale)
+        small_linear.small_linear_fwd(x, w, bias, *norm, *more)
+
+
+def int8() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows in (1, 8):
+            small_linears(rows, dtype, True)
+
+
 def tokens() -> None:
     """The authors' transformer, layers of 1,024 in 16 heads: the launches of a step, and a clip's attention."""
     for dtype in (torch.bfloat16, torch.float32):
-        width, position = 1024, meta(1, dtype=torch.int64)
-        layers = [(width, 3 * width, True), (width, width, False), (width, 4 * width, True), (4 * width, width, False)]
+        position = meta(1, dtype=torch.int64)
         for rows in (1, 8):
-            for depth, cols, normed in layers:
-                x, w, bias, residual = (
-                    meta(*s, dtype=dtype) for s in ((rows, depth), (cols, depth), (cols,), (rows, cols))
-                )
-                norm = (meta(depth, dtype=dtype),) * 2 if normed else (None, None)
-                small_linear.small_linear_fwd(x, w, bias, *norm, None if normed else residual, cols > 3 * width, 1e-5)
+            small_linears(rows, dtype, False)
             qkv, cache = meta(rows, 3, 16, 64, dtype=dtype), meta(2, rows, 16, 1024, 64, dtype=dtype)
             decode_attention.decode_attention_fwd(qkv, cache, position, 0.125)
         attention(dtype)
 
 
-MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8, "tokens": tokens}
+MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8, "int8": int8, "tokens": tokens}
 
 
 def main(model: str, target: int) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from latte_fast import ops
 from latte_fast.kernels import decode_attention, tiles
+from latte_fast.modules.linear_int8 import rounded_int8
 from latte_fast.reference import functional as R
 from latte_fast.testing import compare
 from tests.helpers.cells import pairwise
@@ -18,12 +19,13 @@ LINEAR = {
     "cols": (1, 9, 40),
     "given": ("all", "none", "bias", "norm"),
     "gelu": (False, True),
+    "int8": (False, True),
     "dtype": (torch.float32, *HALVES),
 }
 FEW = [
-    {"rows": 3, "depth": 24, "cols": 9, "given": "all", "gelu": True, "dtype": torch.float32},
-    {"rows": 1, "depth": 300, "cols": 40, "given": "norm", "gelu": False, "dtype": torch.bfloat16},
-    {"rows": 8, "depth": 64, "cols": 1, "given": "none", "gelu": False, "dtype": torch.float16},
+    {"rows": 3, "depth": 24, "cols": 9, "given": "all", "gelu": True, "int8": True, "dtype": torch.float32},
+    {"rows": 1, "depth": 300, "cols": 40, "given": "norm", "gelu": False, "int8": True, "dtype": torch.bfloat16},
+    {"rows": 8, "depth": 64, "cols": 1, "given": "none", "gelu": False, "int8": False, "dtype": torch.float16},
 ]
 
 
@@ -35,6 +37,10 @@ def test_small_linear_pairs(case: dict) -> None:
     norm = [randn(depth, dtype=dtype, seed=s) for s in (2, 3)] if given in ("all", "norm") else [None, None]
     bias = randn(cols, dtype=dtype, seed=4) if given in ("all", "bias") else None
     args = (x, weight, bias, *norm, residual if given == "all" else None, case["gelu"])
+    if case["int8"]:
+        whole = torch.zeros(cols, depth + 2, dtype=torch.int8, device=weight.device)
+        whole[:, 2:], scale = rounded_int8(weight)
+        args = (x, whole[:, 2:], *args[2:], 1e-5, scale)
     compare(ops.small_linear, R.small_linear_ref, args, ("y",))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latte_fast import ops, use_backend
 from latte_fast.backends import BackendUnavailable, why_not
+from latte_fast.modules.linear_int8 import rounded_int8
 from latte_fast.reference import functional as R
 from latte_fast.testing import compare
 from tests.helpers.cells import cell_id, pairwise
@@ -24,6 +25,7 @@ LINEAR = {
     "gelu": (True, False),
     "layout": ("plain", "sliced"),
     "dtype": (torch.float32, *HALVES, torch.float64),
+    "weight": ("of x's dtype", "int8"),
 }
 
 
@@ -35,7 +37,12 @@ def linear_args(cell: dict[str, Any]) -> tuple[Any, ...]:
     x, weight = draw(cell["rows"], depth + more)[:, more:], (draw(cols, depth + more) / depth**0.5)[:, more:]
     norm = (1 + 0.1 * draw(depth), draw(depth)) if cell["norm"] else (None, None)
     residual = draw(cell["rows"], cols + more)[:, more:] if cell["residual"] else None
-    return x, weight, draw(cols) if cell["bias"] else None, *norm, residual, cell["gelu"]
+    others = (draw(cols) if cell["bias"] else None, *norm, residual, cell["gelu"])
+    if cell.get("weight") != "int8":
+        return x, weight, *others
+    whole = torch.zeros(cols, depth + more, dtype=torch.int8)
+    whole[:, more:], scale = rounded_int8(weight)
+    return x, whole[:, more:], *others, 1e-5, scale
 
 
 @pytest.mark.parametrize("cell", pairwise(LINEAR), ids=cell_id)
@@ -44,6 +51,19 @@ def test_small_linear(cell: dict[str, Any]) -> None:
     require_backend("small_linear", *args)
     with poisoned_empty():
         compare(ops.small_linear, R.small_linear_ref, args, ("y",))
+
+
+def test_int8_weights_are_multiplied_as_integers() -> None:
+    """Exactly, with the largest of both signs; a row's sum is scaled once, at its end."""
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randint(-128, 128, (40, 331), generator=source, dtype=torch.int8)
+    weight[0], weight[1] = 127, -128
+    x = torch.randint(-300, 300, (3, 331), generator=source)
+    scale = torch.rand(40, generator=source) + 0.5
+    require_backend("small_linear", x.float(), weight, *(None,) * 4, False, 1e-5, scale)
+    with poisoned_empty():
+        got = ops.small_linear(x.float(), weight, weight_scale=scale)
+    assert torch.equal(got, (x @ weight.long().t()).float() * scale)
 
 
 CELL = {"rows": 2, "sizes": (24, 40), "bias": True, "norm": True, "residual": True, "gelu": True, "layout": "plain"}
@@ -155,7 +175,7 @@ def test_opcheck_and_compile() -> None:
     backend = require_backend("decode_attention", qkv, cache, position)
     torch.library.opcheck(torch.ops.latte_fast.decode_attention.default, (qkv, cache, position, 0.25, backend))
     args = linear_args(CELL | {"dtype": torch.float32})
-    torch.library.opcheck(torch.ops.latte_fast.small_linear.default, (*args, 1e-5, backend))
+    torch.library.opcheck(torch.ops.latte_fast.small_linear.default, (*args, 1e-5, None, backend))
 
     def step(qkv: Tensor, cache: Tensor, position: Tensor, weight: Tensor) -> Tensor:
         return ops.small_linear(ops.decode_attention(qkv, cache, position), weight)
@@ -177,6 +197,18 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: ops.small_linear(X, W, residual=X), ValueError, r"residual must be \(M, N\) = \(2, 5\), got \(2, 8\)"),
     (lambda: ops.small_linear(X, W.half()), TypeError, "weight must have x's dtype torch.float32, got torch.float16"),
     (lambda: ops.small_linear(X, W, eps=-1.0), ValueError, "eps must be at least 0"),
+    (lambda: ops.small_linear(X, W.char()), TypeError, "weight must be fp32, bf16, fp16 or fp64, got torch.int8"),
+    (
+        lambda: ops.small_linear(X, W, weight_scale=W[:, 0]),
+        TypeError,
+        "weight must be torch.int8 where",
+    ),
+    (lambda: ops.small_linear(X, W.char(), weight_scale=X[0]), ValueError, r"weight_scale must be \(N,\) with N = 5"),
+    (
+        lambda: ops.small_linear(X, W.char(), weight_scale=W[:, 0].half()),
+        TypeError,
+        "must be torch.float32, got",
+    ),
     (lambda: ops.decode_attention(X, C, AT), ValueError, r"qkv must be \(B, 3, H, K\), got \(2, 8\)"),
     (lambda: ops.decode_attention(Q, C[:1], AT), ValueError, r"cache must be .* = \(2, 2, 2, L, 4\), got \(1, 2, 2, 6"),
     (lambda: ops.decode_attention(Q, C.half(), AT), TypeError, "cache must have qkv's dtype"),

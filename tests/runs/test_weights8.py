@@ -102,7 +102,10 @@ QKV = "blocks.0.attn.qkv"
         (lambda s, a: a["model"].__setitem__("hidden_size", 128), r"must have shape"),
         (lambda s, a: a["layers_8bit"].append("blocks.9.attn.qkv"), r"not this model: 8-bit layer 'blocks.9.attn.qkv'"),
         (lambda s, a: a["model"].__setitem__("depth", 4), r"not this model: blocks.2"),
-        (lambda s, a: a.__setitem__("precision", "fp4"), r"precision must be fp8 with a list of layers, got 'fp4'"),
+        (
+            lambda s, a: a.__setitem__("precision", "fp4"),
+            r"must be fp8 or int8 with a list of layers, got 'fp4'",
+        ),
         (lambda s, a: s["pos_embed"].__setitem__((0, 0, 0), float("inf")), r"pos_embed must be finite"),
     ],
 )

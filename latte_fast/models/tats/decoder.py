@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latte_fast.backends import autocast_dtype
-from latte_fast.models.tats.transformer import Attend, Attention, Block, TokenTransformer, check_tokens
+from latte_fast.models.tats.transformer import Attend, Attention, Block, Packed, TokenTransformer, check_tokens
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.modules.linear_int8 import LinearInt8
 from latte_fast.ops import causal_attention
 from latte_fast.ops.registration import REGISTRY
 
 # modules whose forward a step computes without calling them
-_KINDS = (Attention, Block, TokenTransformer, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList,
-          nn.Sequential)  # fmt: skip
+_KINDS = (Attention, Block, LinearInt8, TokenTransformer, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear,
+          nn.ModuleList, nn.Sequential)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class Decoder:
         if len(tokens) != self.batch or count > self.room:
             rule = f"({self.batch}, at most {self.room})"
             raise ValueError(f"Decoder: tokens must be {rule}, got {tuple(tokens.shape)}")
+        self.packed = [
+            in_place(packed, block.attn.packed()) for block, packed in zip(self.model.blocks, self.packed, strict=True)
+        ]
         self._bind()
-        for block, packed in zip(self.model.blocks, self.packed, strict=True):
-            for ours, new in zip(packed, block.attn.packed(), strict=True):
-                ours.copy_(new)
         self.seek(count, context.after)
         places = torch.tensor(context.positions, device=tokens.device)
         x = self.model.tok_emb(tokens) + self.model.pos_emb[:, places]
@@ -114,39 +115,46 @@ class Decoder:
         calls, attend = self.calls, self.attend
         for layer, cache in zip(self.layers, self.cache, strict=True):
             qkv = calls[0](x, *layer[0]).unflatten(1, shape)  # (B, 3, H, K)
-            x = calls[1](attend(qkv, cache, filled, self.scale), *layer[1], x, False, 0.0)
-            x = calls[3](calls[2](x, *layer[2]), *layer[3], x, False, 0.0)
+            proj, fc2 = layer[1], layer[3]
+            x = calls[1](attend(qkv, cache, filled, self.scale), *proj[0], x, False, 0.0, proj[1])
+            x = calls[3](calls[2](x, *layer[2]), *fc2[0], x, False, 0.0, fc2[1])
         self.at.add_(1)
         return calls[4](x, *self.head)
 
     @torch.no_grad()
     def _bind(self) -> None:
         """Finds the arguments of a step's ops and what serves them, so that a step does not look for either."""
-        model, self.plain = self.model, is_plain(self.model)
+        model, self.plain = self.model, is_plain(self.model) and None not in self.packed
         if not self.plain:
             return
 
-        def normed(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, gelu: bool = False) -> tuple[Any, ...]:
-            return weight, bias, norm.weight, norm.bias, None, gelu, norm.eps
+        def normed(packed: Any, norm: nn.LayerNorm, gelu: bool = False) -> tuple[Any, ...]:
+            weight, bias, scale = packed
+            return weight, bias, norm.weight, norm.bias, None, gelu, norm.eps, scale
 
-        def plain(layer: nn.Linear) -> tuple[Any, ...]:
-            return layer.weight, layer.bias, None, None
+        def of(layer: Any) -> Packed:
+            return layer.weight, layer.bias, layer.weight_scale if type(layer) is LinearInt8 else None
+
+        def plain(layer: Any) -> tuple[Any, ...]:
+            weight, bias, scale = of(layer)
+            return (weight, bias, None, None), scale
 
         self.layers = [
             (
-                normed(weight, bias, block.ln1),
+                normed(packed, block.ln1),
                 plain(block.attn.proj),
-                normed(block.mlp[0].weight, block.mlp[0].bias, block.ln2, gelu=True),
+                normed(of(block.mlp[0]), block.ln2, gelu=True),
                 plain(block.mlp[2]),
             )
-            for block, (weight, bias) in zip(model.blocks, self.packed, strict=True)
+            for block, packed in zip(model.blocks, self.packed, strict=True)
         ]
-        self.head = normed(model.head.weight, None, model.ln_f)
+        self.head = normed(of(model.head), model.ln_f)
         linear, attend = REGISTRY["small_linear"], REGISTRY["decode_attention"]
         x = model.tok_emb.weight.new_zeros(self.batch, model.config.n_embd)
         h = x.new_zeros(self.batch, 4 * model.config.n_embd)
         first = self.layers[0]
-        rows = ((x, *first[0]), (x, *first[1], x, False, 0.0), (x, *first[2]), (h, *first[3], x, False, 0.0))
+        proj, fc2 = ((*args, x, False, 0.0, scale) for args, scale in (first[1], first[3]))
+        rows = ((x, *first[0]), (x, *proj), (x, *first[2]), (h, *fc2))
         self.calls = [linear.bound(*args) for args in (*rows, (x, *self.head))]
         qkv = x.new_zeros(self.batch, 3, *self.cache.shape[3:6:2])
         self.scale = qkv.shape[-1] ** -0.5
@@ -177,6 +185,16 @@ class Decoder:
 
     def _logits(self, x: Tensor, row: int) -> Tensor:
         return self.model.head(self.model.ln_f(x[:, row]))
+
+
+def in_place(ours: Packed | None, new: Packed | None) -> Packed | None:
+    """Returns new weights in the place of those that a graph may read, or by themselves if they are of another kind."""
+    if ours is None or new is None or ours[0].dtype != new[0].dtype:
+        return new
+    for a, b in zip(ours, new, strict=True):
+        if a is not None and b is not None:
+            a.copy_(b)
+    return ours
 
 
 def is_plain(model: TokenTransformer) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +11,19 @@ from torch import Tensor, nn
 from latte_fast.models.tats.token_loss import cross_entropy
 from latte_fast.models.tats.transformer_config import TransformerConfig
 from latte_fast.modules.hooks import is_untouched
+from latte_fast.modules.linear_int8 import LinearInt8, product_int8
 from latte_fast.ops import causal_attention
 
 Attend = Callable[[Tensor], Tensor]  # packed query, key and value (B, L, 3, H, K) to (B, L, H*K)
-Packed = tuple[Tensor, Tensor]  # weights and biases of query, key and value, one below the other
+# weights and biases of query, key and value, one below the other, and the scales of weights of int8
+Packed = tuple[Tensor, Tensor, Tensor | None]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 class Attention(nn.Module):
+    # the linear layers whose weights may be int8, as decoding reads them for a few rows, and what kind each is
+    weight_only: ClassVar[dict[str, str]] = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.heads, width = config.n_head, config.n_embd
@@ -30,16 +36,26 @@ class Attention(nn.Module):
     def qkv(self, x: Tensor, packed: Packed | None = None) -> Tensor:
         """Returns query, key and value (B, L, 3, H, K) of x (B, L, D), by one product unless a layer is changed."""
         layers = (self.query, self.key, self.value)
-        if all(type(layer) is nn.Linear and is_untouched(layer) for layer in layers):
-            return F.linear(x, *(packed or self.packed())).unflatten(-1, (3, self.heads, -1))
-        return torch.stack([layer(x).unflatten(-1, (self.heads, -1)) for layer in layers], 2)
+        joined = (packed or self.packed()) if all(is_untouched(layer) for layer in layers) else None
+        if joined is None:
+            return torch.stack([layer(x).unflatten(-1, (self.heads, -1)) for layer in layers], 2)
+        weight, bias, scale = joined
+        out = F.linear(x, weight, bias) if scale is None else product_int8(x, weight, bias, scale)
+        return out.unflatten(-1, (3, self.heads, -1))
 
-    def packed(self) -> Packed:
-        layers = (self.query, self.key, self.value)
-        return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    def packed(self) -> Packed | None:
+        """Returns query, key and value as one layer; None where they are not all plain or all int8."""
+        layers: tuple[Any, ...] = (self.query, self.key, self.value)
+        int8 = all(type(layer) is LinearInt8 for layer in layers)
+        if not int8 and not all(type(layer) is nn.Linear for layer in layers):
+            return None
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        return weight, bias, torch.cat([layer.weight_scale for layer in layers]) if int8 else None
 
 
 class Block(nn.Module):
+    weight_only: ClassVar[dict[str, str]] = {"mlp.0": "fc1", "mlp.2": "fc2"}
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         width = config.n_embd
@@ -68,6 +84,8 @@ class TokenTransformer(nn.Module):
         n_unmasked: number of tokens at each end that all rows see; 0 is causal throughout.
         vtokens_pos: (T, H, W) of a second table of positions, for windows of a larger film; by default none.
     """
+
+    weight_only: ClassVar[dict[str, str]] = {"head": "head"}
 
     def __init__(
         self,
