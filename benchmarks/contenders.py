@@ -95,8 +95,11 @@ def flops(name: str, batch: int, depth: int) -> int:
     return 24 * d * d * tokens * depth
 
 
-def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[[], None]:
-    """Returns a run of every block's four linear layers, without bias, into reused buffers: the floor of a forward."""
+def products(name: str, dtype: torch.dtype, batch: int, depth: int, training: bool = False) -> Callable[[], None]:
+    """Returns a run of every block's four linear layers, without bias, into reused buffers: the floor of a forward.
+
+    `training` runs their two gradients as well, of the input and of the weight: the floor of a step.
+    """
     d, tokens = PRESETS[name]["hidden_size"], batch * FRAMES * (SIDE // PRESETS[name]["patch_size"]) ** 2
 
     def rows(n: int) -> Tensor:
@@ -106,11 +109,16 @@ def products(name: str, dtype: torch.dtype, batch: int, depth: int) -> Callable[
     layers = [(x, 3 * d), (x, d), (x, 4 * d), (wide, d)]
     weights = [torch.randn(n, i.shape[1], device=device()).to(dtype) / i.shape[1] ** 0.5 for i, n in layers]
     outs = [rows(n) for _, n in layers]
+    douts, dx, dw = ([torch.randn_like(t) for t in some] for some in (outs, [i for i, _ in layers], weights))
 
     def run() -> None:
         for _ in range(depth):
             for (i, _), w, out in zip(layers, weights, outs, strict=True):
                 torch.mm(i, w.t(), out=out)
+        for _ in range(depth if training else 0):
+            for (i, _), w, dout, to_x, to_w in zip(layers, weights, douts, dx, dw, strict=True):
+                torch.mm(dout, w, out=to_x)
+                torch.mm(dout.t(), i, out=to_w)
 
     return no_grad(run)
 

@@ -20,6 +20,7 @@ from benchmarks.contenders import (
     large,
     model_gate,
     models,
+    products,
     titled,
     with_sdpa,
 )
@@ -134,6 +135,8 @@ def test_training_step(name: str, batch: int, compare: Any) -> None:
         remade: step(ours, ours, POLICY),
         trainers: TrainersStep(ours, x, t)(),
         eager: step(oracle, oracle),
+        # forward, and the gradients of input and weight, of every linear layer: what a step cannot go below
+        "matrix products alone": products(name, HALF, batch, depth, training=True),
     }
     by_block = "oracle with SDPA, blocks under torch.compile"
     contenders[by_block if torch.cuda.is_available() else "oracle under torch.compile"] = step(jit, oracle)

@@ -42,6 +42,16 @@ def store_heads(p, b_main, b_tail, m, K: tl.constexpr, K_MAIN: tl.constexpr, K_T
 
 
 @triton.jit
+def store_sums(p, m_row, b_main, b_tail, m, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr):
+    """Stores the sums of heads (..., T, K) over the tokens where m, at addresses p (..., 1) and where m_row."""
+    o_k = tl.arange(0, K_MAIN)
+    tl.store(p + o_k, tl.sum(tl.where(m, b_main, 0.0), len(b_main.shape) - 2), mask=m_row & (o_k < K))
+    if K_TAIL > 0:
+        o_k = K_MAIN + tl.arange(0, K_TAIL)
+        tl.store(p + o_k, tl.sum(tl.where(m, b_tail, 0.0), len(b_tail.shape) - 2), mask=m_row & (o_k < K))
+
+
+@triton.jit
 def transposed(b):
     return tl.permute(b, (0, 2, 1)) if len(b.shape) == 3 else tl.trans(b)
 

@@ -50,17 +50,27 @@ def axis_attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor | None = None,
 ) -> None:
-    """Writes dq, dk, dv, which may be views of one packed tensor."""
+    """Writes dq, dk, dv, which may be views of one packed tensor, and dbias (3*H*K), their sums over all tokens.
+
+    The kernels add a sequence's sums, but for long sequences with rope: there dq and dk are rotated by a pass after
+    them, and the sums are passes as well.
+    """
     if q.numel() == 0:
+        if dbias is not None:
+            dbias.zero_()
         return
     grads: tuple[Tensor, ...] = (dq, dk, dv)
     if rows.interpreted() and q.dtype == torch.bfloat16:
         grads = tuple(torch.empty_like(g, dtype=torch.float32) for g in grads)
+    fused = dbias if packs(q, k, axis) or rope is None else None
     if packs(q, k, axis):
-        packed_attention_bwd(dout, q, k, v, axis, rope, scale, key_mask, *grads)
+        packed_attention_bwd(dout, q, k, v, axis, rope, scale, key_mask, *grads, dbias=fused)
     else:
-        flash_attention_bwd(dout, q, k, v, out, lse, axis, rope, scale, key_mask, *grads)
+        flash_attention_bwd(dout, q, k, v, out, lse, axis, rope, scale, key_mask, *grads, dbias=fused)
+    if dbias is not None and fused is None:
+        dbias.copy_(torch.stack([g.float().sum((0, 1, 2)) for g in grads]).flatten())
     if grads[0] is not dq:
         for got, want in zip(grads, (dq, dk, dv), strict=True):
             want.copy_(got)

@@ -21,6 +21,7 @@ from latte_fast.kernels.attention_tiles import (
     place,
     problem,
     store_heads,
+    store_sums,
     strides,
 )
 from latte_fast.kernels.flash_attention_fwd import config, scores
@@ -44,16 +45,18 @@ def stat_offset(o_lse):
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dq_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, stat_ptr, sum_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, dq_ptr, stat_ptr, sum_ptr, dbias_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
     s_outb, s_outo, s_outt, s_outh, s_dqb, s_dqo, s_dqt, s_dqh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Writes dq, and for the kernel of dk and dv each query's lse in base 2 and scale * delta, side by side, with
-    delta = sum(dout out). EXACT writes the largest score for lse, delta = sum(p dp), and the softmax's sum apart."""
+    delta = sum(dout out). EXACT writes the largest score for lse, delta = sum(p dp), and the softmax's sum apart.
+    HAS_BIAS writes the sums of dq over the program's tokens to dbias (B * outer * blocks, 3, H, K)."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_q = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_q = (o_q < T_q)[:, None]
@@ -116,19 +119,24 @@ def flash_attention_dq_kernel(
             b_dq1 = tl.dot(b_ds, b_k1, b_dq1, input_precision="ieee")
     p_dq = dq_ptr + offset(i_b, i_o, i_h, o_q, s_dqb, s_dqo, s_dqt, s_dqh, ALIGN)
     store_heads(p_dq, b_dq0, b_dq1, m_q, K, K_MAIN, K_TAIL)
+    if HAS_BIAS:
+        p_dbias = dbias_ptr + (((i_b * outer + i_o) * blocks + i_m) * 3 * H + i_h) * K
+        store_sums(p_dbias, i_h >= 0, b_dq0, b_dq1, m_q, K, K_MAIN, K_TAIL)
 
 
 @triton.jit(do_not_specialize=["blocks", "outer"])
 def flash_attention_dkdv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, stat_ptr, sum_ptr, mask_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, stat_ptr, sum_ptr, mask_ptr, dk_ptr, dv_ptr, dbias_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
     s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_lseb, s_lseo, s_lset, s_mask,
     blocks, outer, T_q, T_k, scale,
     H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr, K_TAIL: tl.constexpr,
     HAS_MASK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, EXACT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Writes dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots."""
+    """Writes dk and dv; scores are (keys, queries) here, so that no tile is transposed between its two dots.
+    HAS_BIAS writes their sums over the program's tokens to dbias (B * outer * blocks, 3, H, K)."""
     i_m, i_b, i_o, i_h = place(tl.program_id(0), blocks, outer, H)
     o_k = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     m_k = (o_k < T_k)[:, None]
@@ -167,6 +175,10 @@ def flash_attention_dkdv_kernel(
     p_dv = dv_ptr + offset(i_b, i_o, i_h, o_k, s_dvb, s_dvo, s_dvt, s_dvh, ALIGN)
     store_heads(p_dk, b_dk0, b_dk1, m_k, K, K_MAIN, K_TAIL)
     store_heads(p_dv, b_dv0, b_dv1, m_k, K, K_MAIN, K_TAIL)
+    if HAS_BIAS:
+        p_dbias = dbias_ptr + (((i_b * outer + i_o) * blocks + i_m) * 3 * H + i_h) * K
+        store_sums(p_dbias + H * K, i_h >= 0, b_dk0, b_dk1, m_k, K, K_MAIN, K_TAIL)
+        store_sums(p_dbias + 2 * H * K, i_h >= 0, b_dv0, b_dv1, m_k, K, K_MAIN, K_TAIL)
 
 
 def flash_attention_bwd(
@@ -183,7 +195,9 @@ def flash_attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor | None = None,
 ) -> None:
+    """Writes dq, dk, dv, and where it is given, which takes a call without rope, dbias (3*H*K), their sums."""
     dout, out = by_heads(dout, q), by_heads(out, q)
     q, k = rotated(q, axis, rope), rotated(k, axis, rope)
     job = problem(q, k, axis, key_mask, v, dout, out, dq, dk, dv)
@@ -194,22 +208,27 @@ def flash_attention_bwd(
     s_lse = strides(lse.unsqueeze(-1), axis)[:3]
     s = {name: strides(x, axis) for name, x in zip("oqkvODKV", (dout, q, k, v, out, dq, dk, dv), strict=True)}
     c = config("flash_attention_dq", q, job.T_q, job.T_k)
-    blocks = tiles.ceil_div(job.T_q, c.block_m)
+    c_keys = config("flash_attention_dkdv", q, job.T_k, job.T_q)
+    blocks, blocks_keys = tiles.ceil_div(job.T_q, c.block_m), tiles.ceil_div(job.T_k, c_keys.block_m)
+    heads = q.shape[-2:].numel()
+    frames = job.sequences // q.shape[-2]
+    most = frames * max(blocks, blocks_keys)
+    partials = q if dbias is None else torch.empty((most, 3, heads), dtype=torch.float32, device=q.device)
     with rows.guard(q):
         flash_attention_dq_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, out, lse, mask, dq, stat, sums, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"], *s["D"],
-            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
-            EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
-            num_warps=c.warps, enable_fp_fusion=True,
+            dout, q, k, v, out, lse, mask, dq, stat, sums, partials, *s["o"], *s["q"], *s["k"], *s["v"], *s["O"],
+            *s["D"], *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
+            HAS_BIAS=dbias is not None, EVEN=job.T_k % c.block_n == 0, **job.constants, BLOCK_M=c.block_m,
+            BLOCK_N=c.block_n, STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
-        c = config("flash_attention_dkdv", q, job.T_k, job.T_q)
-        blocks = tiles.ceil_div(job.T_k, c.block_m)
-        flash_attention_dkdv_kernel[(job.sequences * blocks,)](
-            dout, q, k, v, stat, sums, mask, dk, dv, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
-            *s_lse, s_mask, blocks, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
-            EVEN=job.T_q % c.block_n == 0, **job.constants, BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.stages,
-            num_warps=c.warps, enable_fp_fusion=True,
+        flash_attention_dkdv_kernel[(job.sequences * blocks_keys,)](
+            dout, q, k, v, stat, sums, mask, dk, dv, partials, *s["o"], *s["q"], *s["k"], *s["v"], *s["K"], *s["V"],
+            *s_lse, s_mask, blocks_keys, job.outer, job.T_q, job.T_k, scale, EXACT=exact,
+            HAS_BIAS=dbias is not None, EVEN=job.T_q % c_keys.block_n == 0, **job.constants, BLOCK_M=c_keys.block_m,
+            BLOCK_N=c_keys.block_n, STAGES=c_keys.stages, num_warps=c_keys.warps, enable_fp_fusion=True,
         )  # fmt: skip
+    if dbias is not None:
+        rows.sum_rows(partials, frames * blocks, frames * blocks_keys, dbias)
     if rope is not None:
         rotate(dq, axis, rope, -1, dq)
         rotate(dk, axis, rope, -1, dk)

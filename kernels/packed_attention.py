@@ -19,6 +19,7 @@ from latte_fast.kernels.attention_tiles import (
     problem,
     rotate_heads,
     store_heads,
+    store_sums,
     strides,
     transposed,
 )
@@ -109,14 +110,15 @@ def packed_attention_fwd_kernel(
 
 @triton.jit(do_not_specialize=["outer", "sequences"])
 def packed_attention_bwd_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, mask_ptr, dq_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, mask_ptr, dq_ptr, dk_ptr, dv_ptr, sum_ptr,
     s_doutb, s_douto, s_doutt, s_douth, s_qb, s_qo, s_qt, s_qh, s_kb, s_ko, s_kt, s_kh, s_vb, s_vo, s_vt, s_vh,
     s_dqb, s_dqo, s_dqt, s_dqh, s_dkb, s_dko, s_dkt, s_dkh, s_dvb, s_dvo, s_dvt, s_dvh, s_mask, outer, sequences,
     scale,
     T_Q: tl.constexpr, T_K: tl.constexpr, H: tl.constexpr, K: tl.constexpr, K_MAIN: tl.constexpr,
-    K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
-    PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    K_TAIL: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SUM: tl.constexpr,
+    ALIGN: tl.constexpr, UPCAST: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Writes dq, dk, dv, and to sum (B * outer, 3, H, K) the sums of each over its sequence, where HAS_SUM."""
     i_s = tl.program_id(0).to(tl.int64) * PACK + tl.arange(0, PACK)
     m_s = i_s < sequences
     i_h, i_bo = i_s % H, i_s // H
@@ -161,6 +163,11 @@ def packed_attention_bwd_kernel(
     store_heads(p_dq, b_dq0, b_dq1, m_q, K, K_MAIN, K_TAIL)
     store_heads(p_dk, b_dk0, b_dk1, m_k, K, K_MAIN, K_TAIL)
     store_heads(p_dv, b_dv0, b_dv1, m_k, K, K_MAIN, K_TAIL)
+    if HAS_SUM:
+        p_sum = sum_ptr + ((i_bo * 3 * H + i_h) * K)[:, None]
+        store_sums(p_sum, m_s[:, None], b_dq0, b_dq1, m_q, K, K_MAIN, K_TAIL)
+        store_sums(p_sum + H * K, m_s[:, None], b_dk0, b_dk1, m_k, K, K_MAIN, K_TAIL)
+        store_sums(p_sum + 2 * H * K, m_s[:, None], b_dv0, b_dv1, m_k, K, K_MAIN, K_TAIL)
 
 
 def blocks(T_q: int, T_k: int) -> dict[str, int]:
@@ -212,16 +219,23 @@ def packed_attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor | None = None,
 ) -> None:
+    """Writes dq, dk, dv, and where it is given dbias (3*H*K), their sums over all tokens."""
     dout = by_heads(dout, q)
     job = problem(q, k, axis, key_mask, v, dout, dq, dk, dv)
     c = config("packed_attention_bwd", q, job.T_q, job.T_k)
     mask, s_mask = bytes_of(key_mask, q)
     cos, sin = (q, q) if rope is None else (t.contiguous() for t in rope)
     s = [s for x in (dout, q, k, v, dq, dk, dv) for s in strides(x, axis)]
+    heads = q.shape[-2:].numel()
+    count = job.sequences // q.shape[-2]
+    sums = q if dbias is None else torch.empty((count, 3, heads), dtype=torch.float32, device=q.device)
     with rows.guard(q):
         packed_attention_bwd_kernel[(tiles.ceil_div(job.sequences, c.pack),)](
-            dout, q, k, v, cos, sin, mask, dq, dk, dv, *s, s_mask, job.outer, job.sequences, scale,
-            T_Q=job.T_q, T_K=job.T_k, HAS_ROPE=rope is not None, **job.constants, PACK=c.pack,
-            **blocks(job.T_q, job.T_k), num_warps=c.warps, enable_fp_fusion=True,
+            dout, q, k, v, cos, sin, mask, dq, dk, dv, sums, *s, s_mask, job.outer, job.sequences, scale,
+            T_Q=job.T_q, T_K=job.T_k, HAS_ROPE=rope is not None, HAS_SUM=dbias is not None,
+            **job.constants, PACK=c.pack, **blocks(job.T_q, job.T_k), num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip
+    if dbias is not None:
+        rows.sum_rows(sums, count, count, dbias)

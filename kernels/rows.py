@@ -145,6 +145,25 @@ def sum_partials_kernel(
         tl.store(shared_ptr + o_out, b_out.to(shared_ptr.dtype.element_ty), mask=m_d)
 
 
+@triton.jit(do_not_specialize=["first_count", "count"])
+def sum_rows_kernel(
+    partial_ptr, out_ptr, first_count, count,
+    FIRST: tl.constexpr, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Sums rows of partial (P, D) in a fixed order: `first_count` of them in columns below FIRST, else `count`.
+
+    A program has few columns and many rows at a time, as there may be thousands of rows for few programs.
+    """
+    o_d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    counts = tl.where(o_d < FIRST, first_count, count)
+    b_sum = tl.zeros([BLOCK_P, BLOCK_D], dtype=tl.float32)
+    for i_p in range(0, tl.maximum(first_count, count), BLOCK_P):
+        o_p = i_p + tl.arange(0, BLOCK_P)
+        m = (o_p[:, None] < counts[None, :]) & (o_d < D)[None, :]
+        b_sum += tl.load(partial_ptr + o_p.to(tl.int64)[:, None] * D + o_d[None, :], mask=m, other=0.0)
+    tl.store(out_ptr + o_d, tl.sum(b_sum, 0).to(out_ptr.dtype.element_ty), mask=o_d < D)
+
+
 def interpreted() -> bool:
     return not isinstance(sum_partials_kernel, triton.JITFunction)
 
@@ -232,6 +251,19 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> list[Tensor]:
             enable_fp_fusion=True,
         )  # fmt: skip
     return [rounded(out, dtype) for out in outs]
+
+
+def sum_rows(partials: Tensor, first_count: int, count: int, out: Tensor) -> None:
+    """Sums partials (P, 3, D) fp32 to out (3 * D): `first_count` rows of the first slot, `count` of the others."""
+    width = partials.shape[-1]
+    total = empty(out.shape, out.dtype, out.device) if interpreted() else out
+    with guard(partials):
+        sum_rows_kernel[(tiles.ceil_div(3 * width, 32),)](
+            partials, total, first_count, count, FIRST=width, D=3 * width,
+            BLOCK_P=min(256, tiles.power_of_2(max(first_count, count))), BLOCK_D=32, num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    if total is not out:
+        out.copy_(total)
 
 
 def empty_fp8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ ARROWS = {
         "files",
         "locks",
     },
+    "optimizers": {"ops", "distributed"},
     "calibration": {"sampling", "runs", "modules", "files", "locks"},
     "sampling": {
         "cuda_graphs",
@@ -103,6 +104,7 @@ ARROWS = {
         "quantization",
         "locks",
         "modules",
+        "optimizers",
     },
     "reordering": set(),
     "testing": {"reordering"},

@@ -64,6 +64,41 @@ struct Items {
   }
 };
 
+// Writes the sums over a sequence's tokens of dq, dk and dv, which were just written and are still in the cache.
+template <class A, class T> void sum_tokens(const Unit& u) {
+  const Attention& a = u.axis.a;
+  if (!a.sums) return;
+  const Heads* const grads[] = {&a.dq, &a.dk, &a.dv};
+  for (int t = 0; t < 3; ++t) {
+    const T* from = u.at<const T>(*grads[t]);
+    const int64_t n = t ? u.axis.lk : u.axis.lq, stride = u.axis.row(*grads[t]);
+    A* to = static_cast<A*>(a.sums) + (((u.b * u.axis.outer + u.o) * 3 + t) * a.h + u.h) * a.dim;
+    each_vec<A>(a.dim, [&](int64_t k, auto lanes) LATTE_LAMBDA {
+      Vec<A> sum = {};
+      for (int64_t i = 0; i < n; ++i) sum += load<A>(from + i * stride + k, lanes);
+      store<A>(to + k, sum, lanes);
+    });
+  }
+}
+
+// Adds the sequences' sums in their order, which no number of threads changes, and writes them as dbias.
+template <class A> void sum_sequences(const Axis& x) {
+  constexpr int64_t kColumns = 64;
+  const Attention& a = x.a;
+  const int64_t d = 3 * a.h * a.dim, rows = a.b * x.outer;
+  Scratch<A> total(d);
+  split((d + kColumns - 1) / kColumns, a.threads, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kColumns; first < end * kColumns; first += kColumns) {
+      const int64_t n = min(kColumns, d - first);
+      double sum[kColumns] = {};
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<const A*>(a.sums)[r * d + first + i];
+      for (int64_t i = 0; i < n; ++i) total[first + i] = static_cast<A>(sum[i]);
+    }
+  });
+  narrow<A>(total, a.dbias, 0, d);
+}
+
 template <class A> LATTE_INLINE A log2e() { return static_cast<A>(1.4426950408889634); }
 template <class A> LATTE_INLINE A infinity() { return static_cast<A>(__builtin_huge_val()); }
 

@@ -141,6 +141,7 @@ static void short_backward(const Axis& x) {
     products.over_queries(w, staged.at(3, h), width, a.dim, u.template at<bf16>(a.dv), x.row(a.dv), x.lk);
     products.over_queries(d, staged.at(0, h), width, a.dim, u.template at<bf16>(a.dk), x.row(a.dk), x.lk);
     products.over_keys(d, staged.at(1, h), width, a.dim, u.template at<bf16>(a.dq), x.row(a.dq), x.lq);
+    sum_tokens<float, bf16>(u);
   });
 }
 

@@ -89,6 +89,7 @@ static void tiles_backward(const Axis& x) {
       }
       put<float>(dk.p, wide, u.at<bf16>(a.dk), x.row(a.dk), x.lk, a, 0, true);
       put<float>(dv.p, wide, u.at<bf16>(a.dv), x.row(a.dv), x.lk, a, 0, false);
+      sum_tokens<float, bf16>(u);
     }
   });
 }

@@ -169,6 +169,7 @@ template <class A, class T> void vector_backward(const Axis& x) {
       }
       put<A>(dk.p, wide, u.at<T>(a.dk), x.row(a.dk), x.lk, a, 0, true);
       put<A>(dv.p, wide, u.at<T>(a.dv), x.row(a.dv), x.lk, a, 0, false);
+      sum_tokens<A, T>(u);
     }
   });
 }

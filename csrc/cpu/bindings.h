@@ -50,13 +50,13 @@ inline auto bias_gelu(const Kernel<BiasGelu> (&levels)[kLevels]) {
 
 inline auto attention(const Kernel<Attention> (&levels)[kLevels]) {
   return [&levels](const std::array<HeadsArg, 8>& t, const std::array<int64_t, 3>& bias, int64_t lse, int64_t cos,
-                   int64_t sin, int64_t key_mask, int64_t mask_stride, const std::array<int64_t, 6>& shape,
-                   double scale, int64_t threads) {
+                   int64_t sin, int64_t key_mask, int64_t mask_stride, const GroupsArg& dbias,
+                   const std::array<int64_t, 6>& shape, double scale, int64_t threads) {
     Attention a{heads_of(t[0]), heads_of(t[1]), heads_of(t[2]), heads_of(t[3]), heads_of(t[4]), heads_of(t[5]),
                 heads_of(t[6]), heads_of(t[7]), reinterpret_cast<float*>(lse),
                 {reinterpret_cast<void*>(bias[0]), reinterpret_cast<void*>(bias[1]), reinterpret_cast<void*>(bias[2])},
                 reinterpret_cast<void*>(cos), reinterpret_cast<void*>(sin), reinterpret_cast<const uint8_t*>(key_mask),
-                shape[0], shape[1], shape[2],
+                groups_of(dbias), nullptr, shape[0], shape[1], shape[2],
                 shape[3], shape[4], shape[5], mask_stride, threads, scale};
     launch(levels, a, a.q.dtype, a.b * a.f * a.nq * a.h * a.dim);
   };
@@ -156,6 +156,24 @@ inline auto one_query(const Kernel<DecodeAttention> (&levels)[kLevels]) {
   };
 }
 
+// tensors: pointers of weight, gradient, moment, square, step, average and copy, dtype of the copy, number of values;
+// factors: learning rate, both betas, eps, weight decay, decay of the averages
+inline auto optimizer_step(const Kernel<AdamwEma> (&levels)[kLevels]) {
+  return [&levels](const std::vector<std::array<int64_t, 9>>& tensors, const std::array<double, 6>& factors,
+                   int64_t threads) {
+    std::vector<Trained> rows;
+    int64_t values = 0;
+    for (const auto& t : tensors) {
+      auto at = [&](int i) { return reinterpret_cast<float*>(t[i]); };
+      rows.push_back({at(0), at(1), at(2), at(3), at(4), at(5), reinterpret_cast<void*>(t[6]), t[7], t[8]});
+      values += t[8];
+    }
+    AdamwEma a{rows.data(), static_cast<int64_t>(rows.size()), threads, factors[0], factors[1], factors[2], factors[3],
+               factors[4], factors[5]};
+    launch(levels, a, kF32, 8 * values);
+  };
+}
+
 inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowForward> norm_fwd[kLevels] = LATTE_LEVELS(norm_modulate_fwd);
   static const Kernel<RowForward> gate_fwd[kLevels] = LATTE_LEVELS(gate_residual_fwd);
@@ -178,6 +196,7 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<NearestCode> codes[kLevels] = LATTE_LEVELS(nearest_code);
   static const Kernel<SmallLinear> linears[kLevels] = LATTE_LEVELS(small_linear);
   static const Kernel<DecodeAttention> decoders[kLevels] = LATTE_LEVELS(decode_attention);
+  static const Kernel<AdamwEma> optimizers[kLevels] = LATTE_LEVELS(adamw_ema);
   forked();  // its first call installs the handler that notices a fork
   m.def("isa", [] { return kLevelNames[isa()]; }, "the instruction level in use: portable, avx2, avx512 or amx");
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
@@ -201,6 +220,7 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("nearest_code", nearest(codes));
   m.def("small_linear", few_rows(linears));
   m.def("decode_attention", one_query(decoders));
+  m.def("adamw_ema", optimizer_step(optimizers));
 }
 
 }  // namespace latte

@@ -64,6 +64,8 @@ struct Attention {
   const void* bias[3];  // (H * K) of q, k, v in their dtype, or null: biases that the linear layer left out
   const void *cos, *sin;  // (F, K/2) contiguous or null; double where q is, else float
   const uint8_t* key_mask;  // (B, keys) or null, row stride mask_stride
+  Groups dbias;  // (3 * H * K) or null: the sums of dq, dk, dv over all tokens
+  void* sums;  // (B, sequences of a head, 3, H, K) in fp32, float64 where q is: the same of each sequence
   int64_t b, f, nq, nk, h, dim, mask_stride, threads;
   double scale;
 };
@@ -130,6 +132,25 @@ struct DecodeAttention {
   double scale;
 };
 
+// A tensor of an optimizer's list, `values` numbers in fp32; `average` may be null, and so may `copy`, the weight in 16
+// bits, or in fp32.
+struct Trained {
+  float* weight;
+  const float* gradient;
+  float *moment, *square;
+  const float* step;  // number of this update, from 1
+  float* average;
+  void* copy;
+  int64_t copy_dtype, values;
+};
+
+// One step of AdamW on `count` tensors; afterwards average = decay * average + (1 - decay) * weight, and copy = weight.
+struct AdamwEma {
+  const Trained* tensors;
+  int64_t count, threads;
+  double lr, beta1, beta2, eps, weight_decay, decay;
+};
+
 #define LATTE_OPS(ns)                                          \
   namespace ns {                                               \
   void norm_modulate_fwd(const RowForward&);                   \
@@ -153,6 +174,7 @@ struct DecodeAttention {
   void nearest_code(const NearestCode&);                       \
   void small_linear(const SmallLinear&);                       \
   void decode_attention(const DecodeAttention&);               \
+  void adamw_ema(const AdamwEma&);                             \
   }
 LATTE_OPS(portable)
 LATTE_OPS(avx2)

@@ -197,6 +197,17 @@ template <class V> LATTE_INLINE V lesser(V a, V b) {
 #endif
 }
 
+LATTE_INLINE Vec<float> root(Vec<float> v) {
+#if defined(LATTE_512)
+  return _mm512_sqrt_ps(v);
+#elif defined(LATTE_ISA_AVX2)
+  return _mm256_sqrt_ps(v);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+
 template <class A> LATTE_INLINE A hsum(Vec<A> v) {
 #if defined(LATTE_512)
   return _mm512_reduce_add_ps(v);

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext
-from latte_fast._ext.arguments import NO_HEADS, heads
+from latte_fast._ext.arguments import NO_GROUPS, NO_HEADS, groups, heads
 
 Rope = tuple[Tensor, Tensor]
 
@@ -26,6 +26,7 @@ def _launch(
     scale: float,
     key_mask: Tensor | None,
     qkv_bias: Tensor | None = None,
+    dbias: Tensor | None = None,
 ) -> None:
     b, f, nq, h, width = q.shape
     step = h * width * q.element_size()
@@ -38,6 +39,7 @@ def _launch(
         *((r.data_ptr() for r in tables) if tables else (0, 0)),
         0 if mask is None else mask.data_ptr(),
         0 if mask is None else mask.stride(0),
+        NO_GROUPS if dbias is None else groups(dbias),
         (b, f, nq, k.shape[2], h, width),
         scale,
         torch.get_num_threads(),
@@ -80,11 +82,17 @@ def axis_attention_bwd(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
+    dbias: Tensor | None = None,
 ) -> None:
-    """Writes the gradients of q, k, v into dq, dk, dv, which may be views of one packed tensor."""
+    """Writes the gradients of q, k, v into dq, dk, dv, which may be views of one packed tensor.
+
+    dbias (3*H*K) is written too where it is given: the sums of dq, dk, dv over all tokens.
+    """
     if not lse.numel() and q.numel():
         raise RuntimeError("axis_attention: the backward needs the forward's lse, got none")
     if q.numel():
         per_head = (x.view(q.shape) for x in (out, dout))
         tensors = [heads(x) for x in (q, k, v, *per_head, dq, dk, dv)]
-        _launch("bwd", axis, tensors, q, k, lse, rope, scale, key_mask)
+        _launch("bwd", axis, tensors, q, k, lse, rope, scale, key_mask, dbias=dbias)
+    elif dbias is not None:
+        dbias.zero_()

@@ -1,5 +1,6 @@
 """The ops every model is made of; each resolves to a kernel or, where none serves, to the oracle."""
 
+from latte_fast.ops.adamw_ema import adamw_ema
 from latte_fast.ops.axis_attention import axis_attention, axis_attention_qkv
 from latte_fast.ops.causal_attention import causal_attention
 from latte_fast.ops.conv_transpose3d import conv_transpose3d
@@ -16,6 +17,7 @@ from latte_fast.ops.pooled_norm import pooled_norm
 from latte_fast.ops.small_linear import small_linear
 
 __all__ = [
+    "adamw_ema",
     "attention_layer",
     "axis_attention",
     "axis_attention_qkv",

@@ -67,6 +67,34 @@ def axis_attention_qkv(qkv: Tensor, axis: str, rope: Rope | None = None, scale: 
     return _attend(_PACKED, qkv, q, k, v, axis, rope, scale, None)
 
 
+def qkv_bias_backend(h: Tensor, heads: int, width: int, axis: str, rope: Rope | None) -> str | None:
+    """The backend whose backward, for q, k and v of h (B, F, N, D), gives their bias its gradient; None for others."""
+    dtype = h.dtype if h.dtype == torch.float64 else backends.autocast_dtype(h.device.type) or h.dtype
+    # one value, of which every backend sees q, k and v made: their shape, dtype and device are all that it asks for
+    one = h.detach()[0, 0, 0, 0] if dtype == h.dtype else h.new_empty((), dtype=dtype)
+    one = one.expand(*h.shape[:3], heads, width)
+    backend = choose(one, one, one, axis, rope, width**-0.5, None, grad=True)
+    return backend if backend in _PACKED_KERNELS.ours else None
+
+
+def axis_attention_of_linear(backend: str, qkv: Tensor, bias: Tensor, axis: str, rope: Rope | None) -> Tensor:
+    """axis_attention_qkv of a linear layer's qkv = h w^T + bias, which has added the bias as a constant.
+
+    The bias's gradient, the sum of qkv's over all tokens, comes from the attention's backward, without a pass over it.
+
+    Args:
+        backend: what `qkv_bias_backend` found.
+        qkv: (B, F, N, 3, H, K).
+        bias: (3*H*K,).
+        axis: "space" or "time".
+        rope: as in axis_attention_qkv.
+    """
+    q, k, v = qkv.unbind(3)
+    scale = checked_scale(_PACKED, q, k, v, axis, rope, None, None)
+    cos, sin = rope or (None, None)
+    return _PACKED_KERNELS.run(backend, qkv, bias, axis, cos, sin, scale, True)[0]
+
+
 def _attend(op: str, qkv: Tensor | None, q: Tensor, k: Tensor, v: Tensor, axis: str, *extras: Any) -> Tensor:
     """Either op on q, k and v, which are views of qkv where that is given."""
     rope, scale, key_mask = extras
@@ -83,18 +111,31 @@ def _attend(op: str, qkv: Tensor | None, q: Tensor, k: Tensor, v: Tensor, axis: 
         return _KERNELS.direct(backend, q, k, v, axis, cos, sin, scale, key_mask, False)[0]
     if qkv is None:
         return _KERNELS.run(backend, q, k, v, axis, cos, sin, scale, key_mask, records(q, k, v))[0]
-    return _PACKED_KERNELS.run(backend, qkv, axis, cos, sin, scale, records(qkv))[0]
+    return _PACKED_KERNELS.run(backend, qkv, None, axis, cos, sin, scale, records(qkv))[0]
 
 
-def choose(q: Tensor, k: Tensor, v: Tensor, axis: str, rope: Rope | None, scale: float, key_mask: Tensor | None) -> str:
-    """The backend that serves a call: as `backends.choose`, but for the shapes that this GPU's table gives away."""
+def choose(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    axis: str,
+    rope: Rope | None,
+    scale: float,
+    key_mask: Tensor | None,
+    grad: bool | None = None,
+) -> str:
+    """The backend that serves a call: as `backends.choose`, but for the shapes that this GPU's table gives away.
+
+    grad says whether a gradient is asked for where the tensors do not tell.
+    """
     args = (q, k, v, axis, rope, scale, key_mask)
     backend = backends.choose(_OP, *args)
     # sizes may be symbols while compiling, and no library's backward sums in a fixed order
     unfit = torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled()
     if backend != "triton" or backends.is_forced(_OP) or unfit:
         return backend
-    faster = library_choice.attention_backend(q, k, axis, records(q, k, v)) or backend
+    grad = records(q, k, v) if grad is None else grad
+    faster = library_choice.attention_backend(q, k, axis, grad) or backend
     # a library may be gone since it was measured
     return faster if backends.why_not(_OP, faster, *args) is None else backend
 
@@ -121,11 +162,12 @@ def _launch_backward(launcher: Callable, dout: Tensor, *args: Any) -> tuple[Tens
     return grads
 
 
-def _launch_packed_backward(launcher: Callable, dout: Tensor, *args: Any) -> Tensor:
-    qkv, out, lse, axis, cos, sin, scale = args
+def _launch_packed_backward(launcher: Callable, dout: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    qkv, bias, out, lse, axis, cos, sin, scale = args
     grad, rope = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device), _rope(cos, sin)
-    launcher(dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope, scale, None, *grad.unbind(3))
-    return grad
+    dbias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    launcher(dout.contiguous(), *qkv.unbind(3), out, lse, axis, rope, scale, None, *grad.unbind(3), dbias)
+    return grad, qkv.new_empty(0) if dbias is None else dbias
 
 
 def _example(sizes: Sizes) -> dict[str, Any]:
@@ -159,17 +201,20 @@ _KERNELS = KernelOp(
 )
 _PACKED_KERNELS = KernelOp(
     _PACKED,
-    "(Tensor qkv, str axis, Tensor? cos, Tensor? sin, float scale, bool need_lse, str backend) -> "
+    # qkv includes the bias, which is given for its gradient alone
+    "(Tensor qkv, Tensor? bias, str axis, Tensor? cos, Tensor? sin, float scale, bool need_lse, str backend) -> "
     "(Tensor out, Tensor lse)",
-    "(Tensor dout, Tensor qkv, Tensor out, Tensor lse, str axis, Tensor? cos, Tensor? sin, float scale, str backend) "
-    "-> Tensor dqkv",
+    "(Tensor dout, Tensor qkv, Tensor? bias, Tensor out, Tensor lse, str axis, Tensor? cos, Tensor? sin, float scale, "
+    "str backend) -> (Tensor dqkv, Tensor dbias)",
     kernels=_OP,
-    fake=lambda qkv, axis, cos, sin, scale, need_lse: _fake(qkv[:, :, :, 0], need_lse),
-    launch=lambda launcher, qkv, axis, cos, sin, scale, need_lse: launcher(
+    fake=lambda qkv, bias, axis, cos, sin, scale, need_lse: _fake(qkv[:, :, :, 0], need_lse),
+    launch=lambda launcher, qkv, bias, axis, cos, sin, scale, need_lse: launcher(
         *qkv.unbind(3), axis, _rope(cos, sin), scale, None, need_lse
     ),
     launch_backward=_launch_packed_backward,
-    flops=lambda qkv, axis, *rest: _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis),
-    backward_flops=lambda dout, qkv, out, lse, axis, *rest: 2 * _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis),
+    flops=lambda qkv, bias, axis, *rest: _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis),
+    backward_flops=lambda dout, qkv, bias, out, lse, axis, *rest: (
+        2 * _flops(qkv[:3] + qkv[4:], qkv[:3] + qkv[4:], axis)
+    ),
     example=lambda sizes: {"qkv": sizes.qkv(), "axis": "time"},
 )

@@ -1,7 +1,8 @@
 """Linear layers together with the op that reads their result: `attention_layer` and `mlp_layer`.
 
-While gradients are recorded they are layers and ops one after the other. In inference on the CPU the wide results in
-between live in borrowed buffers, and the qkv bias is read by the attention.
+While gradients are recorded they are layers and ops one after the other, and the qkv bias gets its gradient from the
+attention's backward where a kernel of ours serves it. In inference on the CPU the wide results in between live in
+borrowed buffers, and the qkv bias is read by the attention.
 """
 
 import torch
@@ -12,7 +13,7 @@ from latte_fast import backends
 from latte_fast._ext import linear as cpu
 from latte_fast._ext.platforms import why_not_cpu
 from latte_fast.ops.attention_checks import checked_scale
-from latte_fast.ops.axis_attention import axis_attention_qkv
+from latte_fast.ops.axis_attention import axis_attention_of_linear, axis_attention_qkv, qkv_bias_backend
 from latte_fast.ops.checks import check_device, check_rows_like, check_tensor, check_weight, checked_vector
 from latte_fast.ops.linear_gelu import linear_gelu
 from latte_fast.ops.registration import call_directly
@@ -69,6 +70,12 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         fits = _on_cpu(h, w, b) and backends.state().get("axis_attention", "auto") in ("auto", "cpu")
         if fits and backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) == "cpu":
             return cpu.attention(h, w, b, heads, axis, rope)
+    if b is not None and torch.is_grad_enabled() and b.requires_grad and h.numel():
+        backend = qkv_bias_backend(h, heads, w.shape[0] // (3 * heads), axis, rope)
+        if backend is not None:
+            # the bias is a constant to the product, whose backward would sum its gradient in a pass of its own
+            qkv = F.linear(h, w, b.detach()).unflatten(-1, (3, heads, -1))
+            return axis_attention_of_linear(backend, qkv, b, axis, rope)
     return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
 
 

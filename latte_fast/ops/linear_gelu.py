@@ -1,12 +1,16 @@
 """linear_gelu: tanh-GELU(x w^T + b), and bias_gelu, the pass over a linear layer's result that it trains with."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from latte_fast import backends
 from latte_fast.ops.checks import check_rows, check_rows_like, check_weight, checked_vector
-from latte_fast.ops.registration import KernelOp, call_directly, empty
+from latte_fast.ops.registration import LIBRARY, KernelOp, call_directly, empty, records
 from latte_fast.reference.functional import bias_gelu_ref
 
 
@@ -14,7 +18,7 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """tanh-GELU(x w^T + b).
 
     The GEMM runs without its bias and bias_gelu adds it, keeping the pre-activation for the backward. On CUDA without
-    gradients the GEMM's own epilogue does both.
+    gradients the GEMM's own epilogue does both, under torch.compile too.
 
     Args:
         x: (..., D).
@@ -26,17 +30,40 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     if b is not None:
         b = checked_vector("linear_gelu", "b", b, x, w.shape[0], "M")
     if b is not None and _epilogue_serves(x, w, b):
-        out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
-        return out.unflatten(0, x.shape[:-1])
+        return _GELU_IN_PRODUCT(x, w, b) if torch.compiler.is_compiling() else _gelu_in_product(x, w, b)
     return bias_gelu(F.linear(x, w), b)
+
+
+def _gelu_in_product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
+    return out.unflatten(0, x.shape[:-1])
+
+
+# an op, as torch.compile would take _addmm_activation apart, into a product and a pass over its result
+LIBRARY.define("linear_gelu(Tensor x, Tensor w, Tensor b) -> Tensor")
+LIBRARY.impl("linear_gelu", _gelu_in_product, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "latte_fast::linear_gelu", lambda x, w, b: x.new_empty(*x.shape[:-1], w.shape[0]), lib=LIBRARY
+)
+_GELU_IN_PRODUCT = torch.ops.latte_fast.linear_gelu.default
+
+
+@register_flop_formula(torch.ops.latte_fast.linear_gelu)
+def _flops(x: Sequence[int], w: Sequence[int], b: Sequence[int], out_shape: object = None) -> int:
+    return 2 * math.prod(x) * w[0]
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _epilogue_serves(x: Tensor, w: Tensor, b: Tensor) -> bool:
     """On CUDA, since on the CPU it is erf-GELU; a bias that would broadcast is left to bias_gelu, which refuses it."""
     return (
-        x.is_cuda
+        on_cuda(x)
         and not backends.is_forced("bias_gelu")
-        and call_directly(x, w, b)
+        # the op that is compiled has no derivative: with one, bias_gelu keeps the sum before the GELU
+        and (not records(x, w, b) if torch.compiler.is_compiling() else call_directly(x, w, b))
         and x.dtype == w.dtype == b.dtype
         and x.dim() > 1
         and b.shape == w.shape[:1]

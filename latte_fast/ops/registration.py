@@ -164,7 +164,12 @@ def _define(name: str, schema: str, body: Callable, fake: Callable, flops: Calla
 def _probe(op: str, backend: str, why_not: Callable[..., str | None]) -> backends.Probe:
     """The probe of a backend with kernels of ours: the platform, the op, then the kernels, each by the arguments."""
     _homes[op, backend] = SimpleNamespace(name=_HOMES[backend].format(op), module=None)
-    return lambda x, *args: WHY_NOT[backend](x) or why_not(x, *args) or launchers(op, backend).why_not(x, *args)
+
+    def probe(x: Any, *args: Any) -> str | None:
+        first = x if isinstance(x, Tensor) else x[0]
+        return WHY_NOT[backend](first) or why_not(x, *args) or launchers(op, backend).why_not(x, *args)
+
+    return probe
 
 
 @constant_in_graphs

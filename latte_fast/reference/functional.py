@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 Rope = tuple[Tensor, Tensor]
 
@@ -252,3 +253,30 @@ def causal_attention_ref(qkv: Tensor, prefix: int = 0) -> Tensor:
     order = torch.arange(qkv.shape[1], device=qkv.device)
     seen = (order <= order[:, None]) | (order < prefix)
     return attention_ref(q, k, v, q.shape[-1] ** -0.5, seen).transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def adamw_ema_ref(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decay: float,
+) -> None:
+    """torch's AdamW, then average = decay * average + (1 - decay) * weight and copy = weight, all in place."""
+    adamw(
+        list(weights), list(grads), list(moments), list(squares), [], [step - 1 for step in steps], fused=True,
+        amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
+    )  # fmt: skip
+    for w, average in zip(weights, averages, strict=False):
+        average.lerp_(w, 1 - decay)
+    for w, copy in zip(weights, copies, strict=False):
+        copy.copy_(w)

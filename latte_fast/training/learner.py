@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from latte_fast.distributed.data_parallel import gather_anew, reducing, spread
 from latte_fast.distributed.ranks import Ranks
+from latte_fast.optimizers.adamw_ema import AdamWEma
+from latte_fast.optimizers.ema import Ema
 from latte_fast.runs.checkpoint import optimizer_state
 from latte_fast.runs.config import OptimConfig
-from latte_fast.training.ema import Ema
 from latte_fast.training.weights import Weights, clip, gradients, norm_of
 
 
@@ -44,15 +45,17 @@ class Learner:
         self.weights = Weights(model, master=precision == "bf16-weights" and not self.sharded)
         if not self.sharded:
             self.call = spread(model, parallel, ranks)
-        self.optimizer = torch.optim.AdamW(
+        self.ema = Ema(self.weights.by_name, optim.ema, optim.ema_warmup)
+        self.optimizer = AdamWEma(
             groups_of(self.weights.trained, decayed),
+            self.ema.by_weight(),
+            self.weights.copies(),
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self.ema = Ema(self.weights.by_name, optim.ema, optim.ema_warmup)
         ranks.closers.append(self.release)
 
     def release(self) -> None:
@@ -77,10 +80,9 @@ class Learner:
             clip(grads, norm, self.optim.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.decay = self.ema.decay_at(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.weights.update_model()
-        self.ema.update(step)
         return norm
 
     @contextmanager

@@ -35,17 +35,32 @@ class Weights:
         """Adds the model's gradients to the master's in fp32, after each micro-batch."""
         if not self.master:
             return
+        new: list[tuple[Tensor, Tensor]] = []
+        more: list[tuple[Tensor, Tensor]] = []
         for name, p in self.own.items():
-            if p.grad is not None:
-                total = self.by_name[name]
-                total.grad = p.grad.float() if total.grad is None else total.grad.add_(p.grad)
-                p.grad = None
+            total = self.by_name[name]
+            if p.grad is None:
+                continue
+            if total.grad is None:
+                total.grad = torch.empty_like(total)
+                new.append((total.grad, p.grad))
+            else:
+                more.append((total.grad, p.grad))
+            p.grad = None
+        if new:
+            torch._foreach_copy_([total for total, _ in new], [grad for _, grad in new])
+        if more:
+            torch._foreach_add_([total for total, _ in more], [grad for _, grad in more])
 
     @torch.no_grad()
     def update_model(self) -> None:
-        """Copies the master into the model's weights, after each update or load."""
+        """Copies the master into the model's weights, after a load."""
         if self.master:
             torch._foreach_copy_([p.detach() for p in self.own.values()], list(self.by_name.values()))
+
+    def copies(self) -> dict[Tensor, Tensor]:
+        """Returns the model's weights by those of the master that are trained in their place."""
+        return {p: self.own[name] for name, p in self.trained.items()} if self.master else {}
 
     def finite(self) -> bool:
         """Whether this rank's part of all weights is finite."""

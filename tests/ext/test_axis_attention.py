@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latte_fast import _ext, ops, use_backend
+from latte_fast.ops.axis_attention import axis_attention_of_linear
 from latte_fast.reference.functional import axis_attention_qkv_ref, axis_attention_ref
 from latte_fast.testing import compare
 from tests.helpers.cells import cell_id, pairwise
@@ -102,6 +103,41 @@ def test_attention_packed_presets(axis, frames, patches, width, dtype):
     rope = rope_tables(frames, width) if axis == "time" else None
     with use_backend("cpu"), poisoned_empty():
         compare(ops.axis_attention_qkv, axis_attention_qkv_ref, (qkv, axis, rope), ["out", "dqkv"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("axis", "frames", "patches"), [("space", 3, 70), ("time", 16, 5), ("time", 20, 3)])
+def test_attention_bias_gradient(axis, frames, patches, dtype):
+    """The sums over all tokens from the backward, the same on any number of threads."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, frames, patches, 3, 2, 72).to(dtype).requires_grad_()
+    bias = torch.randn(3 * 2 * 72).to(dtype).requires_grad_()
+    rope = rope_tables(frames, 72) if frames == 20 else None
+
+    def layer(qkv, bias):
+        return axis_attention_of_linear("cpu", qkv + bias.detach().view(3, 2, 72), bias, axis, rope)
+
+    def oracle(qkv, bias):
+        return axis_attention_qkv_ref(qkv + bias.view(3, 2, 72), axis, rope)
+
+    with use_backend("cpu"), poisoned_empty():
+        compare(layer, oracle, (qkv, bias), ["out", "dqkv", "dbias"])
+        found, before = [], torch.get_num_threads()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = layer(qkv, bias)
+            found.append(torch.autograd.grad(out, bias, torch.ones_like(out).cumsum(-1))[0])
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_attention_bias_gradient_in_float64():
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 3, 4, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3 * 2 * 8, dtype=torch.float64, requires_grad=True)
+    out = axis_attention_of_linear("cpu", qkv, bias, "time", None)
+    dqkv, dbias = torch.autograd.grad(out, (qkv, bias), torch.randn_like(out))
+    torch.testing.assert_close(dbias, dqkv.sum((0, 1, 2)).flatten(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])

@@ -1,9 +1,9 @@
 """Compiles kernels for GPUs that are not here and prints what each holds.
 
-They are those of the 3D-VQGAN, FlexDiT, 8-bit inference and decoding; a process of its own, as the tests interpret
-kernels.
+They are those of the 3D-VQGAN, FlexDiT, 8-bit inference, decoding and training; a process of its own, as the tests
+interpret kernels.
 
-python -m tests.kernels.ahead vqgan|flexdit|fp8|tokens TARGET
+python -m tests.kernels.ahead vqgan|flexdit|fp8|tokens|training TARGET
 """
 
 import json
@@ -16,6 +16,8 @@ import triton
 
 from benchmarks import compile_ahead
 from latte_fast.kernels import (
+    adamw_ema,
+    axis_attention,
     bias_gelu_fp8,
     causal_attention,
     decode_attention,
@@ -109,7 +111,31 @@ def tokens() -> None:
         attention(dtype)
 
 
-MODELS: dict[str, Callable[[], None]] = {"vqgan": vqgan, "flexdit": flexdit, "fp8": fp8, "int8": int8, "tokens": tokens}
+def training() -> None:
+    """Attention's backward with the sums for the bias of q, k and v, and the optimizer's step."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for width, heads in ((1152, 16), (768, 12)):
+            for axis, patches in (("time", 256), ("space", 256), ("space", 1024)):
+                q, k, v = meta(4, 16, patches, 3, heads, width // heads, dtype=dtype).unbind(3)
+                out, lse, bias = meta(4, 16, patches, width, dtype=dtype), meta(4, 16, patches, heads), meta(3 * width)
+                axis_attention.axis_attention_bwd(
+                    out, q, k, v, out, lse, axis, None, 0.1, None, q, k, v, bias.to(dtype)
+                )
+    for copy in (None, torch.bfloat16):
+        for size in (1152, 1153):  # the second has no 16 bytes at a time
+            w = [meta(size)]
+            copies = [] if copy is None else [meta(size, dtype=copy)]
+            adamw_ema.adamw_ema_fwd(w, w, w, w, [meta(1)], w, copies, 1e-4, 0.9, 0.999, 1e-8, 0.01, 0.9999)
+
+
+MODELS: dict[str, Callable[[], None]] = {
+    "vqgan": vqgan,
+    "flexdit": flexdit,
+    "fp8": fp8,
+    "int8": int8,
+    "tokens": tokens,
+    "training": training,
+}
 
 
 def main(model: str, target: int) -> None:

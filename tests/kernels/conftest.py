@@ -30,6 +30,7 @@ def why_not() -> str | None:
 if DEVICE == "cpu" and not why_not():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
+        import latte_fast.kernels.adamw_ema
         import latte_fast.kernels.axis_attention
         import latte_fast.kernels.bias_gelu
         import latte_fast.kernels.bias_gelu_fp8

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latte_fast import ops
 from latte_fast.kernels import axis_attention as launchers
+from latte_fast.ops.axis_attention import axis_attention_of_linear
 from latte_fast.reference import functional as R
 from latte_fast.testing import compare
 from tests.helpers.cells import pairwise
@@ -80,6 +81,33 @@ def test_space_attention_product(K: int, N: int, keys: int, dtype: torch.dtype, 
 def test_space_attention_256(K: int, dtype: torch.dtype) -> None:
     qkv = randn(1, 1, 256, 3, 1, K, dtype=dtype).requires_grad_()
     compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, "space"), ("out", "dqkv"))
+
+
+@pytest.mark.parametrize(
+    ("axis", "F", "N", "rope", "dtype"),
+    [
+        ("time", 5, 3, True, torch.float32),
+        ("time", 16, 2, False, torch.bfloat16),
+        ("time", 33, 1, True, torch.float32),  # rotated back after the kernels, and summed after that
+        ("space", 1, 40, False, torch.float32),
+        ("space", 1, 40, False, torch.bfloat16),
+    ],
+)
+def test_bias_gradient(axis: str, F: int, N: int, rope: bool, dtype: torch.dtype) -> None:
+    """The sums over all tokens from attention's backward; 72 wide, so that heads have two pieces."""
+    tables = rope_tables(F, 72) if rope else None
+    qkv = randn(2, F, N, 3, 2, 72, dtype=dtype).requires_grad_()
+    bias = randn(3 * 2 * 72, dtype=dtype, seed=1).requires_grad_()
+
+    def layer(qkv: Tensor, bias: Tensor) -> Tensor:
+        with_bias = qkv + bias.detach().view(3, 2, 72)
+        return axis_attention_of_linear("triton", with_bias, bias, axis, tables)
+
+    def oracle(qkv: Tensor, bias: Tensor) -> Tensor:
+        rope = tables and tuple(t.to(torch.promote_types(qkv.dtype, torch.float32)) for t in tables)
+        return R.axis_attention_qkv_ref(qkv + bias.view(3, 2, 72), axis, rope)
+
+    compare(layer, oracle, (qkv, bias), ("out", "dqkv", "dbias"))
 
 
 def test_scores_scaled_by_zero() -> None:

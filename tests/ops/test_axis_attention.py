@@ -70,8 +70,8 @@ def test_sdpa_backend(axis: str) -> None:
         testing.compare(ops.axis_attention_qkv, R.axis_attention_qkv_ref, (qkv, axis), ["out", "dqkv"])
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_opcheck(packed: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False, "with its bias"])
+def test_opcheck(packed: bool | str) -> None:
     qkv = random(1, 3, 5, 3, 2, 8).requires_grad_()
     q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(3))
     backend = require_backend("axis_attention", q, k, v, "time", None, 8**-0.5, None)
@@ -80,7 +80,8 @@ def test_opcheck(packed: bool) -> None:
     rope = rope_tables(3, 8)
     name, args = "axis_attention", (q, k, v, "time", *rope, 8**-0.5, None, True, backend)
     if packed:
-        name, args = "axis_attention_qkv", (qkv, "time", *rope, 8**-0.5, True, backend)
+        bias = random(3 * 2 * 8, seed=1).requires_grad_() if packed == "with its bias" else None
+        name, args = "axis_attention_qkv", (qkv, bias, "time", *rope, 8**-0.5, True, backend)
     torch.library.opcheck(getattr(torch.ops.latte_fast, name).default, args)
 
 

@@ -1,15 +1,22 @@
 """attention_layer and mlp_layer, with and without gradients: any strides of a bias, and what they refuse."""
 
 import importlib
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils.flop_counter import FlopCounterMode
 
 from latte_fast import ops, use_backend
+from latte_fast.modules import linear
 from latte_fast.reference import functional as R
+from tests.helpers.counting import Count
+from tests.helpers.guards import require_backend
 
 WIDTH, HEADS = 16, 2
 
@@ -90,6 +97,73 @@ def test_gelu_in_the_product_serves_what_bias_gelu_would_take(monkeypatch: pytes
     with pytest.raises(ValueError, match="x must be"):
         ops.linear_gelu(fast[0, 0], w, b)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_gelu_stays_in_the_product(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+    """One op for fc1, its bias and its GELU; with a gradient the product and the one pass that keeps what it needs."""
+    module = importlib.import_module("latte_fast.ops.linear_gelu")
+    monkeypatch.setattr(module, "on_cuda", lambda x: True)
+    monkeypatch.setattr("latte_fast.modules.linear.on_cuda", lambda x: True)
+
+    def epilogue(b: Tensor, x: Tensor, w: Tensor, use_gelu: bool) -> Tensor:
+        return F.gelu(torch.addmm(b, x, w), approximate="tanh")
+
+    monkeypatch.setattr(torch, "_addmm_activation", epilogue)
+    fc1, fc2, h = torch.nn.Linear(WIDTH, 64), torch.nn.Linear(64, WIDTH), rows(2, 3, WIDTH)
+    require_backend("bias_gelu", rows(2, 64), rows(64))
+    ran: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: object) -> Callable:
+        ran.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    def layer(h: Tensor) -> Tensor:
+        y, bias = linear.mlp(fc1, fc2, h)
+        return y if bias is None else y + bias
+
+    with torch.set_grad_enabled(grad):
+        got = torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))(h)
+    want = F.linear(R.bias_gelu_ref(fc1(h), None), fc2.weight, fc2.bias)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    names = [name for name in ran if "gelu" in name or "mm" in name]
+    assert names == (
+        ["aten.mm.default", "latte_fast.bias_gelu.default", "aten.mm.default"]
+        if grad
+        else ["latte_fast.linear_gelu.default", "aten.addmm.default"]
+    )
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.latte_fast.linear_gelu(h, fc1.weight.detach(), fc1.bias.detach())
+    assert counter.get_total_flops() == 2 * 6 * WIDTH * 64
+
+
+def qkv_bias_gradient(axis: str, **forced: str) -> tuple[list[Tensor], Counter[str]]:
+    """Gradients of attention_layer's tensors under a random upstream gradient, and what the backward ran."""
+    leaves = [rows(1, 3, 20, WIDTH), rows(3 * WIDTH, WIDTH, seed=1) / 4, rows(3 * WIDTH, seed=2)]
+    leaves = [x.requires_grad_() for x in leaves]
+    with use_backend(**forced):
+        out = ops.attention_layer(*leaves, HEADS, axis)
+        dout = rows(*out.shape, seed=3)
+        with Count() as count:
+            grads = torch.autograd.grad(out, leaves, dout)
+    return list(grads), count.ran
+
+
+@pytest.mark.parametrize("axis", ["space", "time"])
+def test_qkv_bias_gradient_takes_no_pass(axis: str) -> None:
+    """Two products and attention's backward; where a library attends, one sum over the tokens besides."""
+    q = rows(1, 3, 20, HEADS, WIDTH // HEADS)
+    backend = require_backend("axis_attention", q, q, q, axis, None, 1.0, None)
+    if backend not in ("cpu", "triton"):
+        pytest.skip(f"attention is served by {backend}")
+    got, ran = qkv_bias_gradient(axis)
+    assert ran == {"axis_attention_qkv_backward": 1, "mm": 2}
+    want, others = qkv_bias_gradient(axis, axis_attention="reference")
+    library, passes = qkv_bias_gradient(axis, axis_attention="sdpa")
+    assert others["sum"] >= 1 and passes["sum"] == 1
+    for a, b, c in zip(got, want, library, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(c, b, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_layer_leaves_the_call_to_a_forced_backend() -> None:

@@ -10,7 +10,7 @@ from latte_fast.distributed.data_parallel import local
 
 
 class Ema:
-    """Keeps average <- decay * average + (1 - decay) * weight, over every parameter, frozen ones too, as upstream.
+    """Averages of every parameter, frozen ones too, as upstream: decay * average + (1 - decay) * weight at an update.
 
     Args:
         params: parameters by name; the averages start as copies of them.
@@ -23,11 +23,12 @@ class Ema:
         self.decay, self.warmup = decay, warmup
         self.average = {name: p.detach().clone() for name, p in params.items()}
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-        averages = [local(a) for a in self.average.values()]
-        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.params.values()], 1 - decay)
+    def decay_at(self, step: int) -> float:
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+    def by_weight(self) -> dict[Tensor, Tensor]:
+        """Returns the averages by the parameters that they follow, for the optimizer, whose step moves them."""
+        return {p: self.average[name] for name, p in self.params.items()}
 
     @contextmanager
     def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
