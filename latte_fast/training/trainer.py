@@ -16,7 +16,7 @@ from latte_fast.data import GlobalSampler
 from latte_fast.data.item import DataError
 from latte_fast.data.verify import Verifier
 from latte_fast.distributed.ranks import Ranks
-from latte_fast.evaluation.during_training import RunEvaluation
+from latte_fast.evaluation.reconstructions import run_evaluation
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.log import RunLog, peak_memory
@@ -76,11 +76,7 @@ class Trainer:
         self.stopping = False
         if resume:
             self._resume(found)
-        self.evaluation: RunEvaluation | None = None
-        if config.eval.every:
-            assert isinstance(self.objective, Denoising)
-            drawn = self.objective.dataset, self.objective.draw
-            self.evaluation = RunEvaluation(config, *drawn, self.ranks, self.step)
+        self.evaluation = run_evaluation(config, self.objective, self.ranks, self.step)
 
     def save(self) -> Path:
         learners = self.objective.learners.values()
@@ -198,10 +194,9 @@ class Trainer:
                     if self.logs_at(self.step):
                         line = self.line(counted, since, waited)
                         if self.evaluation is not None and self.step % config.eval.every == 0:
-                            value = self.evaluation.measure()
-                            line[self.evaluation.name] = value
-                            if best := self.evaluation.improves(value):
-                                self.evaluation.remember(self.step, value)
+                            line |= self.evaluation.measure()
+                            if best := self.evaluation.improves(line[self.evaluation.name]):
+                                self.evaluation.remember(self.step, line[self.evaluation.name])
                         log.write(line)
                         since, waited, counted = time.perf_counter(), 0.0, 0
                     wrong = verifier is not None and verifier.wrong is not None

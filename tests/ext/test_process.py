@@ -35,7 +35,7 @@ def test_forced_level(level):
     if found != level:
         pytest.skip(f"this machine or build has no {level}, only {found}")
     here = os.path.dirname(__file__)
-    # in double each level runs the same code, of which one check of each kind is enough
+    # all levels compile one source for double, of which one check of each kind is enough
     double = "(gradcheck and (True or rows) and not 1 and not 6)"
     chosen = f"test_bias_gelu or writes_nothing or {double} or (packed_presets and 72 and bf16) or (pairwise and 72)"
     files = [os.path.join(here, f) for f in FILES]

@@ -165,14 +165,19 @@ class VQGANObjective:
         """Writes folder/step-<n>.png: clips of the data and, below each, what is decoded of its tokens."""
         if self.ranks.first:
             count = min(self.config.sample.count, self.length)
-            clips = torch.stack([self.dataset[(0, i)]["video"] for i in range(count)]).to(self.ranks.device)
-            with self.generator.averaged(), self.generator.autocast(clips.device):
-                made = [self.model(clip.movedim(0, 1)[None])[0] for clip in clips]
-            decoded = torch.cat(made).movedim(1, 2)
+            clips = torch.stack([self.dataset[(0, i)]["video"] for i in range(count)])
             folder.mkdir(exist_ok=True)
-            rows = torch.stack([to_pixels(clips), to_pixels(decoded)], 1).flatten(0, 1)
+            rows = torch.stack([to_pixels(clips), self.decoded(clips)], 1).flatten(0, 1)
             write.write_sheet(folder / f"step-{step:07d}.png", list(rows), ["clip", "decoded"] * count)
         self.ranks.barrier()
+
+    @torch.no_grad()
+    def decoded(self, clips: Tensor) -> Tensor:
+        """Returns what the EMA weights decode of the tokens of clips (B, F, 3, H, W), uint8 (B, F, H, W, 3)."""
+        clips = clips.to(self.ranks.device)
+        with self.generator.averaged(), self.generator.autocast(clips.device):
+            made = [self.model(clip.movedim(0, 1)[None])[0] for clip in clips]
+        return to_pixels(torch.cat(made).movedim(1, 2))
 
 
 @contextmanager
