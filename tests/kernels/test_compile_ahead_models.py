@@ -34,7 +34,7 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
     assert not [r for r in records if r["stack"] or r["local"]]
     # rows of 8 bits are half as wide, those of 384 a part of what a warp stores; decoding reads weights and cache
     # so, and beside them a few numbers one by one
-    usual = 0.25 if model == "fp8" else 0.5
+    usual = {"fp8": 0.25, "training": 0.45}.get(model, 0.5)
     # of weights of int8 there are half as many accesses, and as many of these numbers
     least = {
         "small_linear_fwd_kernel": 0.25 if model == "int8" else 0.3,
@@ -57,8 +57,11 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
 
 def check_training(records: list[dict], target: int) -> None:
     """Sums over tokens leave attention's backward its two programs; the optimizer moves 16 bytes where it may."""
-    steps = [r for r in records if r["kernel"].startswith("adamw_ema")]
-    assert sorted(r["wide"] >= 0.5 for r in steps) == [False, False, True, True], steps
-    for r in records:
-        if r["kernel"].startswith("flash") and target >= 90:
-            assert r["in_flight"] > 0, r
+    wide = sorted(r["wide"] for r in records if r["kernel"].startswith("adamw_ema"))
+    # half of the accesses are a program's reads of its row of the table
+    assert len(wide) == 4 and wide[1] < 0.1 and wide[2] > 0.45, wide
+    flash = [r for r in records if r["kernel"].startswith("flash")]
+    halves = flash[:8] if target >= 90 else []  # those of 16 bits come first
+    assert len(flash) == 16 and all(r["in_flight"] > 0 for r in halves), halves
+    few = [r for r in halves if round(r["occupancy"] * 64 / r["warps"]) < 2]
+    assert not few, few
