@@ -126,7 +126,8 @@ inline auto nearest(const Kernel<NearestCode> (&levels)[kLevels]) {
   };
 }
 
-// pointers: x, w, bias, gamma, beta, residual, y, scale; row strides of x, w and residual; sizes: dtype, rows, depth, cols, gelu
+// pointers: x, w, bias, gamma, beta, residual, y, scale; row strides of x, w and residual; sizes: dtype, rows, depth,
+// cols, gelu
 inline auto few_rows(const Kernel<SmallLinear> (&levels)[kLevels]) {
   return [&levels](const std::array<int64_t, 8>& p, const std::array<int64_t, 3>& strides,
                    const std::array<int64_t, 5>& sizes, double eps, int64_t threads) {
