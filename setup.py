@@ -35,6 +35,7 @@ NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC"]
 CUDA_ARCHS = os.environ.get("LATTE_FAST_CUDA_ARCHS", "80;90a;100").split(";")
 WANT_CUDA = os.environ.get("LATTE_FAST_CUDA", "auto")
 # of one compiler
+BUILD_INFO = "_build_info.json"
 GIB_A_JOB = 3
 
 
@@ -100,10 +101,16 @@ class BuildExt(build_ext):
                 raise
             self.info["error"], ext.optional = str(error), True
             print(f"latte_fast: built without its extension: {error}")
-        in_place = self.inplace or self.editable_mode
-        package = ROOT / "latte_fast" if in_place else target.parent
+        package = ROOT / "latte_fast" if self.editable_mode else target.parent
         package.mkdir(parents=True, exist_ok=True)
-        (package / "_build_info.json").write_text(json.dumps(self.info, indent=1))
+        (package / BUILD_INFO).write_text(json.dumps(self.info, indent=1))
+
+    def copy_extensions_to_source(self) -> None:
+        """As setuptools, which builds elsewhere whatever was asked for; with an extension goes what was built of it."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib, "latte_fast", BUILD_INFO)
+        if built.is_file():
+            shutil.copy(built, ROOT / "latte_fast")
 
     def build_by_ninja(self, target: Path) -> None:
         # beside the sources, not in a folder of this build: the next one goes on from it

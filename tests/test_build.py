@@ -73,6 +73,8 @@ Path(out).write_bytes(b"")
     sources = {path.stem for path in (source / "csrc/cpu").glob("*.cpp")}
     objects = {f"{stem}.{level}.o" for stem in sources for level in levels}
     assert set(built()) == objects | {"bindings.o", "_C.so"}
+    told = json.loads((source / "latte_fast/_build_info.json").read_text())
+    assert (told["levels"], told["cuda_reason"]) == ([*levels], "LATTE_FAST_CUDA=0")  # what doctor reads, in place too
     assert built() == []
     (source / "csrc/cpu/rows_bwd.h").touch()
     rows = {f"{stem}.{level}.o" for stem in sources if stem in ROWS for level in levels}
