@@ -53,7 +53,7 @@ class LinearInt8(Stored8):
 def product_int8(x: Tensor, weight: Tensor, bias: Tensor | None, weight_scale: Tensor) -> Tensor:
     """Returns x w^T + b for x (..., K) and an int8 weight (N, K) with scales (N,)."""
     if records(x, *(() if bias is None else (bias,))):
-        raise RuntimeError("LinearInt8: has no gradient; call it under torch.no_grad()")
+        raise ValueError("LinearInt8: has no gradient; call it under torch.no_grad()")
     dtype = autocast_dtype(x.device.type) or x.dtype
     bias = None if bias is None else bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):

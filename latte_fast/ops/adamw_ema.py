@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latte_fast.ops.checks import checked_number
 from latte_fast.ops.registration import KernelOp
 from latte_fast.ops.sizes import Sizes
 from latte_fast.reference.functional import adamw_ema_ref
@@ -47,16 +48,25 @@ def adamw_ema(
         weight_decay: share of a weight that is taken off, times lr.
         decay: decay of the averages.
     """
-    lists = {"grads": grads, "moments": moments, "squares": squares, "averages": averages, "copies": copies}
-    if len(steps) != len(weights):
-        raise ValueError(f"{_NAME}: steps must be {len(weights)} tensors, as weights, got {len(steps)}")
-    for name, some in (("weights", weights), *lists.items()):
+    lists = {"weights": weights, "grads": grads, "moments": moments, "squares": squares, "averages": averages}
+    for name, some in (lists | {"copies": copies, "steps": steps}).items():
+        if not isinstance(some, (list, tuple)):
+            raise TypeError(f"{_NAME}: {name} must be a list of tensors, got {type(some).__name__}")
         if len(some) != len(weights) and (some or name not in ("averages", "copies")):
             raise ValueError(f"{_NAME}: {name} must be {len(weights)} tensors, as weights, got {len(some)}")
         kinds = (torch.float32, torch.bfloat16, torch.float16) if name == "copies" else (torch.float32,)
         for t, w in zip(some, weights, strict=False):
+            if not isinstance(t, Tensor) or t.layout != torch.strided:
+                got = t.layout if isinstance(t, Tensor) else type(t).__name__
+                raise TypeError(f"{_NAME}: {name} must be dense tensors, got {got}")
             if t.dtype not in kinds:
                 raise TypeError(f"{_NAME}: {name} must be fp32{' or 16 bits' * (len(kinds) > 1)}, got {t.dtype}")
+            if t.requires_grad and torch.is_grad_enabled():
+                raise ValueError(f"{_NAME}: {name} must not want a gradient: call it under torch.no_grad()")
+            if name == "steps":
+                if t.shape or t.device != w.device:
+                    raise ValueError(f"{_NAME}: steps must be () on {w.device}, got {tuple(t.shape)} on {t.device}")
+                continue
             if t.shape != w.shape or t.stride() != w.stride() or t.device != w.device:
                 raise ValueError(
                     f"{_NAME}: {name} must have the weight's shape {tuple(w.shape)}, strides {w.stride()} and device "
@@ -66,7 +76,8 @@ def adamw_ema(
         if not is_dense(w):
             raise ValueError(f"{_NAME}: weights must have no gaps, got strides {w.stride()} of {tuple(w.shape)}")
     if weights:
-        factors = (float(f) for f in (lr, beta1, beta2, eps, weight_decay, decay))
+        numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decay": decay}
+        factors = [checked_number(_NAME, name, number) for name, number in numbers.items()]
         _OP(*(list(some) for some in (weights, grads, moments, squares, steps, averages, copies)), *factors)
         # kernels write by address, which autograd and caches of what was made of a weight would not notice
         for some in (weights, moments, squares, averages, copies):

@@ -14,7 +14,7 @@ def decode_attention(qkv: Tensor, cache: Tensor, position: Tensor, scale: float 
     """softmax(scale q k^T) v of one token over a cache, into which its k and v are written first -> (B, H*K).
 
     The position is a tensor, so that one CUDA graph serves every position. Kernels do not read what the cache holds
-    from it on, which the oracle needs to be finite. They serve calls without a gradient.
+    from it on, which the oracle needs to be finite. There is no gradient.
 
     Args:
         qkv: (B, 3, H, K), query, key and value of the new token of each sequence.
@@ -24,7 +24,7 @@ def decode_attention(qkv: Tensor, cache: Tensor, position: Tensor, scale: float 
     """
     for name, x in (("qkv", qkv), ("cache", cache)):
         check_tensor(_NAME, name, x)
-        if x.stride(-1) != 1 and x.shape[-1] != 1:
+        if x.dim() and x.stride(-1) != 1 and x.shape[-1] != 1:
             raise ValueError(f"{_NAME}: {name} must have a contiguous last dim, got strides {x.stride()}")
     if qkv.dim() != 4 or qkv.shape[1] != 3 or 0 in qkv.shape[1:]:
         raise ValueError(f"{_NAME}: qkv must be (B, 3, H, K), got {tuple(qkv.shape)}")
@@ -32,12 +32,16 @@ def decode_attention(qkv: Tensor, cache: Tensor, position: Tensor, scale: float 
     if cache.dim() != 5 or (*cache.shape[:3], cache.shape[4]) != (2, batch, heads, width) or not cache.shape[3]:
         want = f"(2, {batch}, {heads}, L, {width})"
         raise ValueError(f"{_NAME}: cache must be (2, B, H, L, K) = {want}, got {tuple(cache.shape)}")
-    if torch.is_grad_enabled() and cache.requires_grad:
-        raise ValueError(f"{_NAME}: cache is written in place, so that it can't want a gradient")
+    for name, x in (("qkv", qkv), ("cache", cache)):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(f"{_NAME}: {name} must not want a gradient, as the cache is written in place")
     if cache.dtype != qkv.dtype:
         raise TypeError(f"{_NAME}: cache must have qkv's dtype {qkv.dtype}, got {cache.dtype}")
-    if not isinstance(position, Tensor) or position.dtype != torch.int64 or position.shape != (1,):
-        got = f"{tuple(position.shape)} {position.dtype}" if isinstance(position, Tensor) else type(position).__name__
+    if not isinstance(position, Tensor) or position.layout != torch.strided:
+        got = position.layout if isinstance(position, Tensor) else type(position).__name__
+        raise TypeError(f"{_NAME}: position must be a dense tensor, got {got}")
+    if position.dtype != torch.int64 or position.shape != (1,):
+        got = f"{tuple(position.shape)} {position.dtype}"
         raise TypeError(f"{_NAME}: position must be (1,) int64, got {got}")
     check_device(_NAME, "cache", cache, qkv)
     check_device(_NAME, "position", position, qkv)

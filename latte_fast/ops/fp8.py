@@ -109,7 +109,7 @@ def bias_gelu_fp8(u: Tensor, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 def _refuse_gradient(name: str, *tensors: Tensor) -> None:
     if records(*tensors):
-        raise RuntimeError(f"{name}: has no gradient; call it under torch.no_grad(), or with tensors that ask for none")
+        raise ValueError(f"{name}: has no gradient; call it under torch.no_grad(), or with tensors that ask for none")
 
 
 def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def pooled_norm(
     check_rows(_NAME, "x", x)
     if x.dim() != 4:
         raise ValueError(f"{_NAME}: x must be (B, F, N, D), got {tuple(x.shape)}")
-    if axis not in POOLED:
+    if not isinstance(axis, str) or axis not in POOLED:
         raise ValueError(f"{_NAME}: axis must be 'space' or 'time', got {axis!r:.40}")
     check_groups(_NAME, x, shift=shift, scale=scale)
     groups, what = shift.shape[0], "frames" if axis == "space" else "clips"

@@ -76,8 +76,10 @@ def small_linear(
                 continue
             if t.dtype != x.dtype:
                 raise TypeError(f"{_NAME}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
+    if not isinstance(gelu, bool):
+        raise TypeError(f"{_NAME}: gelu must be True or False, got {type(gelu).__name__}")
     eps = checked_number(_NAME, "eps", eps)
-    return _OP(x, weight, bias, norm_weight, norm_bias, residual, bool(gelu), eps, weight_scale)
+    return _OP(x, weight, bias, norm_weight, norm_bias, residual, gelu, eps, weight_scale)
 
 
 def _why_not(x: Tensor, *others: object) -> str | None:

@@ -226,13 +226,15 @@ def small_linear_ref(
 ) -> Tensor:
     """act(LN(x) w^T + b) + residual; x (M, D), weight (N, D), vectors of D and N, residual (M, N).
 
-    With weight_scale (N,), w is the int8 weight times the scale of its row.
+    With weight_scale (N,), w is the int8 weight times the scale of its row, by which sums are multiplied.
     """
     h = x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    if weight_scale is not None:
+    if weight_scale is None:
+        h = F.linear(h, weight, bias)
+    else:
         wide = torch.promote_types(h.dtype, torch.float32)
-        weight = (weight.to(wide) * weight_scale.to(wide)[:, None]).to(h.dtype)
-    h = F.linear(h, weight, bias)
+        h = F.linear(h.to(wide), weight.to(wide)) * weight_scale
+        h = (h if bias is None else h + bias).to(x.dtype)
     h = F.gelu(h) if gelu else h
     return h if residual is None else residual + h
 

@@ -180,6 +180,8 @@ COMMANDS: dict[str, Callable[[str], tuple[str, ...]]] = {
 # dearer to prepare
 MORE: dict[str, Callable[[str], tuple[str, ...]]] = {
     "decode": lambda out: ("decode", "tokens", "--vqgan", "vq.safetensors", "--out", out, "--device", "cpu"),
+    "quantize": lambda out: ("quantize", "run", "--samples", "0", "--weights", "model", "--device", "cpu", "--out",
+                             f"{out}.safetensors"),
     "calibrate": lambda out: ("calibrate", "run", "--steps", "8", "--samples", "1", "--weights", "model", "--device",
                               "cpu", "--out", out),
 }  # fmt: skip

@@ -50,9 +50,27 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "causal_attention": lambda: {"qkv": tensor(2, 5, 3, 2, 8), "prefix": 2},
     "small_linear": lambda: {"x": tensor(2, 16), "weight": tensor(8, 16), "bias": tensor(8), "norm_weight": tensor(16),
                              "norm_bias": tensor(16), "residual": tensor(2, 8), "gelu": True, "eps": 1e-5},
+    "small_linear.int8": lambda: {"x": tensor(2, 16), "weight": torch.randint(-127, 128, (8, 16), dtype=torch.int8),
+                                  "bias": tensor(8), "residual": tensor(2, 8), "weight_scale": tensor(8)},
     "decode_attention": lambda: {"qkv": tensor(2, 3, 2, 8), "cache": tensor(2, 2, 2, 5, 8),
                                  "position": torch.tensor([3]), "scale": 0.5},
+    "pooled_norm": lambda: {"x": tensor(2, 3, 4, 16), "shift": tensor(2, 16), "scale": tensor(2, 16), "axis": "space",
+                            "eps": 1e-6, "out_dtype": None},
+    "rows_fp8": lambda: {"x": tensor(2, 3, 16)},
+    "norm_modulate_fp8": lambda: {"x": tensor(2, 3, 4, 16), "shift": tensor(2, 16), "scale": tensor(2, 16),
+                                  "eps": 1e-6},
+    "gate_residual_norm_modulate_fp8": lambda: {"x": tensor(2, 3, 4, 16), "y": tensor(2, 3, 4, 16),
+                                                "gate": tensor(2, 16), "shift": tensor(2, 16), "scale": tensor(2, 16),
+                                                "eps": 1e-6, "y_bias": tensor(16), "pos": tensor(3, 1, 16)},
+    "bias_gelu_fp8": lambda: {"u": tensor(2, 3, 16), "b": tensor(16)},
+    "adamw_ema": lambda: {"weights": [tensor(4, 8), tensor(8)], "grads": [tensor(4, 8), tensor(8)],
+                          "moments": [tensor(4, 8), tensor(8)], "squares": [tensor(4, 8) ** 2, tensor(8) ** 2],
+                          "steps": [torch.tensor(1.0), torch.tensor(2.0)], "averages": [tensor(4, 8), tensor(8)],
+                          "copies": [tensor(4, 8).bfloat16(), tensor(8).bfloat16()], "lr": 1e-3, "beta1": 0.9,
+                          "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "decay": 0.9},
 }  # fmt: skip
+# arguments that an op writes in place
+WRITTEN = {"decode_attention": ("cache",), "adamw_ema": ("weights", "moments", "squares", "averages", "copies")}
 SMALL: dict[str, Any] = {"input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 2,
                          "num_heads": 2, "num_frames": 2, "num_classes": 5, "extras": 2}  # fmt: skip
 TEXT: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "cross_attention_dim": 16, "num_layers": 1,
@@ -95,6 +113,9 @@ DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32
 
 def spoiled(x: Any, rng: random.Random) -> Any:
     """Returns another value for an argument."""
+    if isinstance(x, list) and x and rng.random() < 0.75:
+        place = rng.randrange(len(x))
+        return [spoiled(one, rng) if i == place else one for i, one in enumerate(x)]
     if not isinstance(x, Tensor) or rng.random() < 0.25:
         return rng.choice(ODD)
     ways: list[Callable[[], Any]] = [
@@ -156,6 +177,14 @@ def agree(got: Any, want: Any) -> bool:
     return True
 
 
+def copied(x: Any) -> Any:
+    """What an op may write in without changing what the oracle is given; what is no dense tensor stays itself."""
+    if isinstance(x, list):
+        return [copied(one) for one in x]
+    dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_quantized and not x.requires_grad
+    return x.clone() if dense else x
+
+
 class Callee:
     """An op or a model, and the oracle's answer to the same arguments."""
 
@@ -174,7 +203,9 @@ class Callee:
 
     def __call__(self, **given: Any) -> Any:
         if self.name in EXAMPLES:
-            return getattr(ops, self.name)(**given)
+            written = {name: copied(given[name]) for name in WRITTEN.get(self.name, ())}
+            out = getattr(ops, self.name.split(".")[0])(**given | written)
+            return [*outs(out), *(t for x in written.values() for t in outs(x))]
         return (getattr(self.model, self.method) if self.method else self.model)(**given)
 
     def oracle(self, **given: Any) -> Any:

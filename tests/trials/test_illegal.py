@@ -5,13 +5,17 @@ import torch
 
 from latte_fast import ops, use_backend
 from latte_fast.backends import BackendUnavailable
-from tests.trials.illegal import trial
+from tests.trials.illegal import EXAMPLES, trial
 
 
 def judged(calls: int, seed: int) -> None:
     counts, wrong = trial(calls, seed)
     print(f"{calls} calls: {dict(counts)}")
     assert not wrong, "\n".join(f"{key}\n  {error}\n  {shown}" for key, (error, shown) in wrong.items())
+
+
+def test_every_op_is_called() -> None:
+    assert {name.split(".")[0] for name in EXAMPLES} == {*ops.__all__}
 
 
 def test_some_calls() -> None:
