@@ -6,6 +6,17 @@ namespace LATTE_ISA {
 
 constexpr int64_t kChunk = 1 << 14;  // values that a thread takes at a time
 
+// a * b + c, rounded once at every level, as torch rounds it: a product of fp32 is exact in fp64
+LATTE_INLINE Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(LATTE_512) || defined(LATTE_ISA_AVX2)
+  return fma(a, b, c);
+#else
+  typedef double Wide __attribute__((vector_size(2 * kBytes)));
+  const Wide sum = __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide) + __builtin_convertvector(c, Wide);
+  return __builtin_convertvector(sum, Vec<float>);
+#endif
+}
+
 // from + weight * (to - from), from the nearer end, as torch has it
 struct Lerp {
   Vec<float> factor;
@@ -14,7 +25,7 @@ struct Lerp {
     factor = splat(near ? static_cast<float>(weight) : static_cast<float>(weight) - 1.0f);
   }
   LATTE_INLINE Vec<float> operator()(Vec<float> from, Vec<float> to) const {
-    return fma(factor, to - from, near ? from : to);
+    return fused(factor, to - from, near ? from : to);
   }
 };
 
@@ -47,7 +58,7 @@ template <class T> LATTE_INLINE void update(const Trained& t, const Step& s, int
     i += first;
     const Vec<float> g = load<float>(t.gradient + i, lanes);
     const Vec<float> m = s.moment(load<float>(t.moment + i, lanes), g);
-    const Vec<float> v = fma(s.rest2 * g, g, rounded(load<float>(t.square + i, lanes) * s.beta2));
+    const Vec<float> v = fused(s.rest2 * g, g, rounded(load<float>(t.square + i, lanes) * s.beta2));
     const Vec<float> w = rounded(load<float>(t.weight + i, lanes) * s.keep) + s.rate * m / (root(v) / s.bound + s.eps);
     store<float>(t.moment + i, m, lanes);
     store<float>(t.square + i, v, lanes);
