@@ -38,7 +38,7 @@ def decode_attention(qkv: Tensor, cache: Tensor, position: Tensor, scale: float 
     if cache.dtype != qkv.dtype:
         raise TypeError(f"{_NAME}: cache must have qkv's dtype {qkv.dtype}, got {cache.dtype}")
     if not isinstance(position, Tensor) or position.layout != torch.strided:
-        got = position.layout if isinstance(position, Tensor) else type(position).__name__
+        got = str(position.layout) if isinstance(position, Tensor) else type(position).__name__
         raise TypeError(f"{_NAME}: position must be (1,) int64, got {got}")
     if position.dtype != torch.int64 or position.shape != (1,):
         got = f"{tuple(position.shape)} {position.dtype}"
