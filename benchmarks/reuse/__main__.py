@@ -6,8 +6,9 @@ python -m benchmarks.reuse RUN --part budgets         PSNR by number of forwards
 python -m benchmarks.reuse RUN --part contenders      published rules at equal computed forwards
 python -m benchmarks.reuse RUN --part samplers        distance to one converged film, beside fewer steps of others
 
-Plans are those beside the runs, or found first. Every figure is kept in OUT as soon as it is there, so that the same
-command goes on where it was stopped; the table and its curves are written anew at the end of each part.
+The plans beside a run are taken; where there are none, they are searched first. Every figure is kept in OUT as soon as it
+is there, so that the same command goes on where it was stopped; the table and its curves are written anew at the end of
+each part.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs on moving shapes")
     parser.add_argument("--part", choices=PARTS, nargs="*", default=PARTS, help="parts of the table")
     parser.add_argument("--out", type=Path, default=Path("reuse"), help="folder of the figures, the table and curves")
-    parser.add_argument("--batch", type=int, default=64, help="samples of the timed films, drawn at once")
+    parser.add_argument("--batch", type=int, default=64, help="number of films drawn in one batch for the seconds")
     parser.add_argument("--samples", type=int, default=16, help="samples that losses are measured on")
     parser.add_argument("--budgets", type=int, nargs="*", default=range(8, 26), help="numbers of forwards")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of which the seconds are the medians")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.sample import open_source
 
 STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
+SEARCHED: dict[str, Any] = {"count": 8, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
 FEWER = (8, 10, 12, 14, 17, 20, 25)  # steps of the samplers beside the converged film
 
 
@@ -29,7 +31,7 @@ class Parts:
         run: folder of a run on moving shapes, with the plans beside it.
         store: figures that are there already.
         samples: number of samples that losses are measured on.
-        batch: samples of the timed films, drawn at once.
+        batch: number of films that are drawn in one batch for the seconds.
     """
 
     def __init__(self, run: Path, store: Store, samples: int, batch: int):
@@ -59,7 +61,7 @@ class Parts:
         """The best plan of each number of forwards, beside the best mask made by hand."""
         missing = [n for n in budgets if f"budget/{n}/plan" not in self.store.figures]
         if missing:
-            request = Request(count=8, steps=STEPS, scale=GUIDANCE)
+            request = Request(**SEARCHED)
             search = open_search(self.source, request, progress=True)
             for n in missing:
                 plan = search.refined(search.budget(n)).plan
@@ -89,7 +91,7 @@ class Parts:
                 self.store.get(name, lambda m=method, s=steps: self.distance(m, s, converged))
             if f"converged/{method}/25 of 50" in self.store.figures:
                 continue
-            request = Request(count=8, steps=STEPS, method=method, scale=GUIDANCE)  # type: ignore[arg-type]
+            request = Request(**SEARCHED | {"method": method})
             search = open_search(self.source, request, progress=True)
             race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
             for n in FEWER:
@@ -104,11 +106,11 @@ class Parts:
         """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""
         adapter = self.source.adapter
         self.source.wanted = list(range(adapter.choices))
-        common = {"count": self.batch, "batch": self.batch, "steps": STEPS, "scale": GUIDANCE}
+        common: dict[str, Any] = {"count": self.batch, "batch": self.batch, "steps": STEPS, "scale": GUIDANCE}
         requests = {
-            "exact": Request(**common),  # type: ignore[arg-type]
-            "lossless": Request(**common, lossless=True),  # type: ignore[arg-type]
-            **{q: Request(**common, plan=str(self.run / PLANS / f"{q}.json")) for q in TIERS},  # type: ignore[arg-type]
+            "exact": Request(**common),
+            "lossless": Request(**common, lossless=True),
+            **{q: Request(**common, plan=str(self.run / PLANS / f"{q}.json")) for q in TIERS},
         }
         begin = HELD_OUT * adapter.choices
         numbers = range(begin, begin + self.batch)

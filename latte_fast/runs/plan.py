@@ -18,6 +18,8 @@ FORMAT = 2
 PLANS = "plans"  # folder in a run
 COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
 PRECISIONS = (SIXTEEN, "fp8")
+# what rows of format 1 did not say
+NEWER = {"precision": SIXTEEN, "weights": []}
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,14 @@ def load_plan(path: str | Path) -> Plan:
         version, signed = body.pop("format"), body.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"plan: path must be a plan that calibrate wrote, got {path}: {error}") from error
-    if version != FORMAT:
-        raise ValueError(f"plan: format must be {FORMAT}, got {version} in {path}; calibrate again")
+    if version not in (1, FORMAT):
+        raise ValueError(f"plan: format must be 1 or {FORMAT}, got {version} in {path}; calibrate again")
     if digest(body) != signed:
         raise ValueError(f"plan: {path} was changed after it was written; calibrate again")
     known = {f.name for f in fields(PlanRow)}
     rows = []
     for stored in body["rows"]:
-        row = {"precision": SIXTEEN} | stored  # plans of earlier versions have none
+        row = NEWER | stored if version == 1 else stored
         if set(row) != known:
             raise ValueError(f"plan: rows of {path} must have {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
         correct = None if row["correct"] is None else as_sum(row["correct"])

@@ -14,7 +14,7 @@ from latte_fast.calibration.plans import find_plans
 from latte_fast.calibration.reuse_errors import in_order
 from latte_fast.calibration.search import calibrate, hand_made, plan_of, psnr
 from latte_fast.media.pixels import normalise
-from latte_fast.runs.plan import Plan, PlanRow, load_plan, plan_path
+from latte_fast.runs.plan import Plan, PlanRow, digest, load_plan, plan_path
 from latte_fast.sampling.planned import plain_plan, whole_process
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.sample import open_source
@@ -119,6 +119,17 @@ def test_files(run: Path, tmp_path: Path) -> None:
     body["rows"][0]["predict"][0] += 0.1
     edited.write_text(json.dumps(body))
     with pytest.raises(ValueError, match="was changed after it was written"):
+        load_plan(edited)
+    with_orders = replace(plan, rows=tuple(replace(row, weights=()) for row in plan.rows))
+    with_orders.save(edited)
+    body = json.loads(edited.read_text())
+    del body["sha256"], body["format"]
+    for row in body["rows"]:
+        del row["weights"], row["precision"]  # as format 1 has them
+    edited.write_text(json.dumps({"format": 1, "sha256": digest(body), **body}))
+    assert load_plan(edited) == with_orders
+    edited.write_text(json.dumps({"format": 2, "sha256": digest(body), **body}))
+    with pytest.raises(ValueError, match=r"rows of .* must have"):
         load_plan(edited)
     edited.write_text("{}")
     with pytest.raises(ValueError, match="must be a plan that calibrate wrote"):
