@@ -28,7 +28,7 @@ def rounded_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 class LinearInt8(Stored8):
     """x w^T + b of an int8 weight (N, K) with a scale an output channel; x and the result stay as they are.
 
-    1 to 8 rows of x share one reading of the weight; for more it is multiplied out in x's dtype, each time.
+    1 to 8 rows of x share one reading of the weight; more are a product in fp32, for which it is widened each time.
 
     Args:
         layer: linear layer whose weight is rounded; on meta it gives sizes alone.
