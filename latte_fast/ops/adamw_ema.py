@@ -78,10 +78,21 @@ def adamw_ema(
     if weights:
         numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decay": decay}
         factors = [checked_number(_NAME, name, number) for name, number in numbers.items()]
-        _OP(*(list(some) for some in (weights, grads, moments, squares, steps, averages, copies)), *factors)
-        # kernels write by address, which autograd and caches of what was made of a weight would not notice
-        for some in (weights, moments, squares, averages, copies):
-            torch.autograd.graph.increment_version(some)
+        adamw_ema_checked((weights, grads, moments, squares, steps, averages, copies), factors)
+
+
+def adamw_ema_checked(lists: Sequence[Sequence[Tensor]], factors: Sequence[float]) -> None:
+    """adamw_ema of arguments that were checked, which takes longer than to launch it where weights are many.
+
+    Args:
+        lists: weights, grads, moments, squares, steps, averages and copies.
+        factors: lr, beta1, beta2, eps, weight_decay and decay.
+    """
+    weights, _, moments, squares, _, averages, copies = lists
+    _OP(*(list(some) for some in lists), *factors)
+    # kernels write by address, which autograd and caches of what was made of a weight would not notice
+    for some in (weights, moments, squares, averages, copies):
+        torch.autograd.graph.increment_version(some)
 
 
 def is_dense(x: Tensor) -> bool:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latte_fast import ops
 from latte_fast.distributed.data_parallel import local
-from latte_fast.ops.adamw_ema import is_dense
+from latte_fast.ops.adamw_ema import adamw_ema_checked, is_dense
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _UNKNOWN = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -49,14 +48,22 @@ class AdamWEma(torch.optim.AdamW):
         if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
             return "a GradScaler has scaled the gradients"
         for p in self._given():
-            state = self.state[p]
-            beside = (state.get("exp_avg"), state.get("exp_avg_sq"), self.averages.get(p), self.copies.get(p))
-            if any(type(t) not in _PLAIN for t in (p, p.grad, *beside) if t is not None):
-                return "a weight is sharded, or of another class than torch's tensor"
-            if p.dtype != torch.float32 or p.grad.dtype != torch.float32:
-                return "a weight or its gradient is not in fp32"
-            if not is_dense(p) or any(t.stride() != p.stride() for t in beside if t is not None):
-                return "a weight has gaps, or other strides than what is kept of it"
+            state, grad = self.state[p], p.grad
+            kept = [t for t in (state.get("exp_avg"), state.get("exp_avg_sq"), self.averages.get(p)) if t is not None]
+            copy = self.copies.get(p)
+            beside = kept if copy is None else [*kept, copy]
+            for t in (p, grad, *beside):
+                if type(t) not in _PLAIN or t.layout != torch.strided:
+                    return "a weight is sharded, or of another class than torch's dense tensor"
+            for t in (p, grad, *kept):
+                if t.dtype != torch.float32:
+                    return "a weight, its gradient or what is kept of it is not in fp32"
+            stride = p.stride()
+            for t in beside:
+                if t.stride() != stride or t.device != p.device:
+                    return "what is kept of a weight has other strides, or is on another device"
+            if not is_dense(p):
+                return "a weight has gaps"
             if "step" in state and state["step"].device != p.device:
                 return "the number of steps is kept on another device than the weight"
         return None
@@ -98,21 +105,17 @@ class AdamWEma(torch.optim.AdamW):
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
             beta1, beta2 = group["betas"]
-            ops.adamw_ema(
-                [p.detach() for p in given],
+            lists = (
+                given,
                 [in_order(p.grad, p) for p in given],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 steps,
                 [self.averages[p] for p in given] if averaged else [],
-                [self.copies[p].detach() for p in given] if copied else [],
-                group["lr"],
-                beta1,
-                beta2,
-                group["eps"],
-                group["weight_decay"],
-                self.decay,
+                [self.copies[p] for p in given] if copied else [],
             )
+            # why_not has looked at each of these
+            adamw_ema_checked(lists, (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], self.decay))
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         """Returns AdamW's state of a weight, as torch makes it for fused steps."""
@@ -124,4 +127,4 @@ class AdamWEma(torch.optim.AdamW):
 
 def in_order(grad: Tensor, weight: Tensor) -> Tensor:
     """Returns a gradient whose values lie in its weight's order."""
-    return grad.detach() if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
+    return grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
