@@ -26,7 +26,7 @@ from latte_fast.long_films.request import LongOptions
 from latte_fast.long_films.sample import draw_films, open_long
 from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_mp4
-from latte_fast.training import Ranks, TrainConfig, Trainer
+from latte_fast.training import TrainConfig, Trainer, alone
 
 STEPS, SAMPLING, GUIDANCE = 12000, 12, 4.0
 FRAMES, SIZE = 4, 24  # of a clip
@@ -39,7 +39,8 @@ MOST = 0.05  # of that share, what may be lost to the last quarter
 def config(out: Path, frame_steps: float, steps: int) -> TrainConfig:
     base = demo_config(str(out / f"frame-steps-{frame_steps:g}"), steps)
     process = replace(base.diffusion, frame_steps=frame_steps)
-    return replace(base, data=replace(base.data, endless=True), diffusion=process)
+    data = replace(base.data, endless=True)
+    return replace(base, data=data, diffusion=process, graphs=torch.cuda.is_available())
 
 
 def train(given: TrainConfig) -> float:
@@ -55,8 +56,9 @@ def draw(run: Path, kind: str, frames: int, per_class: int, steps: int, out: Pat
     """Draws films of every class in turn, (B, F, H, W, 3), or goes on with those in `out`; and the forwards a frame."""
     options = LongOptions(at_once=16, insist=kind == "rollout")
     given = {"samples": per_class * len(NAMES), "batch": len(NAMES), "steps": steps, "guidance": GUIDANCE}
-    films, request = open_long(run, kind, frames, classes=NAMES, options=options, format="npz", **given)  # type: ignore[arg-type]
-    draw_films(films, request, out, Ranks(), resume=True)
+    given |= {"format": "npz", "device": alone().device}
+    films, request = open_long(run, kind, frames, classes=NAMES, options=options, **given)  # type: ignore[arg-type]
+    draw_films(films, request, out, alone(), resume=True)
     videos = [torch.from_numpy(np.load(file)["video"]) for file in sorted(out.glob("*.npz"))]
     one_by_one = replace(request, options=replace(request.options, at_once=1))
     return torch.stack(videos), films.forwards(one_by_one) / frames
