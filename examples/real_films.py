@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import latte_fast
 from latte_fast import info
 from latte_fast.calibration.plans import find_plans
@@ -93,6 +95,10 @@ def train(name: str, given: argparse.Namespace) -> float:
     return time.perf_counter() - begin
 
 
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def samples_of(name: str, given: argparse.Namespace) -> Path:
     return given.out / f"{name}-samples"
 
@@ -100,11 +106,11 @@ def samples_of(name: str, given: argparse.Namespace) -> Path:
 def draw(name: str, given: argparse.Namespace) -> None:
     """Draws the samples of a part: of a model, or of the dense one by a plan or in 8 bits."""
     run = given.out / ("dense" if name in REDRAWN else name)
-    model, plan = latte_fast.load(run), ""
+    model, plan = latte_fast.load(run, device=device()), ""
     if name == "fp8":
         print(latte_fast.quantize(model.model, "fp8", keep=False))
     if name == "cached":
-        asked = {"psnr": PSNR, "steps": given.sampling_steps, "guidance": GUIDANCE}
+        asked = {"psnr": PSNR, "steps": given.sampling_steps, "guidance": GUIDANCE, "device": device()}
         plan = str(next(iter(find_plans(run, out=given.out / "plans", **asked))))
     folder = samples_of(name, given)
     latte_fast.sample(
@@ -117,6 +123,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measures the samples of a part, and writes a page of them."""
     folder, common = samples_of(name, given), {"frames": FRAMES, "bootstrap": 200}
     real = {"real": given.out / "clips", "kind": "videos", "interval": 1, "size": SIZE, "clips": given.samples}
+    real["device"] = str(device())
     result = evaluate(Evaluation(folder, given.detector, METRIC, **real, **common))
     found: dict[str, Any] = {"value": result.value, "interval": result.score.interval, "name": result.title}
     if name in REDRAWN:
