@@ -14,6 +14,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,12 @@ def train(given: TrainConfig) -> float:
     return time.perf_counter() - begin
 
 
-def draw(run: Path, kind: str, frames: int, per_class: int, steps: int, out: Path) -> tuple[Tensor, float]:
-    """Draws films of every class in turn, (B, F, H, W, 3), or goes on with those in `out`; and the forwards a frame."""
+def draw(run: Path, kind: str, frames: int, out: Path, **given: Any) -> tuple[Tensor, float]:
+    """Draws films, (B, F, H, W, 3), or goes on with those in `out`; returns them and the forwards a frame."""
     options = LongOptions(at_once=16, insist=kind == "rollout")
-    given = {"samples": per_class * len(NAMES), "batch": len(NAMES), "steps": steps, "guidance": GUIDANCE}
-    given |= {"format": "npz", "device": alone().device}
-    films, request = open_long(run, kind, frames, classes=NAMES, options=options, **given)  # type: ignore[arg-type]
-    draw_films(films, request, out, alone(), resume=True)
+    ranks = alone()
+    films, request = open_long(run, kind, frames, options=options, format="npz", device=ranks.device, **given)  # type: ignore[arg-type]
+    draw_films(films, request, out, ranks, resume=True)
     videos = [torch.from_numpy(np.load(file)["video"]) for file in sorted(out.glob("*.npz"))]
     one_by_one = replace(request, options=replace(request.options, at_once=1))
     return torch.stack(videos), films.forwards(one_by_one) / frames
@@ -134,8 +134,9 @@ def main() -> None:
                 continue
             begin = time.perf_counter()
             drawn = given.out / f"{kind}-{frame_steps:g}-{given.frames}"
-            how = (kind, given.frames, given.per_class, given.sampling_steps)
-            films, forwards = draw(Path(run.out), *how, drawn)
+            asked = {"samples": given.per_class * len(NAMES), "batch": len(NAMES), "classes": NAMES}
+            asked |= {"steps": given.sampling_steps, "guidance": GUIDANCE}
+            films, forwards = draw(Path(run.out), kind, given.frames, drawn, **asked)
             show(Path(f"{drawn}.mp4"), films)
             shares, distances = judge(films, classifier, real)
             results[name] = {"model": model, "kind": kind, "recognised": shares, "distance": distances,

@@ -120,6 +120,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measures the samples of a part, and writes a page of them."""
     folder, common = samples_of(name, given), {"frames": FRAMES, "bootstrap": 200}
     real = {"real": given.out / "clips", "kind": "videos", "interval": 1, "size": SIZE, "clips": given.samples}
+    real["device"] = str(alone().device)
     result = evaluate(Evaluation(folder, given.detector, METRIC, **real, **common))
     found: dict[str, Any] = {"value": result.value, "interval": result.score.interval, "name": result.title}
     if name in REDRAWN:
