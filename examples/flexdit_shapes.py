@@ -32,7 +32,7 @@ from latte_fast.media.write import write_sheet
 from latte_fast.runs.load import Trained
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.plot import pyplot, smooth
-from latte_fast.training import ModelConfig, TrainConfig, Trainer
+from latte_fast.training import ModelConfig, TrainConfig, Trainer, alone
 
 DENSE_STEPS = 2500
 MODEL = ModelConfig(patch_size=3, hidden_size=96, depth=16, num_heads=4, learn_sigma=False)
@@ -135,6 +135,8 @@ def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
         batch=max(1, given.batch // (2 if part.ablation else 1)),
         seed=part.seed,
         pretrained=str(dense) if part.start else None,
+        graphs=torch.cuda.is_available(),
+        workers=1 if torch.cuda.is_available() else None,  # who draws the clips of a step in less time than it takes
     )
 
 
@@ -147,7 +149,7 @@ def trained_part(name: str, given: argparse.Namespace) -> tuple[Trained, float]:
     out, begin = Path(config.out), time.perf_counter()
     if Trainer(config, resume=(out / "config.yaml").is_file()).run() < config.steps:
         raise SystemExit(f"flexdit_shapes: {name} stopped before its last step; the same command goes on")
-    return latte_fast.load(out), time.perf_counter() - begin
+    return latte_fast.load(out, device=alone().device), time.perf_counter() - begin
 
 
 def share_of_dense(part: Part) -> float:

@@ -14,6 +14,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from latte_fast.long_films.request import LongOptions
 from latte_fast.long_films.sample import draw_films, open_long
 from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_mp4
-from latte_fast.training import Ranks, TrainConfig, Trainer
+from latte_fast.training import TrainConfig, Trainer, alone
 
 STEPS, SAMPLING, GUIDANCE = 12000, 12, 4.0
 FRAMES, SIZE = 4, 24  # of a clip
@@ -39,7 +40,8 @@ MOST = 0.05  # of that share, what may be lost to the last quarter
 def config(out: Path, frame_steps: float, steps: int) -> TrainConfig:
     base = demo_config(str(out / f"frame-steps-{frame_steps:g}"), steps)
     process = replace(base.diffusion, frame_steps=frame_steps)
-    return replace(base, data=replace(base.data, endless=True), diffusion=process)
+    data = replace(base.data, endless=True)
+    return replace(base, data=data, diffusion=process, graphs=torch.cuda.is_available())
 
 
 def train(given: TrainConfig) -> float:
@@ -51,12 +53,12 @@ def train(given: TrainConfig) -> float:
     return time.perf_counter() - begin
 
 
-def draw(run: Path, kind: str, frames: int, per_class: int, steps: int, out: Path) -> tuple[Tensor, float]:
-    """Draws films of every class in turn, (B, F, H, W, 3), or goes on with those in `out`; and the forwards a frame."""
+def draw(run: Path, kind: str, frames: int, out: Path, **given: Any) -> tuple[Tensor, float]:
+    """Draws films, (B, F, H, W, 3), or goes on with those in `out`; returns them and the forwards a frame."""
     options = LongOptions(at_once=16, insist=kind == "rollout")
-    given = {"samples": per_class * len(NAMES), "batch": len(NAMES), "steps": steps, "guidance": GUIDANCE}
-    films, request = open_long(run, kind, frames, classes=NAMES, options=options, format="npz", **given)  # type: ignore[arg-type]
-    draw_films(films, request, out, Ranks(), resume=True)
+    ranks = alone()
+    films, request = open_long(run, kind, frames, options=options, format="npz", device=ranks.device, **given)  # type: ignore[arg-type]
+    draw_films(films, request, out, ranks, resume=True)
     videos = [torch.from_numpy(np.load(file)["video"]) for file in sorted(out.glob("*.npz"))]
     one_by_one = replace(request, options=replace(request.options, at_once=1))
     return torch.stack(videos), films.forwards(one_by_one) / frames
@@ -132,8 +134,9 @@ def main() -> None:
                 continue
             begin = time.perf_counter()
             drawn = given.out / f"{kind}-{frame_steps:g}-{given.frames}"
-            how = (kind, given.frames, given.per_class, given.sampling_steps)
-            films, forwards = draw(Path(run.out), *how, drawn)
+            asked = {"samples": given.per_class * len(NAMES), "batch": len(NAMES), "classes": NAMES}
+            asked |= {"steps": given.sampling_steps, "guidance": GUIDANCE}
+            films, forwards = draw(Path(run.out), kind, given.frames, drawn, **asked)
             show(Path(f"{drawn}.mp4"), films)
             shares, distances = judge(films, classifier, real)
             results[name] = {"model": model, "kind": kind, "recognised": shares, "distance": distances,

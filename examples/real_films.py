@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import latte_fast
 from latte_fast import info
 from latte_fast.calibration.plans import find_plans
@@ -29,7 +31,7 @@ from latte_fast.runs.config import CONFIG, EvalConfig
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.plot import measured, points, pyplot
 from latte_fast.runs.report import Shown, write_report
-from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, Trainer
+from latte_fast.training import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, Trainer, alone
 
 FRAMES, SIZE, CLIP, METRIC, GUIDANCE = 8, 24, 16, "kvd", 2.0
 # decibels that films by a plan have to those that compute every step
@@ -72,16 +74,17 @@ def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
             lr=1e-3, betas=(0.9, 0.99), rate="cosine", warmup=min(50, steps), clip=1.0, ema=0.99, ema_warmup=True
         ),
         sample=SampleConfig(every=max(1, steps // 4), count=4, steps=given.sampling_steps, scale=GUIDANCE),
-        eval=EvalConfig(every=steps // 8, count=given.samples, metric=METRIC, detector=given.detector),
+        eval=EvalConfig(every=steps // 5, count=given.samples, metric=METRIC, detector=given.detector),
         frames=FRAMES,
         size=SIZE,
         images=images,
         steps=steps,
         batch=given.batch,
-        log_every=steps // 8,
+        log_every=steps // 5,
         save_every=max(1, steps // 4),
         keep=1,
         pretrained=str(dense) if layout else None,
+        graphs=torch.cuda.is_available(),
     )
 
 
@@ -100,11 +103,11 @@ def samples_of(name: str, given: argparse.Namespace) -> Path:
 def draw(name: str, given: argparse.Namespace) -> None:
     """Draws the samples of a part: of a model, or of the dense one by a plan or in 8 bits."""
     run = given.out / ("dense" if name in REDRAWN else name)
-    model, plan = latte_fast.load(run), ""
+    model, plan = latte_fast.load(run, device=alone().device), ""
     if name == "fp8":
         print(latte_fast.quantize(model.model, "fp8", keep=False))
     if name == "cached":
-        asked = {"psnr": PSNR, "steps": given.sampling_steps, "guidance": GUIDANCE}
+        asked = {"psnr": PSNR, "steps": given.sampling_steps, "guidance": GUIDANCE, "device": alone().device}
         plan = str(next(iter(find_plans(run, out=given.out / "plans", **asked))))
     folder = samples_of(name, given)
     latte_fast.sample(
@@ -117,6 +120,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measures the samples of a part, and writes a page of them."""
     folder, common = samples_of(name, given), {"frames": FRAMES, "bootstrap": 200}
     real = {"real": given.out / "clips", "kind": "videos", "interval": 1, "size": SIZE, "clips": given.samples}
+    real["device"] = str(alone().device)
     result = evaluate(Evaluation(folder, given.detector, METRIC, **real, **common))
     found: dict[str, Any] = {"value": result.value, "interval": result.score.interval, "name": result.title}
     if name in REDRAWN:

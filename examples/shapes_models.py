@@ -27,7 +27,7 @@ from latte_fast.data.shards import INDEX
 from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_sheet
-from latte_fast.training import ModelConfig, TrainConfig, Trainer
+from latte_fast.training import ModelConfig, TrainConfig, Trainer, alone
 
 STEPS = {"classes": 4800, "joint": 4800, "text": 7000}
 GUIDANCE = {"classes": 4.0, "joint": 4.0, "text": 4.0}
@@ -93,7 +93,7 @@ def train(config: TrainConfig) -> float:
 
 def judge(run: Path, guidance: float, per_class: int, classifier: Callable[[Tensor, Tensor], float]) -> float:
     """Draws every class in turn, writes a sheet of them, and returns the share that the classifier recognises."""
-    trained = latte_fast.load(run)
+    trained = latte_fast.load(run, device=alone().device)
     wanted = [CAPTIONS[name] for name in NAMES] if trained.adapter.labels == "captions" else NAMES
     count = per_class * len(NAMES)
     drawn = latte_fast.sample(trained, classes=wanted, samples=count, guidance=guidance, batch=len(NAMES))

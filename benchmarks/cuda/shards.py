@@ -23,7 +23,15 @@ KERNELS = (
 )
 # file -> the cases that a sanitizer, 10 to 100 times slower, has the time for, if any
 SHARDS = {f"tests/kernels/test_{name}.py": "pairs" for name in KERNELS}
-SHARDS |= {"tests/ext/test_conv_cuda.py": "transpose3d_on_gpu and bf16", "tests/cuda_graphs/test_replay.py": ""}
+SHARDS |= {
+    "tests/kernels/test_causal_attention.py": "pairs",
+    "tests/kernels/test_decoding.py": "pairs",
+    "tests/kernels/test_adamw_ema.py": "several_programs",
+    "tests/kernels/test_fp8.py": "edges",
+    "tests/ext/test_conv_cuda.py": "transpose3d_on_gpu and bf16",
+    "tests/cuda_graphs/test_replay.py": "",
+    "tests/token_films/test_steps.py": "",
+}
 
 
 def commands(tools: list[str]) -> dict[str, list[str]]:

@@ -83,6 +83,11 @@ class Ranks:
         return box[0]
 
 
+def alone() -> Ranks:
+    """Returns a process that shares its work with no other, on the GPU where there is one."""
+    return Ranks(device=torch.device("cuda") if torch.cuda.is_available() else CPU)
+
+
 @contextmanager
 def start() -> Iterator[Ranks]:
     """Yields the ranks that torchrun set up, or a single one; the process group lives as long as the context."""

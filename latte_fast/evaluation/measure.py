@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from latte_fast.distributed.ranks import Ranks
+from latte_fast.distributed.ranks import Ranks, alone
 from latte_fast.evaluation import real_stats
 from latte_fast.evaluation.config import Evaluation
 from latte_fast.evaluation.detector import Detector, check_detector, check_device
@@ -41,9 +41,9 @@ def evaluate(config: Evaluation, ranks: Ranks | None = None) -> Result:
 
     Args:
         config: settings of the measurement.
-        ranks: processes that share the work; all get the result.
+        ranks: processes that share the work, which all get the result; by default this one alone.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or alone()
     if config.of_files:
         return ranks.from_first(lambda: score_files(config))
     if ranks.count > 1 and not config.parts:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latte_fast.codecs.vae import VAE
-from latte_fast.distributed.ranks import Ranks
+from latte_fast.distributed.ranks import Ranks, alone
 from latte_fast.long_films.request import Kind, LongOptions, LongRequest, default_steps
 from latte_fast.long_films.source import LongSource
 from latte_fast.runs.load import Trained, load
@@ -37,7 +37,7 @@ def sample_long(
         resume: whether to go on with the same request into the same folder, keeping what is there.
         **given: what `open_long` takes.
     """
-    ranks = ranks or Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = ranks or alone()
     films, request = open_long(model, kind, frames, **{"device": ranks.device, **given})
     draw_films(films, request, out, ranks, resume)
 

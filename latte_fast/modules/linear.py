@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latte_fast import ops
+from latte_fast import backends, ops
 from latte_fast.modules.hooks import is_untouched
 from latte_fast.modules.linear8 import Rows8, by_onednn, is_8bit, op8, precision_of
+from latte_fast.ops.joined_linear import are_adjacent, joined_linear
+from latte_fast.ops.registration import records
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
@@ -119,23 +121,22 @@ def joined(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None] | None:
     if any(missing) != all(missing):
         return None
     if torch.compiler.is_compiling():
-        # addresses can't be compared while tracing
+        # addresses can't be compared while tracing; in inference joined_product leaves that to its op
         return torch.cat(weights), None if missing[0] else torch.cat(biases)
-    if not _adjacent(weights) or not (missing[0] or _adjacent(biases)):
+    if not are_adjacent(weights) or not (missing[0] or are_adjacent(biases)):
         return None
     return _Joined.apply(*weights), None if missing[0] else _Joined.apply(*biases)
 
 
-def _adjacent(parts: Sequence[Tensor]) -> bool:
-    first = parts[0]
-    storage = first.untyped_storage().data_ptr()
-    at = first.data_ptr()
-    for p in parts:
-        same = p.dtype == first.dtype and p.shape[1:] == first.shape[1:] and p.is_contiguous()
-        if not same or p.data_ptr() != at or p.untyped_storage().data_ptr() != storage:
-            return False
-        at += p.numel() * p.element_size()
-    return at > first.data_ptr()
+def joined_product(layers: Sequence[Any], x: Tensor) -> Tensor | None:
+    """Returns plain layers' results of x side by side where torch.compile traces inference; None elsewhere."""
+    if not torch.compiler.is_compiling() or backends.autocast_dtype(x.device.type) is not None:
+        return None
+    if not all(is_plain(layer) for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
+        return None
+    weights = [layer.weight for layer in layers]
+    biases = [] if layers[0].bias is None else [layer.bias for layer in layers]
+    return None if records(x, *weights, *biases) else joined_linear(x, weights, biases)
 
 
 def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | None:
@@ -156,7 +157,7 @@ def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | Non
         weight = torch.cat([w.view(torch.uint8) for w in weights]).view(weights[0].dtype)
         return weight, torch.cat(scales), None if missing[0] else torch.cat(biases)
     groups = [weights, scales] if missing[0] else [weights, scales, biases]
-    if not all(_adjacent(group) for group in groups):
+    if not all(are_adjacent(group) for group in groups):
         return None
     whole = [_Joined.apply(*group) for group in groups]
     return whole[0], whole[1], None if missing[0] else whole[2]

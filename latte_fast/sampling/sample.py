@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from latte_fast.codecs.vae import VAE
-from latte_fast.distributed.ranks import Ranks
+from latte_fast.distributed.ranks import Ranks, alone
 from latte_fast.models.families import adapter_of
 from latte_fast.modules.sequence import ParallelConfig
 from latte_fast.runs.codec import open_codec
@@ -89,8 +89,7 @@ def sample(
         resume: whether to go on with the same request into the same folder, keeping the files that are there.
         parallel: how several ranks share each clip, rather than each rank drawing clips of its own.
     """
-    if ranks is None:
-        ranks = Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = ranks or alone()
     if isinstance(model, FilmSource):
         given = {"classes": classes, "guidance": guidance, "vae": vae, "plan": plan, "parallel": parallel}
         given["precise_steps"] = precise_steps

@@ -1,6 +1,6 @@
 """Training: the trainer, with what it needs from runs/ and distributed/ under the names that users import."""
 
-from latte_fast.distributed.ranks import Ranks, start
+from latte_fast.distributed.ranks import Ranks, alone, start
 from latte_fast.runs.config import DiffusionConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from latte_fast.runs.load import Trained
 from latte_fast.runs.load import load as load_trained
@@ -16,6 +16,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Trainer",
+    "alone",
     "load_trained",
     "read_config",
     "start",

@@ -15,7 +15,7 @@ from torch import Tensor
 from latte_fast.data import GlobalSampler
 from latte_fast.data.item import DataError
 from latte_fast.data.verify import Verifier
-from latte_fast.distributed.ranks import Ranks
+from latte_fast.distributed.ranks import Ranks, alone
 from latte_fast.evaluation.reconstructions import run_evaluation
 from latte_fast.runs import checkpoint
 from latte_fast.runs.config import CONFIG, TrainConfig
@@ -42,7 +42,7 @@ class Trainer:
 
     Args:
         config: configuration of the run.
-        ranks: processes of the run.
+        ranks: processes of the run; by default this one alone, on the GPU where there is one.
         resume: whether to go on with the run in the folder, where there is one.
         say: function that prints a note.
     """
@@ -55,7 +55,7 @@ class Trainer:
         say: Callable[[str], None] = print,
     ):
         self.config = config
-        self.ranks = replace(ranks or Ranks(), together=config.sequence)
+        self.ranks = replace(ranks or alone(), together=config.sequence)
         self.out = Path(config.out)
         self.say = say if self.ranks.first else lambda text: None
         self.ranks.from_first(lambda: check_run(config, self.ranks, resume))

@@ -183,6 +183,25 @@ def test_without_a_gpu_it_is_the_model(model: Latte) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_few_clips_replay_by_themselves_on_gpu() -> None:
+    """From the second call at a shape on, with weights that change in place too, and not once it is turned off."""
+    model = testing.refill(Latte(**SMALL, extras=2)).eval().to("cuda")
+    plain = copy.deepcopy(model)
+    plain.replays_few_clips = False
+    for seed in range(6):
+        x, t, y = (v.cuda() for v in clip(1 + seed % 2, seed))
+        assert torch.equal(model(x, t, y), plain(x, t, y))
+        assert hasattr(model, "_few_clips") and (model._few_clips.replay is not None) == (seed >= 2)
+    assert not model._few_clips.broken and len(model._few_clips.replay._graphs) == 2
+    assert not hasattr(plain, "_few_clips")
+    for p in (*model.parameters(), *plain.parameters()):
+        p.mul_(1.5)
+    assert torch.equal(model(x, t, y), plain(x, t, y))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_graph_gives_the_models_numbers_on_gpu(dtype: torch.dtype) -> None:
     model = testing.refill(Latte(**SMALL, extras=2)).eval().to("cuda", dtype)

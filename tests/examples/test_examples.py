@@ -79,14 +79,25 @@ def test_vqgan_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_tokens_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update of each network; the second command trains nothing."""
-    args = ("--out", str(tmp_path), "--steps", "1", "--vqgan-steps", "1", "--per-class", "1", "--classifier-steps", "1")
+    """An update of each of the four networks; the second command trains nothing and draws no long film again."""
+    args = ("--out", str(tmp_path), "--steps", "1", "--vqgan-steps", "1", "--batch", "2", "--layers", "1")
+    args = (*args, "--width", "32", "--heads", "2", "--per-class", "1", "--films", "8", "--frames", "32")
+    args = (*args, "--windows", "4", "--classifier-steps", "1")
+    drawn = []
     for _ in range(2):
-        with pytest.raises(SystemExit, match="tokens_shapes: fewer than 80% recognised"):
+        with pytest.raises(SystemExit, match=r"tokens_shapes: fewer than 80% recognised; .*times as far"):
             run(monkeypatch, "tokens_shapes.py", *args)
-        assert 0 <= json.loads((tmp_path / "judged.json").read_text())["recognised"] < 0.8
+        found = json.loads((tmp_path / "judged.json").read_text())
+        assert 0 <= found["recognised"] < 0.8
+        films = found["films"]
+        assert list(films) == ["real", "decoded", "hierarchy", "window"]
+        assert all(len(part["classifier"]) == len(part["recognised"]) == 4 for part in films.values())
+        assert max(films["real"]["classifier"]) < min(films["hierarchy"]["classifier"])
         monkeypatch.setattr("latte_fast.training.Trainer.update", lambda *args: pytest.fail("a step is repeated"))
-    assert (tmp_path / "drawn.png").is_file() and (tmp_path / "drawn.mp4").is_file()
+        drawn.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("*-32-0.98/*.npz")})
+    assert len(drawn[0]) == 16 and drawn[0] == drawn[1]
+    for name in ("drawn.png", "drawn.mp4", "hierarchy.mp4", "window.png", "curve.png"):
+        assert (tmp_path / name).is_file()
 
 
 @pytest.mark.slow
@@ -165,3 +176,26 @@ def test_real_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> 
     monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
     run(monkeypatch, "real_films.py", *args)
     assert json.loads((out / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_long_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """At 8 steps, by a network of random weights; the second command finds all parts complete."""
+    write_mp4(tmp_path / "a.mp4", moving(30, 48, 64))
+    out, detector = tmp_path / "out", saved(Motion(), tmp_path / "m.pt")
+    args = [str(tmp_path / "a.mp4"), "--out", str(out), "--detector", str(detector), "--steps", "8", "--batch", "2"]
+    args += ["--samples", "2", "--sampling-steps", "8", "--frames", "16"]
+    run(monkeypatch, "long_film.py", *args)
+    results = json.loads((out / "results-16.json").read_text())
+    assert len(results) == 6 and all(len(found["distance"]) == 2 for found in results.values())
+    said = capsys.readouterr().out
+    assert "| one step a clip | rollout |" in said and "| half with a step a frame | fifo |" in said
+    assert len(list((out / "clips" / "a").glob("*.mp4"))) == 16 and (out / "results-16.png").is_file()
+    assert len(list(out.glob("*.mp4"))) == 6
+    monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
+    run(monkeypatch, "long_film.py", *args)
+    assert json.loads((out / "results-16.json").read_text()) == results
+    with pytest.raises(SystemExit, match="frames must be a multiple of 8 from 16 on"):
+        run(monkeypatch, "long_film.py", str(tmp_path / "a.mp4"), "--frames", "20")
+    with pytest.raises(SystemExit, match="the film must have at least 23 frames, got 8"):
+        run(monkeypatch, "long_film.py", str(out / "clips" / "a" / "0000.mp4"), "--out", str(tmp_path / "b"))

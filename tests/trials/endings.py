@@ -1,6 +1,6 @@
 """Runs that end: torchrun of two ranks, time and again, of training and sampling; each has to exit with 0.
 
-python -m tests.trials.endings FOLDER [--runs 100] [--kinds ddp fsdp sequence sample] [--minutes 45] [--forked]
+python -m tests.trials.endings FOLDER [--runs 100] [--kinds ddp fsdp sequence sample] [--jobs 4 | --forked]
 
 A line of FOLDER/endings.jsonl for each run that ended or was ended; called again, it goes on where it stopped.
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -114,7 +115,7 @@ def in_forks(folder: Path, args: tuple[str, ...]) -> tuple[int | None, str]:
     return None if None in codes else next((code for code in codes if code), 0), said
 
 
-def main(folder: Path, runs: int, kinds: list[str], minutes: float, forked: bool) -> int:
+def main(folder: Path, runs: int, kinds: list[str], minutes: float, jobs: int, forked: bool) -> int:
     folder = folder.resolve()
     prepare(folder)
     if forked:
@@ -122,17 +123,26 @@ def main(folder: Path, runs: int, kinds: list[str], minutes: float, forked: bool
     results = folder / RESULTS
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     counts, end = Counter(line["kind"] for line in lines), time.monotonic() + 60 * minutes
-    for number in range(runs):
-        for kind in kinds:
-            if number < counts[kind] or time.monotonic() > end:
-                continue
-            out, began = folder / f"out-{kind}", time.monotonic()
-            shutil.rmtree(out, ignore_errors=True)
-            code, said = (in_forks if forked else under_torchrun)(folder, (*KINDS[kind], "--out", str(out)))
-            line = {"kind": kind, "code": code, "seconds": round(time.monotonic() - began, 2)}
-            lines.append(line | ({"said": said[-2000:]} if code else {}))
-            with results.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+
+    def run(number: int, kind: str) -> None:
+        if time.monotonic() > end:
+            return
+        out, began = folder / f"out-{kind}-{number}", time.monotonic()
+        shutil.rmtree(out, ignore_errors=True)
+        code, said = (in_forks if forked else under_torchrun)(folder, (*KINDS[kind], "--out", str(out)))
+        shutil.rmtree(out, ignore_errors=True)
+        line = {"kind": kind, "code": code, "seconds": round(time.monotonic() - began, 2)}
+        lines.append(line | ({"said": said[-2000:]} if code else {}))
+        with results.open("a") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+
+    left = [(number, kind) for number in range(runs) for kind in kinds if number >= counts[kind]]
+    if jobs == 1:
+        for number, kind in left:
+            run(number, kind)
+    else:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run, *zip(*left, strict=True)))
     for kind in kinds:
         mine = [line for line in lines if line["kind"] == kind]
         ended, hung = sum(line["code"] == 0 for line in mine), sum(line["code"] is None for line in mine)
@@ -147,6 +157,9 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=100, help="runs of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--minutes", type=float, default=45.0, help="no run begins later")
+    parser.add_argument("--jobs", type=int, default=1, help="torchruns at a time, each on two cores or more")
     parser.add_argument("--forked", action="store_true", help="forks in torchrun's place, which begin in no time")
     given = parser.parse_args()
-    sys.exit(main(given.folder, given.runs, given.kinds, given.minutes, given.forked))
+    if given.forked and given.jobs != 1:
+        parser.error("--jobs must be 1 with --forked, as threads do not survive a fork")
+    sys.exit(main(given.folder, given.runs, given.kinds, given.minutes, given.jobs, given.forked))
