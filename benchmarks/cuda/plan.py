@@ -63,6 +63,7 @@ def plan(dry: bool) -> list[Stage]:
         suites("optimizer", 30, "optimizer", only="XL"),
         suites("t2v", 60, "t2v", only="512"),
         suites("fp8", 60, "fp8"),
+        suites("int8", 60, "int8"),
         # torch.compile takes minutes for 28 blocks in one graph, and a case that is cut off begins anew
         suites("whole-graph", 120, *RACES["whole-graph"][0], only=RACES["whole-graph"][1]),
         suites("reduce-overhead", 150, "model", only="XL and reduce"),

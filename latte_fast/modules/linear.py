@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latte_fast import backends, ops
 from latte_fast.modules.hooks import is_untouched
-from latte_fast.modules.linear8 import FP8, Rows8, all_8bit, is_8bit
+from latte_fast.modules.linear8 import Rows8, by_onednn, is_8bit, op8, precision_of
 from latte_fast.ops.joined_linear import are_adjacent, joined_linear
 from latte_fast.ops.linear_layer import linear_layer
 from latte_fast.ops.registration import records
@@ -76,12 +76,15 @@ def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> 
 def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
     """Applies fc1 and tanh-GELU where fc1 or fc2 is an 8-bit layer; the result is Rows8 where fc2 is."""
     if is_8bit(fc1):
+        both = fc1.gelu(h) if precision_of((fc1, fc2)) == "int8" else None
+        if both is not None:
+            return both
         u, b = fc1.product(h), fc1.bias
     elif is_plain(fc1):
         u, b = F.linear(h, fc1.weight), fc1.bias
     else:
         u, b = fc1(h), None
-    return Rows8(*ops.bias_gelu_fp8(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
+    return Rows8(*op8("bias_gelu", fc2.precision, u)(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:
@@ -89,7 +92,7 @@ def share_storage(layers: Sequence[Any]) -> bool:
 
     The parameters stay the same objects under the same names: `joined` then reads them as one, without a copy.
     """
-    if all_8bit(layers):
+    if precision_of(layers) is not None:
         join8(layers)
         return True
     if joined(layers) is not None:
@@ -140,8 +143,12 @@ def joined_product(layers: Sequence[Any], x: Tensor) -> Tensor | None:
 
 
 def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Returns 8-bit layers' weights, scales and biases as those of one layer, None where they are not adjacent."""
-    if not all_8bit(layers):
+    """Returns 8-bit layers' weights, scales and biases as those of one layer, None where they are not adjacent.
+
+    None also where oneDNN multiplies, which packs each weight by itself.
+    """
+    precision = precision_of(layers)
+    if precision is None or (precision == "int8" and by_onednn(layers[0].weight_scale)):
         return None
     weights, scales, biases = (
         [getattr(layer, name) for layer in layers] for name in ("weight", "weight_scale", "bias")
@@ -150,7 +157,7 @@ def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | Non
     if any(missing) != all(missing):
         return None
     if torch.compiler.is_compiling():
-        weight = torch.cat([w.view(torch.uint8) for w in weights]).view(FP8)
+        weight = torch.cat([w.view(torch.uint8) for w in weights]).view(weights[0].dtype)
         return weight, torch.cat(scales), None if missing[0] else torch.cat(biases)
     groups = [weights, scales] if missing[0] else [weights, scales, biases]
     if not all(are_adjacent(group) for group in groups):
@@ -165,7 +172,7 @@ def join8(layers: Sequence[Any]) -> None:
         return
     for name in ("weight", "weight_scale"):
         parts = [getattr(layer, name) for layer in layers]
-        as_bytes = [p.view(torch.uint8) if p.dtype == FP8 else p for p in parts]
+        as_bytes = [p.view(torch.uint8) if p.element_size() == 1 else p for p in parts]
         whole = torch.cat(as_bytes).view(parts[0].dtype)
         for layer, part in zip(layers, whole.split([p.shape[0] for p in parts]), strict=True):
             setattr(layer, name, part)

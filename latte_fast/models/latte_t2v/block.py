@@ -67,7 +67,7 @@ def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
     layers = (attn.to_q, attn.to_k, attn.to_v)
     packed8 = joined8(layers)
     if packed8 is not None:
-        qkv = product(h if isinstance(h, Rows8) else rows8(h), *packed8)
+        qkv = product(h if isinstance(h, Rows8) else rows8(h, layers[0].precision), *packed8)
         return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
     assert isinstance(h, Tensor)
     qkv = joined_product(layers, h)

@@ -1,0 +1,138 @@
+"""Products of integers on the CPU by oneDNN, which multiplies packed weights; a row's scale is left to what reads it.
+
+oneDNN takes int8 rows on AMX. Elsewhere these run in its reference code, thousands of times slower, and rows are uint8
+with a zero point of 128. Without VNNI sums of two products saturate in 16 bits: such processors are not served.
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from latte_fast import _ext
+from latte_fast._ext.int8 import bias_gelu_int8_into, empty_rows, scale_rows
+from latte_fast._ext.linear import rows_at_once
+from latte_fast.tracing import constant_in_graphs
+
+
+class Served(NamedTuple):
+    """How oneDNN multiplies integers on this processor."""
+
+    why_not: str | None = None  # why it does not, None where it does
+    unsigned: bool = True  # whether rows are to be uint8
+    bf16: bool = True  # whether it writes bf16, which without instructions for it ends in the reference code too
+
+
+@constant_in_graphs
+def why_not() -> str | None:
+    """Returns why the CPU has no products of integers, None where it has; tried once."""
+    reason = _ext.why_not_built()
+    return reason if reason is not None else served().why_not
+
+
+@constant_in_graphs
+def wants_unsigned() -> bool:
+    """Returns whether rows are to be uint8 for these products."""
+    return why_not() is None and served().unsigned
+
+
+# least time of a product of 1.6 million terms by oneDNN's reference code is ten times this, by its own a hundredth
+SLOW = 5e-3
+
+
+@functools.cache
+def served() -> Served:
+    """Multiplies the largest integers, and sees whether sums are exact and what is fast."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randint(0, 2, (n, 256), generator=generator) * 254 - 127 for n in (64, 96))
+    # rows of one sign, whose sums are the largest
+    x[0], w[0] = 127, 127
+    want, weight, ones = (x @ w.t()).float(), w.to(torch.int8), torch.ones(96)
+    forms = {True: (x + 128).to(torch.uint8), False: x.to(torch.int8)}
+    try:
+        packed = pack(weight)
+        if not torch.equal(unpack(packed), weight):
+            return Served("oneDNN does not give its packed weights back")
+        if not torch.equal(multiply(forms[True], packed, ones, torch.float32), want):
+            return Served("oneDNN's sums of integers saturate on this processor, which has no VNNI")
+        if _seconds(forms[True], packed, ones, torch.float32) > SLOW:
+            return Served("oneDNN multiplies integers by its reference code on this processor")
+        signed = torch.cpu._is_amx_tile_supported() and _seconds(forms[False], packed, ones, torch.float32) < SLOW
+        signed = signed and torch.equal(multiply(forms[False], packed, ones, torch.float32), want)
+        return Served(None, not signed, _seconds(forms[not signed], packed, ones, torch.bfloat16) < SLOW)
+    except RuntimeError as error:
+        return Served(f"oneDNN: {str(error).splitlines()[0]}")
+
+
+def _seconds(*args: Any) -> float:
+    laps = []
+    for _ in range(3):  # the first makes the code
+        start = time.perf_counter()
+        multiply(*args)
+        laps.append(time.perf_counter() - start)
+    return min(laps)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Returns a weight (N, K) of int8 as oneDNN multiplies it, for any number of rows."""
+    return torch.ops.onednn.qlinear_prepack(weight.contiguous(), [rows_at_once(torch.bfloat16), weight.shape[1]])
+
+
+def unpack(packed: Tensor) -> Tensor:
+    return packed.to_dense().t().contiguous()
+
+
+@functools.lru_cache(64)
+def _zeros(count: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(count, dtype=torch.int32)
+
+
+def multiply(values: Tensor, packed: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns values w^T * weight_scale; values (M, K) int8, or uint8 that is 128 more; dtype fp32 or bf16."""
+    point = 128 if values.dtype == torch.uint8 else 0
+    zeros = _zeros(weight_scale.shape[0])
+    return torch.ops.onednn.qlinear_pointwise(
+        values, 1.0, point, packed, weight_scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+    )
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What oneDNN writes for a result of a dtype."""
+    return torch.bfloat16 if dtype == torch.bfloat16 and served().bf16 else torch.float32
+
+
+def linear(
+    values: Tensor,
+    scale: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Returns values w^T * scale * weight_scale + bias; values (..., K), scale (..., 1).
+
+    Some rows at a time, whose products are in the caches when they are scaled.
+    """
+    count, wide = weight_scale.shape[0], accumulator(dtype)
+    values, rows = values.flatten(0, -2), values.shape[:-1]
+    out = torch.empty((len(values), count), dtype=wide) if out is None else out
+    step = rows_at_once(torch.bfloat16)
+    for x, s, to in zip(values.split(step), scale.view(-1, 1).split(step), out.split(step), strict=True):
+        scale_rows(multiply(x, packed, weight_scale, wide), s, bias, to)
+    return out.to(dtype).view(*rows, count)
+
+
+def linear_gelu(
+    values: Tensor, scale: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Returns tanh-GELU of `linear` as rows of integers like `values`, and their scales."""
+    count, step = weight_scale.shape[0], rows_at_once(torch.bfloat16)
+    a, a_scale = empty_rows(values.new_empty((*values.shape[:-1], count)), values.dtype == torch.uint8)
+    parts = (values.flatten(0, -2), scale.view(-1, 1), a.view(-1, count), a_scale.view(-1, 1))
+    for x, s, to, to_scale in zip(*(part.split(step) for part in parts), strict=True):
+        bias_gelu_int8_into(multiply(x, packed, weight_scale, accumulator(dtype)), bias, s, to, to_scale)
+    return a, a_scale
