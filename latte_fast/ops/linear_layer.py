@@ -63,6 +63,7 @@ def _may_serve(*given: Tensor) -> bool:
     return (
         blas_lt.on_cuda(x)
         and not torch.compiler.is_compiling()
+        and not torch.are_deterministic_algorithms_enabled()
         and _has_products(x.device)
         and all(type(t) in _PLAIN for t in given)
         and backends.autocast_dtype(x.device.type) is None
