@@ -56,7 +56,7 @@ def plan(dry: bool) -> list[Stage]:
         Stage("checks", 60 if dry else 100, (checks,)),
         suites("gemm", 45, "gemm", only="XL"),
         tune("tune", "XL"),
-        on_gpu("products", 150, "-m", "benchmarks.blas_lt", "{work}/products.jsonl", "--seconds", "140"),
+        on_gpu("products", 150, "-m", "benchmarks.blas_lt", "{work}/products.jsonl", "--seconds", "140", "--keep"),
         suites("ops", 60, "ops", only="XL"),
         suites("model", 60, *RACES["model"][0], only=RACES["model"][1]),
         suites("training", 60, "training", only="XL or large"),
