@@ -51,7 +51,8 @@ def mlp_kept(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor | None:
     if not _may_serve(h, w1, b1, w2) or torch._C._len_torch_dispatch_stack():
         return None
     rows = h.flatten(0, -2)
-    wanted = (_product("forward-bias-gelu-kept", rows, w1), Product("dgrad-gelu-bias", len(rows), *w2.shape, h.dtype))
+    backward = Product("dgrad-gelu-bias", len(rows), w2.shape[0], w2.shape[1], h.dtype)
+    wanted = (_product("forward-bias-gelu-kept", rows, w1), backward)
     if any(_plan(product, h.device) is None for product in wanted):
         return None
     return _MLP(h, w1, b1, w2)[0]
@@ -86,7 +87,7 @@ def _product(way: str, left: Tensor, right: Tensor) -> Product:
     kind = blas_lt.WAYS[way].kind
     if kind == "wgrad":
         return Product(way, len(left), left.shape[1], right.shape[1], left.dtype)
-    return Product(way, len(left), *right.shape, left.dtype)
+    return Product(way, len(left), right.shape[0], right.shape[1], left.dtype)
 
 
 @functools.cache

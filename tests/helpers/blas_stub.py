@@ -54,7 +54,7 @@ def build(folder: Path) -> Stub:
     if not gxx or platform.machine() != "x86_64" or _ext.why_not_built():
         pytest.skip("the stub needs g++ for x86-64, and the extension that calls it")
     out = folder / "libcublasLt_stub.so"
-    flags = ["-std=c++17", "-O2", "-mf16c", "-shared", "-fPIC", "-Wall", "-Werror"]
+    flags = ["-std=c++17", "-O1", "-mf16c", "-shared", "-fPIC", "-Wall", "-Werror"]
     done = subprocess.run([gxx, *flags, str(SOURCE), "-o", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Stub(out)

@@ -174,6 +174,7 @@ def test_recompute_keeps_products(stub: Stub, keep_fc1: bool, again: int) -> Non
     assert stub.ways().count("forward") == 2 + again
 
 
+@pytest.mark.slow
 def test_opcheck(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b, w2 = drawn((2, 5, D), (HIDDEN, D), (HIDDEN,), (D, HIDDEN))
     assert mlp_kept(x, w, b, w2) is not None

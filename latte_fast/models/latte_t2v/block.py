@@ -70,9 +70,9 @@ def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
         qkv = product(h if isinstance(h, Rows8) else rows8(h, layers[0].precision), *packed8)
         return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
     assert isinstance(h, Tensor)
-    qkv = joined_product(layers, h)
-    if qkv is not None:
-        return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
+    side_by_side = joined_product(layers, h)
+    if side_by_side is not None:
+        return ops.axis_attention_qkv(side_by_side.unflatten(-1, (3, attn.heads, -1)), axis)
     packed = joined(layers)
     if packed is not None:
         return ops.attention_layer(h, *packed, attn.heads, axis)
