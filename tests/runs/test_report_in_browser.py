@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latte_fast.runs.config import CONFIG, TrainConfig
 from latte_fast.runs.report import Shown, write_report
-from latte_fast.runs.yaml import write_config
 from tests.helpers.browser import Browser, open_browser
 
 FRAMES, SIDE, SCALE = 5, 16, 8  # of a film, and how much a page enlarges it
@@ -21,13 +19,12 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
-def test_films_play_and_nothing_goes_wrong(browser: Browser, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    write_config(run / CONFIG, TrainConfig(out=str(run), size=SIDE, frames=FRAMES))
+def test_films_play_and_nothing_goes_wrong(browser: Browser, run: Path, tmp_path: Path) -> None:
     video = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), np.uint8)
-    browser.open(write_report(run, films=[Shown(video, "<up> & 'down'"), Shown(video[::-1].copy(), "back")]))
-    assert browser.ask("document.querySelectorAll('.film').length") == 2
+    shown = [Shown(video, "<up> & 'down'"), Shown(video[::-1].copy(), "back")]
+    browser.open(write_report(run, films=shown, machine="a & <b>"))
+    assert browser.ask("document.querySelectorAll('.film').length") == 2 + 16
+    assert browser.ask("document.querySelectorAll('svg polyline').length") == 4
     assert browser.ask("document.querySelector('figcaption').textContent") == "<up> & 'down'"
     # by itself
     assert browser.ask(f"{PLAYS}.playState") == "running"
