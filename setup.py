@@ -173,7 +173,8 @@ class BuildExt(build_ext):
 
         includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         defines = [f"-DLATTE_HAS_{name.upper()}=1" for name in self.info["levels"]]
-        libraries = ["-fopenmp", *EXTRA]
+        # dlopen, before glibc 2.34
+        libraries = ["-fopenmp", *(["-ldl"] if sys.platform == "linux" else []), *EXTRA]
         if self.info["cuda"]:
             assert nvcc is not None
             defines.append("-DLATTE_HAS_CUDA=1")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from benchmarks.contenders import (
     affordable,
@@ -19,6 +20,7 @@ from benchmarks.contenders import (
     models,
     no_grad,
     products,
+    sharing_weights,
     titled,
     with_sdpa,
 )
@@ -39,6 +41,19 @@ CASES = [
 def replay(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], Any] | str:
     replayed = Replay(ours)
     return gated(model_gate(oracle, replayed, inputs), no_grad(lambda: replayed(*inputs)))
+
+
+def replayed_by_torch(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], Any] | str:
+    """Returns our model under torch.compile in one graph, or what its check failed for."""
+    jit = compiled(sharing_weights(ours), mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+    def check() -> None:
+        counters.clear()
+        model_gate(oracle, jit, inputs)()
+        skipped = counters["inductor"]["cudagraph_skips"]
+        assert not skipped, f"{skipped} graphs are not replayed"
+
+    return gated(check, no_grad(lambda: jit(*inputs)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="max-autotune and graphs are for a GPU")
@@ -70,6 +85,21 @@ def test_forward_beside_whole_graph(name: str, batch: int, compare: Any) -> None
         "oracle with SDPA under torch.compile": no_grad(lambda: whole(*inputs)),
     }
     title = f"{titled(name, depth, HALF, batch)}, forward, beside one graph"
+    compare(title, contenders, model_gate(oracle, ours, inputs), flops=flops(name, batch, depth))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="reduce-overhead replays CUDA graphs")
+@pytest.mark.parametrize(("name", "batch"), [("Latte-XL/2", 1), ("Latte-XL/2", 8)])
+def test_forward_reduce_overhead(name: str, batch: int, compare: Any) -> None:
+    """Our model in one graph of torch.compile, which replays it: no break, and no reason not to capture it."""
+    depth = affordable(name, batch)
+    oracle, ours, inputs = models(name, HALF, batch, depth)
+    contenders: dict[str, Callable | str] = {
+        "ours": no_grad(lambda: ours(*inputs)),
+        "ours, replayed as a CUDA graph": replay(oracle, ours, inputs),
+        "ours under torch.compile, reduce-overhead": replayed_by_torch(oracle, ours, inputs),
+    }
+    title = f"{titled(name, depth, HALF, batch)}, forward, beside reduce-overhead"
     compare(title, contenders, model_gate(oracle, ours, inputs), flops=flops(name, batch, depth))
 
 

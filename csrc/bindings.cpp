@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cuda/blas_lt.h"
 #include "cuda/device_info.h"
 #include "cpu/bindings.h"
 #ifdef LATTE_HAS_CUDA
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_C, m) {
   latte::bind_cuda(m);
 #endif
   latte::bind_cpu(m);
+  latte::blas::bind(m);
 }

@@ -6,17 +6,17 @@ import triton.language as tl
 from torch import Tensor
 
 from latte_fast.kernels import rows, tiles
-from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sums, store_row, store_row_fp8, zero_row
+from latte_fast.kernels.rows import centre_row, load_row, row_offset, row_sums, store_row, store_row_8bit, zero_row
 
 
 @triton.jit(do_not_specialize=["n_1", "n_2", "per_group", "programs"])
 def gate_residual_norm_modulate_fwd_kernel(
     x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, bias_ptr, pos_ptr, x_out_ptr, h_ptr, h_scale_ptr, n_1, n_2,
     s_x0, s_x1, s_x2, s_y0, s_y1, s_y2, s_pos0, s_pos1, s_pos2, s_gate, s_shift, s_scale, per_group, programs, eps,
-    HAS_BIAS: tl.constexpr, HAS_POS: tl.constexpr, FP8: tl.constexpr, LEADS: tl.constexpr, D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_POS: tl.constexpr, EIGHT: tl.constexpr, LEADS: tl.constexpr, D: tl.constexpr,
     BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes x', and h or with FP8 its 8-bit values and their scales."""
+    """Writes x', and h or with EIGHT its 8-bit values and their scales."""
     i_g = (tl.program_id(0) // programs).to(tl.int64)
     i_first = tl.program_id(0) % programs
     b_gate0, b_gate1 = load_row(gate_ptr + i_g * s_gate, D, BLOCK_0, BLOCK_1)
@@ -44,8 +44,8 @@ def gate_residual_norm_modulate_fwd_kernel(
         b_x0, b_x1, b_rstd = centre_row(b_x0, b_x1, eps, D, BLOCK_0, BLOCK_1)
         b_h0 = b_x0 * b_rstd * (1 + b_scale0) + b_shift0
         b_h1 = b_x1 * b_rstd * (1 + b_scale1) + b_shift1
-        if FP8:
-            store_row_fp8(h_ptr + i_out * D, h_scale_ptr + i_out, b_h0, b_h1, D, BLOCK_0, BLOCK_1)
+        if EIGHT:
+            store_row_8bit(h_ptr + i_out * D, h_scale_ptr + i_out, b_h0, b_h1, D, BLOCK_0, BLOCK_1)
         else:
             store_row(h_ptr + i_out * D, b_h0, b_h1, D, BLOCK_0, BLOCK_1)
 
@@ -173,7 +173,7 @@ def launch_forward(
             xs, ys, gate, shift, scale, gate if y_bias is None else y_bias, poss, x_out, h,
             h if h_scale is None else h_scale,
             *n, *s[0], *s[1], *s[2], gate.stride(0), shift.stride(0), scale.stride(0), per_group, programs, eps,
-            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, FP8=h_scale is not None, LEADS=leads,
+            HAS_BIAS=y_bias is not None, HAS_POS=pos is not None, EIGHT=h_scale is not None, LEADS=leads,
             **rows.pieces(D, c.warps, xs, ys),
             STAGES=c.stages, num_warps=c.warps, enable_fp_fusion=True,
         )  # fmt: skip

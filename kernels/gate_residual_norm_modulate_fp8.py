@@ -17,7 +17,7 @@ def gate_residual_norm_modulate_fp8_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x' in x's dtype, values of h (x.shape), their scales (..., 1))."""
     x_out = rows.empty(x.shape, x.dtype, x.device)
-    h, h_scale = rows.empty_fp8(x)
+    h, h_scale = rows.empty_8bit(x)
     gate_residual_norm_modulate.launch_forward(
         "gate_residual_norm_modulate_fp8_fwd", x, y, gate, shift, scale, eps, y_bias, pos, x_out, h, h_scale
     )

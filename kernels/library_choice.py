@@ -35,6 +35,12 @@ def cudnn_convolves_faster(x: Tensor, w: Tensor, stride: Sequence[int], groups: 
     return bool(_table(x.device).get(convolution_key(x, w, stride), {}).get("cudnn", groups > 1))
 
 
+def product_algorithm(key: str, device: torch.device, version: int) -> bytes | None:
+    """The algorithm of cuBLASLt by which a product was measured faster than by torch; None under another version."""
+    found = _table(device).get(key, {})
+    return bytes.fromhex(found["algorithm"]) if found.get("version") == version else None
+
+
 def _table(device: torch.device) -> dict[str, dict[str, Any]]:
     return tiles.measured(tiles.gpu_of(device).name)
 

@@ -7,7 +7,7 @@ from latte_fast.kernels import norm_modulate, rows
 
 def norm_modulate_fp8_fwd(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(values (x.shape), their scales (..., 1))."""
-    h, h_scale = rows.empty_fp8(x)
+    h, h_scale = rows.empty_8bit(x)
     norm_modulate.launch_forward("norm_modulate_fp8_fwd", x, shift, scale, eps, h, h_scale)
     return rows.rounded(h, rows.FP8), h_scale
 

@@ -100,19 +100,35 @@ def larger(a, b):
 
 
 @triton.jit
-def store_row_fp8(p, p_scale, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
-    """Stores a row, zero past D, as 8-bit values, and its scale: max / 448, but at least 2^-100.
+def store_row_8bit(p, p_scale, b_0, b_1, D: tl.constexpr, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr):
+    """Stores a row, zero past D, as 8-bit values, and its scale: max / 448, of integers max / 127; at least 2^-100.
 
     The two divisions are of one number a row, and rounded as torch rounds them.
     """
+    INT8: tl.constexpr = p.dtype.element_ty == tl.int8
     b_most = tl.abs(b_0)
     if b_0.shape[0] > b_1.shape[0]:
         b_most = tl.reduce(tl.reshape(b_most, [b_1.shape[0], b_0.shape[0] // b_1.shape[0]]), 1, larger)
     b_most = tl.reduce(larger(b_most, tl.abs(b_1)), 0, larger)
-    b_scale = larger(tl.div_rn(b_most, 448.0), 7.888609052210118e-31)
+    b_scale = larger(tl.div_rn(b_most, 127.0 if INT8 else 448.0), 7.888609052210118e-31)
+    if INT8:  # which have no NaN: the scale becomes it where the maximum is infinite
+        b_scale += b_most - b_most
     tl.store(p_scale, b_scale)
     b_inverse = tl.div_rn(1.0, b_scale)
-    store_row(p, b_0 * b_inverse, b_1 * b_inverse, D, BLOCK_0, BLOCK_1)
+    if INT8:
+        store_row(p, integers(b_0 * b_inverse), integers(b_1 * b_inverse), D, BLOCK_0, BLOCK_1)
+    else:
+        store_row(p, b_0 * b_inverse, b_1 * b_inverse, D, BLOCK_0, BLOCK_1)
+
+
+@triton.jit
+def integers(b):
+    """Rounds to the nearest int8, ties to even: past 2^23 the last bits of an fp32 number count in ones.
+
+    The bounds also keep the product that is rounded here from being fused with the sum.
+    """
+    b = tl.minimum(tl.maximum(b, -127.0), 127.0) + 12582912.0
+    return b.to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=["groups", "programs"])
@@ -266,9 +282,9 @@ def sum_rows(partials: Tensor, first_count: int, count: int, out: Tensor) -> Non
         out.copy_(total)
 
 
-def empty_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+def empty_8bit(x: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
     """Output tensors for the 8-bit values of x's rows, and for their scales (..., 1)."""
-    return empty(x.shape, FP8, x.device), empty((*x.shape[:-1], 1), torch.float32, x.device)
+    return empty(x.shape, dtype, x.device), empty((*x.shape[:-1], 1), torch.float32, x.device)
 
 
 def why_not_fp8(*tensors: Tensor | None) -> str | None:

@@ -1,22 +1,10 @@
-// a = gelu_tanh(u + b) as z / (1 + exp(-2 w)), w = c (z + k z^3): one exponential and no cancellation in either tail.
-#include <type_traits>
-
-#include "parallel.h"
+#include "gelu.h"
 
 namespace latte {
 namespace LATTE_ISA {
 
-constexpr double kC = 0.7978845608028654, kK = 0.044715, kLog2e = 1.4426950408889634;
-
 // The degree of exp2's polynomial: bf16 keeps 8 bits and fp16 11, so lower degrees serve them
 template <class A, class T> constexpr int kDegreeOf = sizeof(T) != 2 ? 6 : std::is_same<T, bf16>::value ? 3 : 4;
-
-// -2 w to the base 2
-template <class V> LATTE_INLINE V exponent(V z) {
-  using A = std::remove_reference_t<decltype(z[0])>;
-  constexpr A c1 = static_cast<A>(-2 * kC * kLog2e), c3 = static_cast<A>(-2 * kC * kK * kLog2e);
-  return z * fma(z * z, splat(c3), splat(c1));
-}
 
 template <class A> struct Sigmoid { Vec<A> z, s, rest; };
 

@@ -16,6 +16,38 @@ inline auto row_forward(const Kernel<RowForward> (&levels)[kLevels]) {
   };
 }
 
+// h_scale: a pointer
+inline auto row_forward_int8(const Kernel<RowForward> (&levels)[kLevels]) {
+  return [&levels](const RowsArg& x, const RowsArg& y, const RowsArg& pos, const RowsArg& x_out, const RowsArg& h,
+                   const GroupsArg& gate, const GroupsArg& shift, const GroupsArg& scale, const GroupsArg& y_bias,
+                   int64_t h_scale, const Shape& shape, double eps, int64_t threads) {
+    RowForward a{rows_of(x), rows_of(y), rows_of(pos), rows_of(x_out), rows_of(h), groups_of(gate), groups_of(shift),
+                 groups_of(scale), groups_of(y_bias), shape[0], shape[1], shape[2], threads, eps,
+                 reinterpret_cast<float*>(h_scale)};
+    launch(levels, a, a.x.dtype, a.rows * a.d);
+  };
+}
+
+// scales: pointers of a's and u's
+inline auto bias_gelu_int8(const Kernel<BiasGelu> (&levels)[kLevels]) {
+  return [&levels](const RowsArg& u, const RowsArg& a_out, const GroupsArg& b, const std::array<int64_t, 2>& scales,
+                   const Shape& shape, int64_t threads) {
+    BiasGelu a{rows_of(u), rows_of(a_out), {}, {}, groups_of(b), {}, shape[0], shape[1], threads,
+               reinterpret_cast<float*>(scales[0]), reinterpret_cast<const float*>(scales[1])};
+    launch(levels, a, a.u.dtype, a.rows * a.d);
+  };
+}
+
+// scales: pointers of out's and x's
+inline auto scaled_rows(const Kernel<ScaledRows> (&levels)[kLevels]) {
+  return [&levels](const RowsArg& x, const RowsArg& out, const GroupsArg& b, const std::array<int64_t, 2>& scales,
+                   const Shape& shape, int64_t threads) {
+    ScaledRows a{rows_of(x), rows_of(out), groups_of(b), shape[0], shape[1], threads,
+                 reinterpret_cast<float*>(scales[0]), reinterpret_cast<const float*>(scales[1])};
+    launch(levels, a, a.x.dtype, a.rows * a.d);
+  };
+}
+
 inline auto row_backward(const Kernel<RowBackward> (&levels)[kLevels]) {
   return [&levels](const RowsArg& dx_out, const RowsArg& dh, const RowsArg& x_out, const RowsArg& y, const RowsArg& dx,
                    const RowsArg& dy, const GroupsArg& gate, const GroupsArg& scale, const GroupsArg& y_bias,
@@ -179,6 +211,11 @@ inline void bind_cpu(pybind11::module_& m) {
   static const Kernel<RowForward> norm_fwd[kLevels] = LATTE_LEVELS(norm_modulate_fwd);
   static const Kernel<RowForward> gate_fwd[kLevels] = LATTE_LEVELS(gate_residual_fwd);
   static const Kernel<RowForward> both_fwd[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_fwd);
+  static const Kernel<RowForward> norm_int8[kLevels] = LATTE_LEVELS(norm_modulate_int8_fwd);
+  static const Kernel<RowForward> both_int8[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_int8_fwd);
+  static const Kernel<BiasGelu> gelu_int8[kLevels] = LATTE_LEVELS(bias_gelu_int8_fwd);
+  static const Kernel<ScaledRows> rows_int8[kLevels] = LATTE_LEVELS(rows_int8_fwd);
+  static const Kernel<ScaledRows> scaled[kLevels] = LATTE_LEVELS(scale_rows);
   static const Kernel<RowBackward> norm_bwd[kLevels] = LATTE_LEVELS(norm_modulate_bwd);
   static const Kernel<RowBackward> gate_bwd[kLevels] = LATTE_LEVELS(gate_residual_bwd);
   static const Kernel<RowBackward> both_bwd[kLevels] = LATTE_LEVELS(gate_residual_norm_modulate_bwd);
@@ -203,6 +240,11 @@ inline void bind_cpu(pybind11::module_& m) {
   m.def("norm_modulate_fwd", row_forward(norm_fwd));
   m.def("gate_residual_fwd", row_forward(gate_fwd));
   m.def("gate_residual_norm_modulate_fwd", row_forward(both_fwd));
+  m.def("norm_modulate_int8_fwd", row_forward_int8(norm_int8));
+  m.def("gate_residual_norm_modulate_int8_fwd", row_forward_int8(both_int8));
+  m.def("bias_gelu_int8_fwd", bias_gelu_int8(gelu_int8));
+  m.def("rows_int8_fwd", scaled_rows(rows_int8));
+  m.def("scale_rows", scaled_rows(scaled));
   m.def("norm_modulate_bwd", row_backward(norm_bwd));
   m.def("gate_residual_bwd", row_backward(gate_bwd));
   m.def("gate_residual_norm_modulate_bwd", row_backward(both_bwd));

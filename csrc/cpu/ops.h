@@ -5,7 +5,7 @@
 
 namespace latte {
 
-enum Dtype : int64_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3 };
+enum Dtype : int64_t { kF32 = 0, kBF16 = 1, kF16 = 2, kF64 = 3, kI8 = 4, kU8 = 5 };
 
 // Row r of a tensor of at most three leading axes starts at (r / (n1 n2)) s0 + (r / n2 % n1) s1 + (r % n2) s2.
 struct Rows {
@@ -20,11 +20,13 @@ struct Groups {
 };
 
 // x_out = x + gate * (y + y_bias) + pos; h = LN(x_out) * (1 + scale) + shift. A null pointer leaves its term out.
+// With h_scale h is integers of -127 .. 127 (kI8), or 128 more (kU8), times the scale of their row.
 struct RowForward {
   Rows x, y, pos, x_out, h;
   Groups gate, shift, scale, y_bias;
   int64_t rows, d, groups, threads;
   double eps;
+  float* h_scale;
 };
 
 // The gradients of the same; dgate, dshift, dscale are (G, D), dy_bias is (D), each contiguous.
@@ -46,10 +48,22 @@ struct PooledNorm {
   double eps;
 };
 
+// a = GELU(u * u_scale + b), with a_scale as integers like h above; u_scale is there for these alone.
 struct BiasGelu {
   Rows u, a, da, du;
   Groups b, db;
   int64_t rows, d, threads;
+  float* a_scale;
+  const float* u_scale;
+};
+
+// out = x * x_scale + b, or with out_scale x as integers.
+struct ScaledRows {
+  Rows x, out;
+  Groups b;
+  int64_t rows, d, threads;
+  float* out_scale;
+  const float* x_scale;
 };
 
 // A (B, F, N, H, K) tensor whose last axis is contiguous.
@@ -159,6 +173,11 @@ struct AdamwEma {
   void gate_residual_bwd(const RowBackward&);                  \
   void gate_residual_norm_modulate_fwd(const RowForward&);     \
   void gate_residual_norm_modulate_bwd(const RowBackward&);    \
+  void norm_modulate_int8_fwd(const RowForward&);              \
+  void gate_residual_norm_modulate_int8_fwd(const RowForward&); \
+  void bias_gelu_int8_fwd(const BiasGelu&);                    \
+  void rows_int8_fwd(const ScaledRows&);                       \
+  void scale_rows(const ScaledRows&);                          \
   void pooled_norm_fwd(const PooledNorm&);                     \
   void pooled_norm_bwd(const PooledNorm&);                     \
   void bias_gelu_fwd(const BiasGelu&);                         \

@@ -1,6 +1,8 @@
 // x_out = x + gate * (y + y_bias) + pos, then h = LN(x_out) * (1 + scale) + shift, one row at a time in cache.
 #pragma once
-#include "parallel.h"
+#include <type_traits>
+
+#include "rows_int8.h"
 
 namespace latte {
 namespace LATTE_ISA {
@@ -34,7 +36,8 @@ template <class A, class X, class Y, class H, bool kResidual, bool kNorm>
 void rows_forward(const RowForward& a) {
   const int64_t d = a.d, per_group = a.groups ? a.rows / a.groups : 1;
   split(a.rows, a.threads, [&](int64_t begin, int64_t end) {
-    Scratch<A> gate(d), bias(d), scale1(d), shift(d), pos(d);
+    constexpr bool kInt8 = std::is_same<H, int8_t>::value;
+    Scratch<A> gate(d), bias(d), scale1(d), shift(d), pos(d), wide(kInt8 ? d : 0);
     if (kResidual && a.y_bias.p) widen<A>(a.y_bias, 0, 0, bias, d);
     int64_t group = -1;
     for (int64_t r = begin; r < end; ++r) {
@@ -70,10 +73,15 @@ void rows_forward(const RowForward& a) {
       if constexpr (kNorm) {
         const Moments<A> m = moments<A>(x, d, a.eps);
         H* h = row<H>(a.h, r);
-        each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA {
+        auto modulated = [&](int64_t i, auto n) LATTE_LAMBDA {
           const Vec<A> normed = (load<A>(x + i, n) - m.mean) * m.rstd;
-          store<A>(h + i, fma(normed, load<A>(scale1 + i, n), load<A>(shift + i, n)), n);
-        });
+          return fma(normed, load<A>(scale1 + i, n), load<A>(shift + i, n));
+        };
+        if constexpr (kInt8) {
+          a.h_scale[r] = rounded_row(d, wide, h, a.h.dtype == kU8, modulated);
+        } else {
+          each_vec<A>(d, [&](int64_t i, auto n) LATTE_LAMBDA { store<A>(h + i, modulated(i, n), n); });
+        }
       }
     }
   });

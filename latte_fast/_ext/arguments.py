@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+CODES = {
+    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.int8: 4, torch.uint8: 5,
+}  # fmt: skip
 NO_ROWS = (0,) * 7
 NO_GROUPS = (0,) * 3
 NO_HEADS = (0,) * 6

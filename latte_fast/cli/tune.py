@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from latte_fast import backends, ops, use_backend
+from latte_fast._ext import blas_lt
+from latte_fast.cli.tune_products import product_choices, products
 from latte_fast.config import SIZES
 from latte_fast.kernels import library_choice
 from latte_fast.ops.registration import REGISTRY
@@ -31,7 +33,9 @@ def tune(
     clips: int = 8,
     resume: Path | None = None,
 ) -> None:
-    """Measure the Triton kernels' tiles, and where a library attends or convolves faster; kept in kernels/configs/.
+    """Measure the Triton kernels' tiles, and where a library attends, convolves or multiplies faster.
+
+    The winners are kept in kernels/configs/.
 
     Args:
         sizes: model sizes whose widths and heads are measured.
@@ -80,6 +84,10 @@ def measurements(
                 way = "backward" if grad else "forward"
                 choice = partial(attention_choices, args["q"], args["k"], args["v"], grad, measure_tiles.milliseconds)
                 yield f"{size} {kind} {clips} libraries, {name} {way}", choice
+        if dtype in blas_lt.CODES and blas_lt.why_not_loaded() is None:
+            for layer, product in products(width, clips * FRAMES * PATCHES, dtype):
+                choice = partial(product_choices, product, device, measure_tiles.milliseconds)
+                yield f"{size} {kind} {clips} {layer} {product.way}", choice
     yield f"{kind} conv_transpose3d", partial(cudnn_choices, CONVOLUTIONS, dtype, device, measure_tiles.milliseconds)
 
 

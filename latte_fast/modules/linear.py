@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latte_fast import ops
+from latte_fast import backends, ops
 from latte_fast.modules.hooks import is_untouched
-from latte_fast.modules.linear8 import FP8, Rows8, all_8bit, is_8bit
+from latte_fast.modules.linear8 import Rows8, by_onednn, is_8bit, op8, precision_of
+from latte_fast.ops.joined_linear import are_adjacent, joined_linear
+from latte_fast.ops.registration import records
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
@@ -71,12 +73,15 @@ def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> 
 def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
     """Applies fc1 and tanh-GELU where fc1 or fc2 is an 8-bit layer; the result is Rows8 where fc2 is."""
     if is_8bit(fc1):
+        both = fc1.gelu(h) if precision_of((fc1, fc2)) == "int8" else None
+        if both is not None:
+            return both
         u, b = fc1.product(h), fc1.bias
     elif is_plain(fc1):
         u, b = F.linear(h, fc1.weight), fc1.bias
     else:
         u, b = fc1(h), None
-    return Rows8(*ops.bias_gelu_fp8(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
+    return Rows8(*op8("bias_gelu", fc2.precision, u)(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:
@@ -84,7 +89,7 @@ def share_storage(layers: Sequence[Any]) -> bool:
 
     The parameters stay the same objects under the same names: `joined` then reads them as one, without a copy.
     """
-    if all_8bit(layers):
+    if precision_of(layers) is not None:
         join8(layers)
         return True
     if joined(layers) is not None:
@@ -116,28 +121,31 @@ def joined(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None] | None:
     if any(missing) != all(missing):
         return None
     if torch.compiler.is_compiling():
-        # addresses can't be compared while tracing
+        # addresses can't be compared while tracing; in inference joined_product leaves that to its op
         return torch.cat(weights), None if missing[0] else torch.cat(biases)
-    if not _adjacent(weights) or not (missing[0] or _adjacent(biases)):
+    if not are_adjacent(weights) or not (missing[0] or are_adjacent(biases)):
         return None
     return _Joined.apply(*weights), None if missing[0] else _Joined.apply(*biases)
 
 
-def _adjacent(parts: Sequence[Tensor]) -> bool:
-    first = parts[0]
-    storage = first.untyped_storage().data_ptr()
-    at = first.data_ptr()
-    for p in parts:
-        same = p.dtype == first.dtype and p.shape[1:] == first.shape[1:] and p.is_contiguous()
-        if not same or p.data_ptr() != at or p.untyped_storage().data_ptr() != storage:
-            return False
-        at += p.numel() * p.element_size()
-    return at > first.data_ptr()
+def joined_product(layers: Sequence[Any], x: Tensor) -> Tensor | None:
+    """Returns plain layers' results of x side by side where torch.compile traces inference; None elsewhere."""
+    if not torch.compiler.is_compiling() or backends.autocast_dtype(x.device.type) is not None:
+        return None
+    if not all(is_plain(layer) for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
+        return None
+    weights = [layer.weight for layer in layers]
+    biases = [] if layers[0].bias is None else [layer.bias for layer in layers]
+    return None if records(x, *weights, *biases) else joined_linear(x, weights, biases)
 
 
 def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Returns 8-bit layers' weights, scales and biases as those of one layer, None where they are not adjacent."""
-    if not all_8bit(layers):
+    """Returns 8-bit layers' weights, scales and biases as those of one layer, None where they are not adjacent.
+
+    None also where oneDNN multiplies, which packs each weight by itself.
+    """
+    precision = precision_of(layers)
+    if precision is None or (precision == "int8" and by_onednn(layers[0].weight_scale)):
         return None
     weights, scales, biases = (
         [getattr(layer, name) for layer in layers] for name in ("weight", "weight_scale", "bias")
@@ -146,10 +154,10 @@ def joined8(layers: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor | None] | Non
     if any(missing) != all(missing):
         return None
     if torch.compiler.is_compiling():
-        weight = torch.cat([w.view(torch.uint8) for w in weights]).view(FP8)
+        weight = torch.cat([w.view(torch.uint8) for w in weights]).view(weights[0].dtype)
         return weight, torch.cat(scales), None if missing[0] else torch.cat(biases)
     groups = [weights, scales] if missing[0] else [weights, scales, biases]
-    if not all(_adjacent(group) for group in groups):
+    if not all(are_adjacent(group) for group in groups):
         return None
     whole = [_Joined.apply(*group) for group in groups]
     return whole[0], whole[1], None if missing[0] else whole[2]
@@ -161,7 +169,7 @@ def join8(layers: Sequence[Any]) -> None:
         return
     for name in ("weight", "weight_scale"):
         parts = [getattr(layer, name) for layer in layers]
-        as_bytes = [p.view(torch.uint8) if p.dtype == FP8 else p for p in parts]
+        as_bytes = [p.view(torch.uint8) if p.element_size() == 1 else p for p in parts]
         whole = torch.cat(as_bytes).view(parts[0].dtype)
         for layer, part in zip(layers, whole.split([p.shape[0] for p in parts]), strict=True):
             setattr(layer, name, part)

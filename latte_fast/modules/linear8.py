@@ -1,15 +1,20 @@
-"""Linear layers of 8-bit weights: rows and output channels have a scale each, products are accumulated in fp32."""
+"""Linear layers of 8-bit weights and inputs: rows and output channels have a scale each.
+
+Products of fp8 are accumulated in fp32, those of int8 exactly.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latte_fast import backends, ops
+from latte_fast._ext import linear_int8 as onednn
 from latte_fast.modules.hooks import is_changed, is_untouched
+from latte_fast.ops.registration import call_directly
 
 FP8 = torch.float8_e4m3fn
 # what the products' layouts are made of: input and output widths are multiples of it, rows are filled up to one
@@ -17,15 +22,30 @@ STEP = 16
 
 
 class Rows8(NamedTuple):
-    """Rows of 8-bit values with a scale each; values * scale are what they stand for."""
+    """Rows of 8-bit values with a scale each; values * scale are what they stand for, of uint8 values less 128."""
 
     values: Tensor  # (..., D)
     scale: Tensor  # (..., 1), fp32
     dtype: torch.dtype  # what a layer's result has
 
 
-def rows8(x: Tensor) -> Rows8:
-    return Rows8(*ops.rows_fp8(x), x.dtype)
+def rows8(x: Tensor, precision: str = "fp8") -> Rows8:
+    return Rows8(*op8("rows", precision, x)(x), x.dtype)
+
+
+def op8(name: str, precision: str, x: Tensor) -> Callable[..., Any]:
+    """Returns the op whose result leaves as rows of a precision, in the form that x's device multiplies."""
+    op = getattr(ops, f"{name}_{precision}")
+    return functools.partial(op, unsigned=True) if precision == "int8" and by_onednn(x) and unsigned() else op
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Returns whether products of integers are oneDNN's, on the CPU in plain eager code."""
+    return x.is_cpu and call_directly() and not backends.is_forced("linear_int8") and onednn.why_not() is None
+
+
+def unsigned() -> bool:
+    return onednn.wants_unsigned()
 
 
 class Stored8(nn.Module):
@@ -40,7 +60,7 @@ class Stored8(nn.Module):
         scale: scales (N,).
     """
 
-    precision: ClassVar[str]
+    precision: str
     weight: Tensor
     weight_scale: Tensor
 
@@ -79,36 +99,109 @@ class Stored8(nn.Module):
 
 
 class Linear8(Stored8):
-    """x w^T + b of an e4m3 weight (N, K) and e4m3 rows of x, a tensor that is rounded here or Rows8 made before.
+    """x w^T + b of an 8-bit weight (N, K) and 8-bit rows of x, a tensor that is rounded here or Rows8 made before.
+
+    On a CPU that multiplies integers the weight lies in memory as oneDNN packs it once it was used; `weight` unpacks
+    it.
 
     Args:
         layer: linear layer whose weight is rounded; on meta it gives sizes alone.
         keep: whether the layer is kept, for `before`.
         rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
+        precision: "fp8" (e4m3) or "int8", of weight and rows.
     """
 
-    precision = "fp8"
-
-    def __init__(self, layer: nn.Linear, keep: bool = True, rounded: tuple[Tensor, Tensor] | None = None):
+    def __init__(
+        self,
+        layer: nn.Linear,
+        keep: bool = True,
+        rounded: tuple[Tensor, Tensor] | None = None,
+        precision: str = "fp8",
+    ):
         with torch.no_grad():
-            values, scale = ops.rows_fp8(layer.weight) if rounded is None else rounded
+            values, scale = getattr(ops, f"rows_{precision}")(layer.weight) if rounded is None else rounded
         super().__init__(layer, keep, values, scale.flatten())
+        self.precision = precision
 
     def forward(self, x: Tensor | Rows8) -> Tensor:
         return self.product(x, self.bias)
 
     def product(self, x: Tensor | Rows8, bias: Tensor | None = None) -> Tensor:
         """Returns x w^T, plus a bias where one is given."""
+        rows = self.rows_of(x)
+        if self.packs(rows):
+            bias = None if bias is None else bias.detach()
+            return onednn.linear(rows.values, rows.scale, self.packed(), self.weight_scale, bias, rows.dtype)
+        return product(rows, self.weight, self.weight_scale, bias)
+
+    def gelu(self, x: Tensor | Rows8) -> Rows8 | None:
+        """Returns tanh-GELU of the layer's result as rows of its own precision; None where no kernel does both."""
+        rows = self.rows_of(x)
+        if self.bias is None or not self.packs(rows):
+            return None
+        args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), rows.dtype)
+        return Rows8(*onednn.linear_gelu(*args), rows.dtype)
+
+    def rows_of(self, x: Tensor | Rows8) -> Rows8:
         if self.training:
             raise RuntimeError(
                 "Linear8: 8-bit layers do not train; model.eval(), or latte_fast.unquantize(model) before"
             )
-        rows = x if isinstance(x, Rows8) else rows8(x)
-        return product(rows, self.weight, self.weight_scale, bias)
+        return x if isinstance(x, Rows8) else rows8(x, self.precision)
+
+    def packs(self, rows: Rows8) -> bool:
+        # int8 rows without AMX would end in oneDNN's reference code
+        return self.precision == "int8" and by_onednn(rows.values) and (rows.values.dtype == torch.uint8) == unsigned()
+
+    def packed(self) -> Tensor:
+        """Returns the weight as oneDNN packs it, which from now on takes its place in memory."""
+        packed = self.__dict__.get("_packed")
+        if packed is None:
+            packed = self.__dict__["_packed"] = onednn.pack(self.weight)
+            del self._buffers["weight"]
+        return packed
+
+    def unpack(self) -> None:
+        """Puts the weight back as a buffer, to be moved, copied or replaced."""
+        packed = self.__dict__.pop("_packed", None)
+        if packed is not None:
+            self._buffers["weight"] = onednn.unpack(packed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "_packed" in self.__dict__:
+            return onednn.unpack(self.__dict__["_packed"])
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.unpack()
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.unpack()
+        return self.__dict__.copy()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear8":
+        self.unpack()
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if f"{prefix}weight" not in destination:
+            destination[f"{prefix}weight"] = self.weight
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def product(rows: Rows8, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns rows w^T + bias in rows.dtype; the CPU multiplies the 8-bit values in fp32."""
+    """Returns rows w^T + bias in rows.dtype; the CPU multiplies fp8 in fp32, and int8 so that its sums are exact."""
+    if rows.values.dtype != FP8:
+        bias = None if bias is None else bias.detach()
+        with torch.autocast(rows.values.device.type, enabled=False):
+            return ops.linear_int8(rows.values, rows.scale, weight, weight_scale, bias, rows.dtype)
     values, scale = rows.values.flatten(0, -2), rows.scale.flatten(0, -2)
     if values.is_cuda:
         out = _on_tensor_cores(values, scale, weight, weight_scale, bias)
@@ -164,5 +257,9 @@ def readers_of(module: Any) -> tuple[Any, ...]:
     return () if not isinstance(layers, tuple) or is_changed(module) else layers
 
 
-def all_8bit(readers: Sequence[Any]) -> bool:
-    return bool(readers) and all(is_8bit(layer) for layer in readers)
+def precision_of(readers: Sequence[Any]) -> str | None:
+    """Returns the precision that all layers have which read a tensor; None where one does not take 8-bit rows."""
+    if not readers or not all(is_8bit(layer) for layer in readers):
+        return None
+    first = readers[0].precision
+    return first if all(layer.precision == first for layer in readers) else None

@@ -25,7 +25,7 @@ class Precisions:
             places = [(owner, name, x) for name, x in owner._modules.items() if type(x) is Linear8]
             self.places += places
         before = [layer.before is not None for _, _, layer in self.places]
-        own = Linear8.precision if self.places else SIXTEEN
+        own = self.places[0][2].precision if self.places else SIXTEEN
         self.known = (own, SIXTEEN) if before and all(before) else (own,)
 
     def select(self, precision: str) -> None:

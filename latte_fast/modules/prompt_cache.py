@@ -36,7 +36,8 @@ class PromptCache(Generic[T]):
         self._entries: list[_Entry] = []
 
     def __call__(self, source: Tensor, layers: Sequence[nn.Module], compute: Callable[[Tensor], T]) -> T:
-        unfit = torch.is_grad_enabled() or source.is_inference() or _is_recorded(source)
+        # torch.compile, for which _is_recorded answers, can't trace is_inference
+        unfit = torch.is_grad_enabled() or _is_recorded(source) or source.is_inference()
         if unfit or type(source) is not Tensor or not all(is_plain(layer) for layer in layers):
             self.forget()
             return compute(source)

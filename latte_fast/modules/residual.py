@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from latte_fast import ops
-from latte_fast.modules.linear8 import Rows8, all_8bit
+from latte_fast.modules.linear8 import Rows8, op8, precision_of
 
 
 class Pending(NamedTuple):
@@ -38,19 +38,19 @@ def add_and_norm(
 
     The norm is Rows8 where all its readers, the layers that it is for, have 8-bit weights.
     """
-    eight = all_8bit(readers)
+    eight = precision_of(readers)
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
-        if eight:
-            return x, Rows8(*ops.norm_modulate_fp8(x, shift, scale, eps), shift.dtype)
+        if eight is not None:
+            return x, Rows8(*op8("norm_modulate", eight, x)(x, shift, scale, eps), shift.dtype)
         return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
     if gate.shape[0] != shift.shape[0]:
         # one has a row per frame, as in joint models, the other a row per clip or, if plain, a single row
         groups = max(gate.shape[0], shift.shape[0])
         gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
-    if eight:
-        y, bias = pending.y, pending.y_bias
-        x, values, row_scale = ops.gate_residual_norm_modulate_fp8(x, y, gate, shift, scale, eps, y_bias=bias, pos=pos)
+    if eight is not None:
+        op, y, bias = op8("gate_residual_norm_modulate", eight, x), pending.y, pending.y_bias
+        x, values, row_scale = op(x, y, gate, shift, scale, eps, y_bias=bias, pos=pos)
         return x, Rows8(values, row_scale, shift.dtype)
     return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)

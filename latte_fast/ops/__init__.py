@@ -8,6 +8,13 @@ from latte_fast.ops.decode_attention import decode_attention
 from latte_fast.ops.fp8 import bias_gelu_fp8, gate_residual_norm_modulate_fp8, norm_modulate_fp8, rows_fp8
 from latte_fast.ops.gate_residual import gate_residual
 from latte_fast.ops.gate_residual_norm_modulate import gate_residual_norm_modulate
+from latte_fast.ops.int8 import (
+    bias_gelu_int8,
+    gate_residual_norm_modulate_int8,
+    linear_int8,
+    norm_modulate_int8,
+    rows_int8,
+)
 from latte_fast.ops.layers import attention_layer, mlp_layer
 from latte_fast.ops.linear_gelu import bias_gelu, linear_gelu
 from latte_fast.ops.nearest_code import nearest_code
@@ -23,19 +30,24 @@ __all__ = [
     "axis_attention_qkv",
     "bias_gelu",
     "bias_gelu_fp8",
+    "bias_gelu_int8",
     "causal_attention",
     "conv_transpose3d",
     "decode_attention",
     "gate_residual",
     "gate_residual_norm_modulate",
     "gate_residual_norm_modulate_fp8",
+    "gate_residual_norm_modulate_int8",
     "linear_gelu",
+    "linear_int8",
     "mlp_layer",
     "nearest_code",
     "norm_modulate",
     "norm_modulate_fp8",
+    "norm_modulate_int8",
     "norm_silu_halo",
     "pooled_norm",
     "rows_fp8",
+    "rows_int8",
     "small_linear",
 ]

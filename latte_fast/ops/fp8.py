@@ -4,6 +4,8 @@ None has a gradient. A row's scale is its largest magnitude over 448; the produc
 by both.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
         2^-100; a row that holds NaN or an infinity is NaN once it is multiplied by its scale.
     """
     check_rows("rows_fp8", "x", x)
-    _refuse_gradient("rows_fp8", x)
+    refuse_gradient("rows_fp8", x)
     return _ROWS(x)
 
 
@@ -49,12 +51,7 @@ def norm_modulate_fp8(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6
         shift: (G, D), G dividing the rows of x; group g modulates the g-th run of rows. May be a view of (G, 6D).
         scale: as shift.
     """
-    name = "norm_modulate_fp8"
-    check_rows(name, "x", x)
-    check_groups(name, x, shift=shift, scale=scale)
-    shift, scale = partners(name, x, shift=shift, scale=scale)
-    _refuse_gradient(name, x, shift, scale)
-    return _NORM(x, shift, scale, checked_number(name, "eps", eps))
+    return _NORM(*checked_norm("norm_modulate_fp8", x, shift, scale, eps))
 
 
 def gate_residual_norm_modulate_fp8(
@@ -79,18 +76,7 @@ def gate_residual_norm_modulate_fp8(
         y_bias: (D,), the bias of the linear layer that made y, left to this pass.
         pos: broadcasts to x; a position embedding that enters here.
     """
-    name = "gate_residual_norm_modulate_fp8"
-    check_rows(name, "x", x)
-    check_like(name, "y", y, x)
-    check_groups(name, x, gate=gate, shift=shift, scale=scale)
-    y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
-    if y_bias is not None:
-        y_bias = checked_vector(name, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
-    if pos is not None:
-        check_pos(name, pos, x)
-        pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
-    _refuse_gradient(name, x, y, gate, shift, scale)
-    return _FUSED(x, y, gate, shift, scale, checked_number(name, "eps", eps), y_bias, pos)
+    return _FUSED(*checked_fused("gate_residual_norm_modulate_fp8", x, y, gate, shift, scale, eps, y_bias, pos))
 
 
 def bias_gelu_fp8(u: Tensor, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,27 +86,67 @@ def bias_gelu_fp8(u: Tensor, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u: (..., M), a linear layer's result without its bias.
         b: (M,) or None.
     """
-    check_rows("bias_gelu_fp8", "u", u)
+    return _GELU(*checked_gelu("bias_gelu_fp8", u, b))
+
+
+def checked_norm(name: str, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]:
+    """Arguments of an op that normalises, as its kernels read them."""
+    check_rows(name, "x", x)
+    check_groups(name, x, shift=shift, scale=scale)
+    shift, scale = partners(name, x, shift=shift, scale=scale)
+    refuse_gradient(name, x, shift, scale)
+    return x, shift, scale, checked_number(name, "eps", eps)
+
+
+def checked_fused(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    y_bias: Tensor | None,
+    pos: Tensor | None,
+) -> tuple[Any, ...]:
+    """Arguments of an op that adds a residual and normalises, as its kernels read them."""
+    check_rows(name, "x", x)
+    check_like(name, "y", y, x)
+    check_groups(name, x, gate=gate, shift=shift, scale=scale)
+    y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
+    if y_bias is not None:
+        y_bias = checked_vector(name, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
+    if pos is not None:
+        check_pos(name, pos, x)
+        pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
+    refuse_gradient(name, x, y, gate, shift, scale)
+    return x, y, gate, shift, scale, checked_number(name, "eps", eps), y_bias, pos
+
+
+def checked_gelu(name: str, u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Arguments of an op that adds a bias and applies GELU, as its kernels read them."""
+    check_rows(name, "u", u)
     b = u.new_zeros(u.shape[-1]) if b is None else b
-    b = checked_vector("bias_gelu_fp8", "b", b, u, u.shape[-1], "M").to(u.dtype)
-    _refuse_gradient("bias_gelu_fp8", u)
-    return _GELU(u, b)
+    b = checked_vector(name, "b", b, u, u.shape[-1], "M").to(u.dtype)
+    refuse_gradient(name, u)
+    return u, b
 
 
-def _refuse_gradient(name: str, *tensors: Tensor) -> None:
+def refuse_gradient(name: str, *tensors: Tensor) -> None:
     if records(*tensors):
         raise ValueError(f"{name}: has no gradient; call it under torch.no_grad(), or with tensors that ask for none")
 
 
-def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    return empty(x, FP8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+def empty_rows(x: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
+    """What a fake returns for 8-bit rows of x's shape and their scales."""
+    return empty(x, dtype), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
 _ROWS = KernelOp(
     "rows_fp8",
     "(Tensor x, str backend) -> (Tensor values, Tensor row_scale)",
     "",
-    fake=_empty_rows,
+    fake=empty_rows,
     ours=("triton",),
     reference=rows_fp8_ref,
     example=lambda sizes: {"x": sizes.tokens()},
@@ -130,7 +156,7 @@ _NORM = KernelOp(
     "norm_modulate_fp8",
     "(Tensor x, Tensor shift, Tensor scale, float eps, str backend) -> (Tensor h, Tensor row_scale)",
     "",
-    fake=lambda x, shift, scale, eps: _empty_rows(x),
+    fake=lambda x, shift, scale, eps: empty_rows(x),
     ours=("triton",),
     reference=norm_modulate_fp8_ref,
     example=lambda sizes: {"x": sizes.tokens(), **sizes.conditions("shift", "scale")},
@@ -141,7 +167,7 @@ _FUSED = KernelOp(
     "(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps, Tensor? y_bias, Tensor? pos, "
     "str backend) -> (Tensor x_out, Tensor h, Tensor row_scale)",
     "",
-    fake=lambda x, y, gate, shift, scale, eps, y_bias, pos: (empty(x), *_empty_rows(x)),
+    fake=lambda x, y, gate, shift, scale, eps, y_bias, pos: (empty(x), *empty_rows(x)),
     ours=("triton",),
     reference=gate_residual_norm_modulate_fp8_ref,
     example=lambda sizes: {"x": sizes.tokens(), "y": sizes.tokens(), **sizes.conditions("gate", "shift", "scale")},
@@ -151,7 +177,7 @@ _GELU = KernelOp(
     "bias_gelu_fp8",
     "(Tensor u, Tensor b, str backend) -> (Tensor a, Tensor row_scale)",
     "",
-    fake=lambda u, b: _empty_rows(u),
+    fake=lambda u, b: empty_rows(u),
     ours=("triton",),
     reference=bias_gelu_fp8_ref,
     example=lambda sizes: {"u": sizes.tokens(widths=4), "b": sizes.randn(4 * sizes.width)},

@@ -43,6 +43,7 @@ class KernelOp:
     reference: Callable | None = None  # oracle with the schema's names, for an op that is called rather than run
     # whatever the backend: why kernels of ours do not serve these arguments, or None where they do
     why_not: Callable[..., str | None] = lambda *args: None
+    home: str = ""  # file of the launchers, where it is not that of the op's name
     kernels: str = ""  # another op, whose launchers and backends serve this one too
     ours: tuple[str, ...] = ("cpu", "triton")  # backends that have kernels of ours, in order of preference
     libraries: dict[str, backends.Probe] = field(default_factory=dict)  # the other backends, which come after them
@@ -62,9 +63,20 @@ class KernelOp:
             self._register_gradient()
         if not self.kernels:
             self.kernels = self.name
-            backends.register(self.name, {b: _probe(self.name, b, self.why_not) for b in self.ours} | self.libraries)
+            backends.register(self.name, {b: self._probe(b) for b in self.ours} | self.libraries)
         self._fwd, self._bwd = f"{self.kernels}_fwd", f"{self.kernels}_bwd"
         REGISTRY[self.name] = self
+
+    def _probe(self, backend: str) -> backends.Probe:
+        """Probe of a backend with kernels of ours: the platform, the op, then the kernels, each by the arguments."""
+        home = SimpleNamespace(name=_HOMES[backend].format(self.home or self.name), module=None)
+        _homes[self.name, backend] = home
+
+        def probe(x: Any, *args: Any) -> str | None:
+            first = x if isinstance(x, Tensor) else x[0]
+            return WHY_NOT[backend](first) or self.why_not(x, *args) or launchers(self.name, backend).why_not(x, *args)
+
+        return probe
 
     def _register_gradient(self) -> None:
         self._read_names(*(torch._C.parse_schema(f"op{schema}") for schema in (self.forward, self.backward)))
@@ -159,17 +171,6 @@ def _define(name: str, schema: str, body: Callable, fake: Callable, flops: Calla
     if flops is not None:
         register_flop_formula(packet)(lambda *args, out_shape=None: flops(*args[:-1]))
     return packet.default
-
-
-def _probe(op: str, backend: str, why_not: Callable[..., str | None]) -> backends.Probe:
-    """The probe of a backend with kernels of ours: the platform, the op, then the kernels, each by the arguments."""
-    _homes[op, backend] = SimpleNamespace(name=_HOMES[backend].format(op), module=None)
-
-    def probe(x: Any, *args: Any) -> str | None:
-        first = x if isinstance(x, Tensor) else x[0]
-        return WHY_NOT[backend](first) or why_not(x, *args) or launchers(op, backend).why_not(x, *args)
-
-    return probe
 
 
 @constant_in_graphs

@@ -1,4 +1,4 @@
-"""Rounding of a weight to e4m3 that knows the layer's inputs: what one column loses, the columns after it make up.
+"""Rounding of a weight to 8 bits that knows the layer's inputs: what one column loses, the columns after it make up.
 
 With inputs X and a weight W the layer's error is tr(E X^T X E^T), E the difference of the weights. Columns are rounded
 one after the other; each leaves its error to those not yet rounded, by the least squares that X^T X gives.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latte_fast.modules.linear8 import FP8, rows8
 
-MOST = 448.0  # largest number of e4m3
+MOST = {"fp8": 448.0, "int8": 127.0}  # largest number of a precision
 # added to the diagonal of X^T X as a share of its mean: inputs not seen could be anything
 DAMPING = 0.01
 BLOCK = 128  # columns whose errors are passed on together
@@ -34,15 +34,15 @@ class Inputs:
             self.rows.append(x[:: max(1, len(x) // KEPT)][:KEPT].clone())
 
 
-def compensated(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+def compensated(weight: Tensor, gram: Tensor, precision: str = "fp8") -> tuple[Tensor, Tensor]:
     """Returns a weight (N, K) as 8-bit values and scales (N, 1), rounded for inputs with this X^T X (K, K)."""
-    scale = rows8(weight).scale
+    scale, most = rows8(weight, precision).scale, MOST[precision]
     w, wide = weight.double(), scale.double()
     damped = gram.double()
     damped.diagonal().add_(DAMPING * damped.diagonal().mean() + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    values = torch.empty(weight.shape, dtype=FP8, device=weight.device)
+    values = torch.empty(weight.shape, dtype=FP8 if precision == "fp8" else torch.int8, device=weight.device)
     width = w.shape[1]
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
@@ -50,9 +50,10 @@ def compensated(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         errors = torch.empty_like(block)
         for j in range(end - start):
             i = start + j
-            rounded = (block[:, j] / wide[:, 0]).clamp(-MOST, MOST).float().to(FP8)
+            exact = (block[:, j] / wide[:, 0]).clamp(-most, most)
+            rounded = exact.float().to(FP8) if precision == "fp8" else exact.round()
             errors[:, j] = (block[:, j] - rounded.double() * wide[:, 0]) / upper[i, i]
             block[:, j + 1 :] -= errors[:, j, None] * upper[i, i + 1 : end]
-            values[:, i] = rounded
+            values[:, i] = rounded.to(values.dtype)
         w[:, end:] -= errors @ upper[start:end, end:]
     return values, scale

@@ -71,12 +71,17 @@ def gate_residual_norm_modulate_ref(
 
 
 FP8 = torch.float8_e4m3fn
-FP8_MOST = 448.0  # largest number of FP8
-FP8_LEAST = 2.0**-100  # least scale, whose inverse is still an fp32 number
+FP8_MOST, INT8_MOST = 448.0, 127.0  # largest number of FP8, and of the integers, which are as many below zero
+LEAST_SCALE = 2.0**-100  # whose inverse is still an fp32 number
 
 
 def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def quotient(x: Tensor, divisor: float) -> Tensor:
+    """x / divisor rounded once; divided by a number, torch would multiply by its rounded inverse on a GPU."""
+    return x / torch.full_like(x, divisor)
 
 
 def rows_fp8_ref(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +90,7 @@ def rows_fp8_ref(x: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros has the least scale. A row that holds NaN or an infinity is NaN after multiplication by its scale.
     """
     x = widened(x)
-    scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MOST).clamp_min(FP8_LEAST)
+    scale = quotient(x.abs().amax(-1, keepdim=True).float(), FP8_MOST).clamp_min(LEAST_SCALE)
     return (x * (1 / scale)).to(FP8), scale
 
 
@@ -106,15 +111,74 @@ def gate_residual_norm_modulate_fp8_ref(
     pos: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x' = x + gate * (y + y_bias) + pos in x's dtype, norm_modulate_fp8_ref of x'; returns (x', values, scales)."""
+    out = added_once(x, y, gate, y_bias, pos)
+    return out, *norm_modulate_fp8_ref(out, shift, scale, eps)
+
+
+def added_once(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None, pos: Tensor | None) -> Tensor:
+    """x + gate * (y + y_bias) + pos, rounded to x's dtype at the end alone."""
     y = widened(y) if y_bias is None else widened(y) + y_bias
     out = gate_residual_ref(widened(x), y, widened(gate))
-    out = (out if pos is None else out + pos).to(x.dtype)
-    return out, *norm_modulate_fp8_ref(out, shift, scale, eps)
+    return (out if pos is None else out + pos).to(x.dtype)
 
 
 def bias_gelu_fp8_ref(u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
     """Applies rows_fp8_ref to tanh-GELU(u + b), which is not rounded before."""
     return rows_fp8_ref(bias_gelu_ref(widened(u), b))
+
+
+def rows_int8_ref(x: Tensor, unsigned: bool = False) -> tuple[Tensor, Tensor]:
+    """Rounds each row of x (..., D) to integers after division by its scale, max|x| / 127; (values, scales (..., 1)).
+
+    Nearest, ties to even; values are int8, or with `unsigned` uint8 and 128 more. A row of zeros has the least scale.
+    A row that holds NaN or an infinity has the scale NaN, and values that mean nothing.
+    """
+    x = widened(x)
+    most = x.abs().amax(-1, keepdim=True).float()
+    # most - most is NaN for an infinity
+    scale = quotient(most, INT8_MOST).clamp_min(LEAST_SCALE) + (most - most)
+    values = (x * (1 / scale)).round().nan_to_num(0.0)
+    return ((values + 128).to(torch.uint8) if unsigned else values.to(torch.int8)), scale
+
+
+def norm_modulate_int8_ref(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, unsigned: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Applies rows_int8_ref to LN(x) * (1 + scale) + shift, which is not rounded before."""
+    return rows_int8_ref(norm_modulate_ref(widened(x), widened(shift), widened(scale), eps), unsigned)
+
+
+def gate_residual_norm_modulate_int8_ref(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    y_bias: Tensor | None = None,
+    pos: Tensor | None = None,
+    unsigned: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x' = x + gate * (y + y_bias) + pos in x's dtype, norm_modulate_int8_ref of x'; returns (x', values, scales)."""
+    out = added_once(x, y, gate, y_bias, pos)
+    return out, *norm_modulate_int8_ref(out, shift, scale, eps, unsigned=unsigned)
+
+
+def bias_gelu_int8_ref(u: Tensor, b: Tensor | None, unsigned: bool = False) -> tuple[Tensor, Tensor]:
+    """Applies rows_int8_ref to tanh-GELU(u + b), which is not rounded before."""
+    return rows_int8_ref(bias_gelu_ref(widened(u), b), unsigned)
+
+
+def linear_int8_ref(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    """(x w^T) * x_scale * weight_scale + bias, its sums exact; x (..., K) as rows_int8_ref leaves it, weight (N, K)."""
+    # sums of integers below 2^24 are exact in fp32, of all others in float64
+    wide = torch.float32 if INT8_MOST**2 * x.shape[-1] < 2**24 else torch.float64
+    values = x.to(wide) - 128 if x.dtype == torch.uint8 else x.to(wide)
+    out = F.linear(values, weight.to(wide)).float() * x_scale * weight_scale
+    return (out if bias is None else out + bias).to(out_dtype)
 
 
 def rotate_ref(x: Tensor, rope: Rope) -> Tensor:

@@ -17,7 +17,7 @@ from latte_fast.modules.precision import SIXTEEN
 FORMAT = 2
 PLANS = "plans"  # folder in a run
 COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
-PRECISIONS = (SIXTEEN, "fp8")
+PRECISIONS = (SIXTEEN, "fp8", "int8")
 # what rows of format 1 did not say
 NEWER = {"precision": SIXTEEN, "weights": []}
 

@@ -52,7 +52,7 @@ def load_8bit(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
     check_keys(model, state, str(path))
     _check_values(state, layers, path, VALUES[precision])
     model.load_state_dict(state, assign=True)
-    for owner, _ in owners(model) if precision == "fp8" else ():
+    for owner, _ in owners(model, ("products",)):
         made = [submodule(owner, place) for place, kind in owner.products.items() if kind == "qkv"]
         if len(made) == 3 and all(type(layer) is Linear8 for layer in made):
             join8(made)
@@ -61,11 +61,12 @@ def load_8bit(model: nn.Module, path: Path, about: dict[str, Any]) -> None:
 def _make_room(model: nn.Module, layers: Iterable[Any], path: Path, precision: str) -> None:
     """Puts empty 8-bit layers where the file has such; CheckpointError where the model has no linear layer."""
     known = dict(model.named_modules())
+    weights_alone = any(owners(model, ("weight_only",)))
     for name in layers:
         layer = known.get(name)
         if type(layer) is not nn.Linear:
             raise CheckpointError(f"{path}: not this model: 8-bit layer {name!r:.80} must be a linear layer of it")
-        replace(model, name, LinearInt8(layer, False) if precision == "int8" else Linear8(layer, False))
+        replace(model, name, LinearInt8(layer, False) if weights_alone else Linear8(layer, False, None, precision))
 
 
 def _check_values(state: dict[str, Tensor], layers: Iterable[str], path: Path, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latte_fast import ops
-from latte_fast.modules.linear import joined, joined8, mlp, split_bias, weight_of
+from latte_fast.modules.linear import joined, joined8, joined_product, mlp, split_bias, weight_of
 from latte_fast.modules.linear8 import Rows8, product, rows8
 from latte_fast.modules.prompt_cache import PromptCache
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
@@ -67,11 +67,14 @@ def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
     layers = (attn.to_q, attn.to_k, attn.to_v)
     packed8 = joined8(layers)
     if packed8 is not None:
-        qkv = product(h if isinstance(h, Rows8) else rows8(h), *packed8)
+        qkv = product(h if isinstance(h, Rows8) else rows8(h, layers[0].precision), *packed8)
+        return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
+    assert isinstance(h, Tensor)
+    qkv = joined_product(layers, h)
+    if qkv is not None:
         return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
     packed = joined(layers)
     if packed is not None:
-        assert isinstance(h, Tensor)
         return ops.attention_layer(h, *packed, attn.heads, axis)
     q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in layers)
     return ops.axis_attention(q, k, v, axis)
