@@ -168,9 +168,9 @@ def test_real_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> 
     args += ["--steps", "8", "--batch", "2", "--samples", "8", "--sampling-steps", "8"]
     run(monkeypatch, "real_films.py", *args)
     results = json.loads((out / "results.json").read_text())
-    assert list(results) == ["dense", "joint", "flexdit", "cached", "fp8"]
+    assert list(results) == ["dense", "joint", "flexdit", "cached", "fp8", "int8"]
     assert all(r["interval"][0] <= r["value"] <= r["interval"][1] for r in results.values())
-    assert results["cached"]["psnr"] > 20 and 20 < results["fp8"]["psnr"] < 90
+    assert results["cached"]["psnr"] > 20 and all(20 < results[name]["psnr"] < 90 for name in ("fp8", "int8"))
     assert "| joint | 8 |" in capsys.readouterr().out
     assert (out / "results.png").is_file() and "data:image/png" in (out / "joint.html").read_text()
     monkeypatch.setattr("latte_fast.training.Trainer.run", lambda self: pytest.fail("a part is repeated"))
