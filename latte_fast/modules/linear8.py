@@ -30,7 +30,8 @@ class Rows8(NamedTuple):
 
 
 def rows8(x: Tensor, precision: str = "fp8") -> Rows8:
-    return Rows8(*op8("rows", precision, x)(x), x.dtype)
+    values, scale = op8("rows", precision, x)(x)
+    return Rows8(values, scale, x.dtype)
 
 
 def op8(name: str, precision: str, x: Tensor) -> Callable[..., Any]:
