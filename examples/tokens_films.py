@@ -17,7 +17,7 @@ from torch import Tensor
 from latte_fast.cli.demo import NAMES, WANTED
 from latte_fast.data.shapes import clip
 from latte_fast.evaluation.detector import Detector
-from latte_fast.evaluation.frechet import Moments, frechet_distance, moments
+from latte_fast.evaluation.frechet import frechet_distance, moments
 from latte_fast.evaluation.shapes_classifier import Recogniser
 from latte_fast.media.pixels import normalise, to_pixels
 from latte_fast.media.write import write_mp4, write_sheet
@@ -116,7 +116,7 @@ def judge(
     """Judges real films, what the VQGAN decodes of them, and those drawn by the hierarchy and by a sliding window."""
     judges = Judges(classifier, ranks)
     file = out / f"films-{frames}-{options.top_p:g}.json"
-    against = {name: moments(rows) for name, rows in judges(real_films(count, WINDOW, 1 << 30)).items()}
+    against = judges(real_films(count, WINDOW, 1 << 30))
     labels = torch.arange(count) % len(NAMES)
     real = real_films(count, reachable(frames), 1 << 31)
     results: dict[str, dict] = {}
@@ -141,9 +141,19 @@ def judge(
     return results
 
 
-def curves(cut: list[Tensor], judges: Judges, against: dict[str, Moments]) -> dict[str, list[float]]:
+def curves(cut: list[Tensor], judges: Judges, against: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Returns the distance of each window's features from the real ones, by judge."""
     rows = [judges(window) for window in cut]
-    return {name: [frechet_distance(moments(row[name]), real) for row in rows] for name, real in against.items()}
+    return {name: [distance(row[name], real) for row in rows] for name, real in against.items()}
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Returns the Frechet distance of features, in the space that they span, which fewer clips than features leave."""
+    a, b = a.double(), b.double()
+    if len(a) + len(b) < a.shape[1]:
+        basis = torch.linalg.qr(torch.cat([a, b]).T).Q
+        a, b = a @ basis, b @ basis
+    return frechet_distance(moments(a), moments(b))
 
 
 def show(path: Path, films: Tensor) -> None:

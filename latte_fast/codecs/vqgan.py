@@ -49,9 +49,9 @@ class VQGANCodec:
         return mean, torch.zeros_like(mean)
 
     @torch.no_grad()
-    def tokens(self, video: Tensor) -> Tensor:
-        """Returns the tokens of (B, F, 3, H, W) in [-1, 1]: (B, F / frame_factor, h, w) int64."""
-        return torch.cat([self.network.quantise(z).cpu() for z in self._latents(video)], 1)
+    def tokens(self, video: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Returns the tokens of (B, F, 3, H, W) in [-1, 1] on a device: (B, F / frame_factor, h, w) int64."""
+        return torch.cat([self.network.quantise(z).to(device) for z in self._latents(video)], 1)
 
     def _latents(self, video: Tensor) -> Iterator[Tensor]:
         wrong = video.ndim != 5 or video.shape[2] != 3 or not video.numel()

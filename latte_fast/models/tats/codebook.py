@@ -71,7 +71,7 @@ class Codebook(Wide):
         nearest = self.embeddings[chosen].unflatten(0, (z.shape[0], *z.shape[2:])).movedim(-1, 1)
         commitment = COMMITMENT * F.mse_loss(z, nearest, reduction="none").mean([1, 2, 3, 4])
         with torch.no_grad():
-            perplexity = perplexity_of(torch.bincount(chosen, minlength=len(self.N)))
+            perplexity = perplexity_of(counts_of(chosen, len(self.N)))
         if self.training:
             self._pending.append((flat, chosen))
             if not self.waits:
@@ -89,7 +89,7 @@ class Codebook(Wide):
         assert self._pending, "no latents have been seen since the last update"
         flat, chosen = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
         self._pending.clear()
-        counts = torch.bincount(chosen, minlength=len(self.N)).to(self.N)
+        counts = counts_of(chosen, len(self.N)).to(self.N)
         sums = torch.zeros_like(self.z_avg).index_add_(0, chosen, flat.to(self.z_avg))
         counts, sums = summed(counts), summed(sums)
         self.N.mul_(DECAY).add_(counts, alpha=1 - DECAY)
@@ -141,6 +141,12 @@ class Codebook(Wide):
                 dist.broadcast(noise, 0)
             drawn += noise.to(drawn)
         return drawn
+
+
+def counts_of(chosen: Tensor, n_codes: int) -> Tensor:
+    """Counts how often each code was chosen, (n_codes,) int64; on a GPU bincount would make the host wait."""
+    counts = torch.zeros(n_codes, dtype=torch.int64, device=chosen.device)
+    return counts.scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
 def perplexity_of(counts: Tensor) -> Tensor:

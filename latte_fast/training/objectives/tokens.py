@@ -83,8 +83,8 @@ class TokensObjective(OneLearner):
         if "tokens" in batch:
             return batch["tokens"]
         assert self.codec is not None
-        video = batch["video"]
-        return self.codec.tokens(video).to(video.device)
+        # on the device, as a step that waits for the host lets a GPU idle
+        return self.codec.tokens(batch["video"], batch["video"].device)
 
     def meta(self) -> dict[str, Any]:
         sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
