@@ -84,7 +84,10 @@ def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
         u, b = F.linear(h, fc1.weight), fc1.bias
     else:
         u, b = fc1(h), None
-    return Rows8(*op8("bias_gelu", fc2.precision, u)(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
+    if not is_8bit(fc2):
+        return ops.bias_gelu(u, b)
+    values, scale = op8("bias_gelu", fc2.precision, u)(u, b)
+    return Rows8(values, scale, u.dtype)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:
