@@ -19,7 +19,10 @@ RESUMES = {
     "convert": "nothing was written",
 }
 # prefixes of messages that say which data or file is meant; any other word before a colon is the name of a function
-_KEPT = ("data", "config", "latents", "tokens", "text", "videos", "ffs", "sky", "ucf101", "taichi", "frames", "shapes")
+_KEPT = (
+    "data", "config", "latents", "tokens", "text", "videos", "ffs", "sky", "ucf101", "taichi", "frames", "sounds",
+    "shapes",
+)  # fmt: skip
 _PREFIX = re.compile(r"([A-Za-z_]\w*): ")
 
 
