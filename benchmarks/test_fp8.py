@@ -148,9 +148,9 @@ def distance(run: Callable[..., Tensor], exact: Tensor, inputs: tuple) -> str:
     return f"{float((got - exact).norm() / exact.norm()):.3%} from fp32"
 
 
-def eight(model: nn.Module, *layers: str) -> nn.Module:
+def eight(model: nn.Module, *layers: str, precision: str = "fp8") -> nn.Module:
     model = copy.deepcopy(model)
-    report = quantize(model, "fp8", layers=layers, keep=False)
+    report = quantize(model, precision, layers=layers, keep=False)
     assert {type(model.get_submodule(name)) for name in report.taken} == {Linear8}, str(report)
     return model
 

@@ -136,6 +136,7 @@ def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
         seed=part.seed,
         pretrained=str(dense) if part.start else None,
         graphs=torch.cuda.is_available(),
+        workers=1 if torch.cuda.is_available() else None,  # who draws the clips of a step in less time than it takes
     )
 
 

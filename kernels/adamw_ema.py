@@ -54,21 +54,22 @@ def adamw_ema_kernel(
     lr = tl.load(factor_ptr)
     rate = (lr / (1 - tl.exp2(step * tl.load(factor_ptr + 1)))).to(tl.float32)
     root = tl.sqrt(1 - tl.exp2(step * tl.load(factor_ptr + 2))).to(tl.float32)
-    kept = (1 - lr * tl.load(factor_ptr + 3)).to(tl.float32)
+    lost = lr * tl.load(factor_ptr + 3)
     eps = tl.load(factor_ptr + 4).to(tl.float32)
-    rest_1 = tl.load(factor_ptr + 5).to(tl.float32)
-    rest_2 = tl.load(factor_ptr + 6)
-    beta_2, rest_2 = (1 - rest_2).to(tl.float32), rest_2.to(tl.float32)
+    rest_1, rest_2 = tl.load(factor_ptr + 5), tl.load(factor_ptr + 6)
     rest_average = tl.load(factor_ptr + 7).to(tl.float32)
     for i in range(0, CHUNK, BLOCK):
         o = i_first + i + tl.arange(0, BLOCK)
         m = o < values
         b_g = tl.load(p_g + o, mask=m, other=0.0)
-        b_m = lerp(tl.load(p_m + o, mask=m, other=0.0), b_g, rest_1)
-        b_v = tl.fma(rest_2 * b_g, b_g, tl.load(p_v + o, mask=m, other=0.0) * beta_2)
-        # rounded as torch rounds: an approximate root and quotient would each be off by more than one bit
+        # moments and decay in fp64, rounded once, as torch's fused step has them on a GPU
+        b_wide = b_g.to(tl.float64)
+        b_m = (tl.load(p_m + o, mask=m, other=0.0) * (1 - rest_1) + rest_1 * b_wide).to(tl.float32)
+        b_v = (tl.load(p_v + o, mask=m, other=0.0) * (1 - rest_2) + rest_2 * b_wide * b_wide).to(tl.float32)
+        # an approximate root and quotient would each be off by more than one bit
         b_change = tl.div_rn(rate * b_m, tl.div_rn(tl.sqrt_rn(b_v), root) + eps)
-        b_w = tl.load(p_w + o, mask=m, other=0.0) * kept - b_change
+        b_w = tl.load(p_w + o, mask=m, other=0.0)
+        b_w = (b_w - lost * b_w).to(tl.float32) - b_change
         tl.store(p_m + o, b_m, mask=m)
         tl.store(p_v + o, b_v, mask=m)
         tl.store(p_w + o, b_w, mask=m)

@@ -103,6 +103,8 @@ def why_not(
 ) -> str | None:
     if x.dtype != torch.int8:
         return f"the Triton kernel multiplies signed integers, got {x.dtype}"
+    if out_dtype not in rows.NAMES:
+        return f"the Triton kernel writes fp32, bf16 and fp16, got {out_dtype}"
     if weight.stride(1) != 1:
         return f"weight must have a contiguous last dim, got strides {weight.stride()}"
     if x.numel() // x.shape[-1] >= 2**31:

@@ -125,7 +125,7 @@ def test_known_landmarks() -> None:
 def test_8_bit_layers_are_those_that_quantize_takes(name: str) -> None:
     from latte_fast.quantization.convert import DEFAULT, owners, submodule
 
-    model, kinds = on_meta(Latte, COUNTED[name]), DEFAULT["fp8"]
+    model, kinds = on_meta(Latte, COUNTED[name]), DEFAULT["products"]
     taken = [submodule(o, path) for o, _ in owners(model) for path, kind in o.products.items() if kind in kinds]
     result, config = cost(LatteConfig(**COUNTED[name])), LatteConfig(**COUNTED[name])
     weights = sum(layer.weight.numel() for layer in taken)

@@ -61,6 +61,7 @@ def plan(dry: bool) -> list[Stage]:
         suites("training", 60, "training", only="XL or large"),
         suites("t2v", 60, "t2v", only="512"),
         suites("fp8", 60, "fp8"),
+        suites("int8", 60, "int8"),
         # torch.compile takes minutes for 28 blocks in one graph, and a case that is cut off begins anew
         suites("whole-graph", 120, *RACES["whole-graph"][0], only=RACES["whole-graph"][1]),
         suites("model-one-clip", 60, "model", only="XL and 16-1 and not autotune and not whole"),

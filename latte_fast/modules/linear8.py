@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latte_fast import backends, ops
-from latte_fast._ext import linear_int8 as onednn
 from latte_fast.modules.hooks import is_changed, is_untouched
+from latte_fast.ops import onednn
 from latte_fast.ops.registration import call_directly
 
 FP8 = torch.float8_e4m3fn
@@ -46,6 +46,11 @@ def by_onednn(x: Tensor) -> bool:
 
 def unsigned() -> bool:
     return onednn.wants_unsigned()
+
+
+def why_emulated(precision: str) -> str | None:
+    """Returns why the CPU has no products of a precision, None where it has."""
+    return "processors do not multiply e4m3" if precision == "fp8" else onednn.why_not()
 
 
 class Stored8(nn.Module):

@@ -117,6 +117,7 @@ def linear_int8(
         if not isinstance(t, Tensor) or t.dtype not in dtypes:
             rule = " or ".join(str(dtype) for dtype in dtypes)
             raise TypeError(f"{name}: {what} must be {rule}, got {getattr(t, 'dtype', type(t).__name__)}")
+        _check_dense(name, what, t)
     if x.dim() < 2 or 0 in x.shape[1:]:
         raise ValueError(f"{name}: x must be (..., K) with no empty axis but the first, got {tuple(x.shape)}")
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1] or not weight.shape[0]:
@@ -124,18 +125,24 @@ def linear_int8(
     check_device(name, "weight", weight, x)
     _check_scales(name, "x_scale", x_scale, (*x.shape[:-1], 1), x)
     _check_scales(name, "weight_scale", weight_scale, (weight.shape[0],), x)
-    if out_dtype not in FLOATS[:3]:
-        raise TypeError(f"{name}: out_dtype must be fp32, bf16 or fp16, got {out_dtype}")
+    if out_dtype not in FLOATS:
+        raise TypeError(f"{name}: out_dtype must be fp32, bf16, fp16 or fp64, got {out_dtype}")
     if bias is not None:
         bias = checked_vector(name, "bias", bias, x, weight.shape[0], "N")
         refuse_gradient(name, bias)
     return _LINEAR(x, x_scale.contiguous(), weight, weight_scale.contiguous(), bias, out_dtype)
 
 
+def _check_dense(name: str, what: str, t: Tensor) -> None:
+    if t.layout != torch.strided:
+        raise TypeError(f"{name}: {what} must be a dense tensor, got {t.layout}")
+
+
 def _check_scales(name: str, what: str, scale: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     if not isinstance(scale, Tensor) or scale.dtype != torch.float32:
         got = scale.dtype if isinstance(scale, Tensor) else type(scale).__name__
         raise TypeError(f"{name}: {what} must be fp32, got {got}")
+    _check_dense(name, what, scale)
     if scale.shape != shape:
         raise ValueError(f"{name}: {what} must be {tuple(shape)}, got {tuple(scale.shape)}")
     check_device(name, what, scale, x)

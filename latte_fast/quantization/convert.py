@@ -18,10 +18,9 @@ import torch
 from torch import nn
 
 from latte_fast import backends
-from latte_fast._ext import linear_int8 as onednn
 from latte_fast.modules.hooks import is_untouched
 from latte_fast.modules.linear import is_plain, join8
-from latte_fast.modules.linear8 import STEP, Linear8, Stored8
+from latte_fast.modules.linear8 import STEP, Linear8, Stored8, why_emulated
 from latte_fast.modules.linear_int8 import LinearInt8
 from latte_fast.quantization.report import LayerReport, QuantizeReport, relative_error, signal_to_noise
 from latte_fast.quantization.rounding import Inputs, compensated
@@ -103,11 +102,10 @@ def quantize(
         raise ValueError(f"quantize: {type(model).__name__} has no linear layers that may be 8 bits wide; {hint}")
     on_cpu = next(iter(model.parameters())).device.type == "cpu"
     if on_cpu and any(isinstance(module, Linear8) for module in model.modules()):
-        slow = "exactly rounded, slower than 16 bits"
-        why = onednn.why_not() if dtype == "int8" else ""
+        why = why_emulated(dtype)
         if why is not None:
-            because = f" ({why})" if why else ""
-            backends.say_once(f"quantize: the CPU emulates {dtype}: {slow}{because}", logging.WARNING)
+            slow = f"the CPU emulates {dtype}, exactly rounded and slower than 16 bits"
+            backends.say_once(f"quantize: {slow}: {why}", logging.WARNING)
     return report
 
 

@@ -79,13 +79,18 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def quotient(x: Tensor, divisor: float) -> Tensor:
+    """x / divisor rounded once; divided by a number, torch would multiply by its rounded inverse on a GPU."""
+    return x / torch.full_like(x, divisor)
+
+
 def rows_fp8_ref(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds each row of x (..., D) to FP8 after division by its scale, max|x| / 448; (values, scales (..., 1)).
 
     A row of zeros has the least scale. A row that holds NaN or an infinity is NaN after multiplication by its scale.
     """
     x = widened(x)
-    scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MOST).clamp_min(LEAST_SCALE)
+    scale = quotient(x.abs().amax(-1, keepdim=True).float(), FP8_MOST).clamp_min(LEAST_SCALE)
     return (x * (1 / scale)).to(FP8), scale
 
 
@@ -131,7 +136,7 @@ def rows_int8_ref(x: Tensor, unsigned: bool = False) -> tuple[Tensor, Tensor]:
     x = widened(x)
     most = x.abs().amax(-1, keepdim=True).float()
     # most - most is NaN for an infinity
-    scale = (most / INT8_MOST).clamp_min(LEAST_SCALE) + (most - most)
+    scale = quotient(most, INT8_MOST).clamp_min(LEAST_SCALE) + (most - most)
     values = (x * (1 / scale)).round().nan_to_num(0.0)
     return ((values + 128).to(torch.uint8) if unsigned else values.to(torch.int8)), scale
 

@@ -218,7 +218,20 @@ def test_shards_that_passed_do_not_run_again(tmp_path: Path, monkeypatch: pytest
 
 def test_stages_are_the_most_valuable_first() -> None:
     names = [s.name for s in plan.plan(dry=False)]
-    wanted = ["build", "smoke", "checks", "gemm", "tune", "ops", "model", "training", "t2v", "fp8", "whole-graph"]
+    wanted = [
+        "build",
+        "smoke",
+        "checks",
+        "gemm",
+        "tune",
+        "ops",
+        "model",
+        "training",
+        "t2v",
+        "fp8",
+        "int8",
+        "whole-graph",
+    ]
     assert names[: len(wanted)] == wanted and names[-1] == "sanitize"
     assert all(s.least < 500 for s in plan.plan(dry=False))
     assert [s.name for s in plan.chosen(plan.plan(True), ["ops", "gemm"])] == ["gemm", "ops"]

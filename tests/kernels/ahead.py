@@ -1,9 +1,9 @@
 """Compiles kernels for GPUs that are not here and prints what each holds.
 
-They are those of the 3D-VQGAN, FlexDiT, 8-bit inference, decoding and training; a process of its own, as the tests
-interpret kernels.
+They are those of the 3D-VQGAN, FlexDiT, 8-bit inference (fp8, int8rows), decoding (int8, tokens) and training; in a
+process of its own, as the tests interpret kernels.
 
-python -m tests.kernels.ahead vqgan|flexdit|fp8|tokens|training TARGET
+python -m tests.kernels.ahead vqgan|flexdit|fp8|int8rows|int8|tokens|training TARGET
 """
 
 import json
@@ -22,6 +22,7 @@ from latte_fast.kernels import (
     causal_attention,
     decode_attention,
     gate_residual_norm_modulate_fp8,
+    linear_int8,
     nearest_code,
     norm_modulate_fp8,
     norm_silu_halo,
@@ -29,6 +30,7 @@ from latte_fast.kernels import (
     rows_fp8,
     small_linear,
 )
+from latte_fast.kernels import int8 as int8_kernels
 
 PAIRS = ((torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32), (torch.float32, torch.bfloat16))
 
@@ -73,6 +75,27 @@ def fp8() -> None:
                 u = meta(4, 16, 256, 4 * width, dtype=narrow)
                 bias_gelu_fp8.bias_gelu_fp8_fwd(u, u[0, 0, 0])
                 rows_fp8.rows_fp8_fwd(x)
+
+
+def int8rows() -> None:
+    """Rows that leave as integers, and the products of XL/2, B/2 and S/2 of one clip and of eight."""
+    for wide, narrow in PAIRS:
+        for width in (1152, 768, 384):
+            x, y = meta(4, 16, 256, width, dtype=wide), meta(4, 16, 256, width, dtype=narrow)
+            shift, scale, gate = meta(4, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
+            bias = meta(width, dtype=narrow)
+            int8_kernels.norm_modulate_int8_fwd(x, shift, scale, 1e-6, False)
+            int8_kernels.gate_residual_norm_modulate_int8_fwd(x, y, gate, shift, scale, 1e-6, bias, None, False)
+            if wide == narrow:
+                u = meta(4, 16, 256, 4 * width, dtype=narrow)
+                int8_kernels.bias_gelu_int8_fwd(u, u[0, 0, 0], False)
+                int8_kernels.rows_int8_fwd(x, False)
+    for rows in (256, 4096, 32768):
+        for width in (1152, 768, 384):
+            for n, k, biased in ((3, 1, True), (4, 1, False), (1, 4, True)):
+                values, weight = (meta(m, k * width, dtype=torch.int8) for m in (rows, n * width))
+                bias = meta(n * width, dtype=torch.bfloat16) if biased else None
+                linear_int8.linear_int8_fwd(values, meta(rows, 1), weight, meta(n * width), bias, torch.bfloat16)
 
 
 def attention(dtype: torch.dtype) -> None:
@@ -132,6 +155,7 @@ MODELS: dict[str, Callable[[], None]] = {
     "vqgan": vqgan,
     "flexdit": flexdit,
     "fp8": fp8,
+    "int8rows": int8rows,
     "int8": int8,
     "tokens": tokens,
     "training": training,

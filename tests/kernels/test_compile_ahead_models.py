@@ -12,9 +12,9 @@ import pytest
 from tests.kernels.test_compile_ahead import ROOT, environment
 
 pytest.importorskip("triton")
-LEAST = {"vqgan": 9, "flexdit": 18, "fp8": 39, "int8": 8, "tokens": 20, "training": 36}
+LEAST = {"vqgan": 9, "flexdit": 18, "fp8": 39, "int8rows": 57, "int8": 8, "tokens": 20, "training": 36}
 # programs of a multiprocessor at D = 1152, whose rows they share evenly if they run together
-PROGRAMS = {"norm_modulate_fwd": 10, "gate_residual_norm_modulate_fwd": 6, "bias_gelu_fp8_fwd": 3, "rows_fp8_fwd": 14}
+PROGRAMS = {"norm_modulate_fwd": 10, "gate_residual_norm_modulate_fwd": 6, "bias_gelu_8bit_fwd": 3, "rows_8bit_fwd": 14}
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
     assert not [r for r in records if r["stack"] or r["local"]]
     # rows of 8 bits are half as wide, those of 384 a part of what a warp stores; decoding reads weights and cache
     # so, and beside them a few numbers one by one
-    usual = {"fp8": 0.25, "training": 0.45}.get(model, 0.5)
+    usual = {"fp8": 0.25, "int8rows": 0.25, "training": 0.45}.get(model, 0.5)
     # of weights of int8 there are half as many accesses, and as many of these numbers
     least = {
         "small_linear_fwd_kernel": 0.25 if model == "int8" else 0.3,
@@ -46,9 +46,9 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
         records = [r for r in records if not r["kernel"].startswith("adamw_ema")]
     narrow = [(r["kernel"], r["wide"]) for r in records if r["wide"] < least.get(r["kernel"], usual)]
     assert not narrow, narrow
-    rows = [r for r in records if r["kernel"].startswith("pooled_norm") or model == "fp8"]
-    assert bool(rows) == (model in ("flexdit", "fp8")) and not [r for r in rows if r["waits"]]
-    if model == "fp8":
+    rows = [r for r in records if r["kernel"].startswith("pooled_norm") or model in ("fp8", "int8rows")]
+    assert bool(rows) == (model in ("flexdit", "fp8", "int8rows")) and not [r for r in rows if r["waits"]]
+    if model in ("fp8", "int8rows"):
         # the widest come first; with a position table it is one launch of a model's 57
         for name, programs in PROGRAMS.items():
             first = next(r for r in records if r["kernel"].startswith(name))

@@ -29,7 +29,9 @@ MORE = [pytest.param(case, marks=pytest.mark.slow) for case in pairwise(AXES)]
 
 @pytest.mark.parametrize("case", [*CELLS, *MORE], ids=lambda case: name(case))
 def test_norm_silu_halo_pairs(case: dict) -> None:
-    x = (2 * randn(2, case["C"], *case["size"])).to(case["dtype"])
+    # of two values torch's own error says nothing
+    batch = 2 if case["C"] * case["size"][2] > 1 else 64
+    x = (2 * randn(batch, case["C"], *case["size"])).to(case["dtype"])
     x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     scale, shift = (randn(case["groups"], case["C"], seed=seed).requires_grad_() for seed in (1, 2))
     compare(

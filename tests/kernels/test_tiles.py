@@ -152,7 +152,11 @@ def test_command_visits_every_kernel(runs: bool, monkeypatch: pytest.MonkeyPatch
     rows = {f"{op}_{way}" for way in ("fwd", "bwd") for op in ("norm_modulate", "gate_residual", "bias_gelu")}
     kernels = {key.split("/")[0] for key in asked}
     assert rows | {"packed_attention_fwd", "packed_attention_bwd", "flash_attention_fwd"} <= kernels, kernels
-    eight = {"norm_modulate_fp8_fwd", "gate_residual_norm_modulate_fp8_fwd", "bias_gelu_fp8_fwd", "rows_fp8_fwd"}
+    eight = {
+        f"{name}_{kind}_fwd"
+        for name in ("norm_modulate", "gate_residual_norm_modulate", "bias_gelu", "rows")
+        for kind in ("fp8", "int8")
+    }
     assert eight <= kernels
     # five row ops both ways, two packed kernels, three streamed ones; norm_silu_halo both ways, nearest_code, the
     # two of decoding and the three of causal attention

@@ -94,7 +94,7 @@ def test_norms_and_gelu_leave_8_bits(model: Latte, monkeypatch: pytest.MonkeyPat
 
 
 def linear8_kinds() -> tuple[str, ...]:
-    return convert.KINDS["fp8"]
+    return convert.KINDS["products"]
 
 
 def test_what_keeps_16_bits(model: Latte) -> None:
@@ -209,7 +209,7 @@ def test_refusals(model: Latte, monkeypatch: pytest.MonkeyPatch) -> None:
         model.train()(X, T)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
-    assert convert.why_not_fp8(torch.device("cuda")) == (
+    assert convert.why_no_products(torch.device("cuda")) == (
         "fp8 needs a GPU of compute capability 8.9 or more, A100 has 8.0"
     )
 

@@ -175,5 +175,5 @@ def test_plans_with_precisions_as_files(source: ModelSource, tmp_path: Path) -> 
 def test_names_of_no_steps(name: str, source: ModelSource) -> None:
     with pytest.raises(ValueError, match="precise steps must be first, last, numbers below 6 or ranges such as 0-4"):
         plan_for(source).in_precision("fp8", ("first", name))
-    with pytest.raises(ValueError, match="precision of step 0 must be one of 16, fp8, got 'fp4'"):
+    with pytest.raises(ValueError, match="precision of step 0 must be one of 16, fp8, int8, got 'fp4'"):
         plan_for(source).in_precision("fp4")

@@ -134,7 +134,9 @@ class Denoising(OneLearner):
             compile_blocks(model)
         self.learner = Learner(model, config.optim, parallel, ranks, config.precision)
         self.learners: Mapping[str, Learner] = {"model": self.learner}
-        self.replay = StepReplay(model) if config.graphs else None
+        # a side of the sparse grid has a graph of its own
+        sides = len(config.model.sides) if config.model.layout else 1
+        self.replay = StepReplay(model, max(2, sides)) if config.graphs else None
         if config.sample.every and config.sample.plan:
             source, request = self.previewed(config.sample.count)
             source.plan_for(request)

@@ -5,8 +5,8 @@ with a zero point of 128. Without VNNI sums of two products saturate in 16 bits:
 """
 
 import functools
-import math
 import time
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,43 +17,62 @@ from latte_fast._ext.linear import rows_at_once
 from latte_fast.tracing import constant_in_graphs
 
 
+class Served(NamedTuple):
+    """How oneDNN multiplies integers on this processor."""
+
+    why_not: str | None = None  # why it does not, None where it does
+    unsigned: bool = True  # whether rows are to be uint8
+    bf16: bool = True  # whether it writes bf16, which without instructions for it ends in the reference code too
+
+
 @constant_in_graphs
 def why_not() -> str | None:
     """Returns why the CPU has no products of integers, None where it has; tried once."""
     reason = _ext.why_not_built()
-    return reason if reason is not None else _tried()[1]
+    return reason if reason is not None else served().why_not
 
 
 @constant_in_graphs
 def wants_unsigned() -> bool:
-    """Whether rows are to be uint8 for these products."""
-    return why_not() is None and _tried()[0]
+    """Returns whether rows are to be uint8 for these products."""
+    return why_not() is None and served().unsigned
+
+
+# least time of a product of 1.6 million terms by oneDNN's reference code is ten times this, by its own a hundredth
+SLOW = 5e-3
 
 
 @functools.cache
-def _tried() -> tuple[bool, str | None]:
-    """Multiplies the largest integers; returns (unsigned, None), or why oneDNN does not serve."""
+def served() -> Served:
+    """Multiplies the largest integers, and sees whether sums are exact and what is fast."""
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randint(0, 2, (n, 256), generator=generator) * 254 - 127 for n in (64, 96))
     # rows of one sign, whose sums are the largest
     x[0], w[0] = 127, 127
-    want, w = (x @ w.t()).float(), w.to(torch.int8)
+    want, weight, ones = (x @ w.t()).float(), w.to(torch.int8), torch.ones(96)
+    forms = {True: (x + 128).to(torch.uint8), False: x.to(torch.int8)}
     try:
-        packed, ones = pack(w), torch.ones(96)
-        seconds = {}
-        for unsigned in (True, False) if torch.cpu._is_amx_tile_supported() else (True,):
-            rows = (x + 128).to(torch.uint8) if unsigned else x.to(torch.int8)
-            for _ in range(2):  # the first makes the code
-                start = time.perf_counter()
-                got = multiply(rows, packed, ones, torch.float32)
-                seconds[unsigned] = time.perf_counter() - start
-            if not torch.equal(got, want):
-                return True, "oneDNN's sums of integers are not exact on this processor, which lacks VNNI"
-        if not torch.equal(unpack(packed), w):
-            return True, "oneDNN does not give its packed weights back"
+        packed = pack(weight)
+        if not torch.equal(unpack(packed), weight):
+            return Served("oneDNN does not give its packed weights back")
+        if not torch.equal(multiply(forms[True], packed, ones, torch.float32), want):
+            return Served("oneDNN's sums of integers saturate on this processor, which has no VNNI")
+        if _seconds(forms[True], packed, ones, torch.float32) > SLOW:
+            return Served("oneDNN multiplies integers by its reference code on this processor")
+        signed = torch.cpu._is_amx_tile_supported() and _seconds(forms[False], packed, ones, torch.float32) < SLOW
+        signed = signed and torch.equal(multiply(forms[False], packed, ones, torch.float32), want)
+        return Served(None, not signed, _seconds(forms[not signed], packed, ones, torch.bfloat16) < SLOW)
     except RuntimeError as error:
-        return True, f"oneDNN: {str(error).splitlines()[0]}"
-    return seconds.get(False, math.inf) > 20 * seconds[True] + 1e-3, None
+        return Served(f"oneDNN: {str(error).splitlines()[0]}")
+
+
+def _seconds(*args: Any) -> float:
+    laps = []
+    for _ in range(3):  # the first makes the code
+        start = time.perf_counter()
+        multiply(*args)
+        laps.append(time.perf_counter() - start)
+    return min(laps)
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -82,7 +101,7 @@ def multiply(values: Tensor, packed: Tensor, weight_scale: Tensor, dtype: torch.
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """What oneDNN writes for a result of a dtype."""
-    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if dtype == torch.bfloat16 and served().bf16 else torch.float32
 
 
 def linear(
