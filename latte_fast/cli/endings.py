@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 RESUMES = {
     "encode": "--resume goes on after the last whole file",
     "encode-text": "--resume goes on after the last whole file",
+    "encode-audio": "--resume goes on after the last whole file",
     "train": "--resume goes on from the last checkpoint",
     "sample": "--resume goes on with the same options",
     "evaluate": "the same command goes on after the last whole part",

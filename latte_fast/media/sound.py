@@ -39,7 +39,7 @@ def _of_wav(path: Path) -> tuple[np.ndarray, int] | None:
         with wave.open(str(path)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             held = np.frombuffer(file.readframes(file.getnframes()), np.uint8)
-    except wave.Error:
+    except (wave.Error, EOFError):
         return None
     held = held[: len(held) // (width * channels) * width * channels].reshape(-1, width)
     # samples of 8 bits have no sign, all others have; the bytes are moved to the top of 32 bits

@@ -254,8 +254,8 @@ def check_sounds(layout: TokenLayout, sounds: Sequence[Tensor]) -> None:
         raise ValueError(f"sample: audio must be {rule}, got {got}")
     for sound in sounds:
         if sound.dim() != 2 or sound.shape[1] != layout.sound_per_frame or not len(sound):
-            got = tuple(sound.shape)
-            raise ValueError(f"sample: a sound's tokens must be (t, {layout.sound_per_frame}), got {got}")
+            shape = tuple(sound.shape)
+            raise ValueError(f"sample: a sound's tokens must be (t, {layout.sound_per_frame}), got {shape}")
 
 
 def caption_tokens(trained: TrainedTokens, captions: Sequence[str], bpe: ClipBPE | None) -> Tensor:

@@ -164,7 +164,8 @@ def test_films_of_sounds(home: Path, tmp_path: Path) -> None:
     said = run("encode-audio", *sounds, "--out", str(tmp_path / "heard"), "--vae", vqgan)
     assert "2 sounds, 2 s, 26 latent frames" in said
     tokens = ("--objective", "tokens", "--data.kind", "tokens", "--data.path", str(home / "tokens"), *SIZES)
-    tokens = (*tokens, "--data.interval", "1", "--steps", "1", "--frames", "8", "--tokens.sound", str(tmp_path / "heard"))
+    tokens = (*tokens, "--data.interval", "1", "--steps", "1", "--frames", "8")
+    tokens = (*tokens, "--tokens.sound", str(tmp_path / "heard"))
     run("train", *tokens, "--tokens.sound-vae", vqgan, "--out", str(tmp_path / "drums"))
     other = str(write_wav(tmp_path / "other.wav", tone(500.0, 0.3, 44100), 44100))
     args = (str(tmp_path / "drums"), "--vae", str(home / "vqgan.safetensors"), "--frames", "12")

@@ -8,7 +8,7 @@ from tests.helpers.sounds import tone
 
 
 def test_pictures_equal_torch_stft() -> None:
-    """At 16,000 samples and 25 frames a second a moment is 40 samples, so that torch's transform has the same windows."""
+    """At 16,000 samples and 25 frames a second a moment has 40 samples, so that torch has the same windows."""
     torch.manual_seed(0)
     sound = 0.3 * torch.randn(16000 // 5).clamp(-1, 1)
     found = spectrum.pictures(sound, 16000, 25.0, 5)

@@ -16,7 +16,8 @@ SOUND_VQGAN = {"n_hiddens": 2, "downsample": (2, 8, 8), "embedding_dim": 4, "n_c
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = 16000, loud: float = 0.5) -> Tensor:
     """A sine (n,)."""
-    return loud * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * rate), dtype=torch.float64) / rate).float()
+    time = torch.arange(int(seconds * rate), dtype=torch.float64) / rate
+    return (loud * torch.sin(2 * torch.pi * hertz * time)).float()
 
 
 def write_wav(path: Path, sound: Tensor, rate: int = 16000, width: int = 2) -> Path:

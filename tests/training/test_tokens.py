@@ -14,6 +14,7 @@ from torch import nn
 from latte_fast import reference
 from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data import DataConfig, open_dataset
+from latte_fast.data.encode_sounds import encode_sounds
 from latte_fast.data.item import DataError
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.models.tats.files import save_vqgan
@@ -21,11 +22,10 @@ from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.config import SampleConfig, TokenTraining
 from latte_fast.runs.load import load
 from latte_fast.runs.log import LOG, read_log
-from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.tokens import load_tokens
 from latte_fast.training import Trainer
-from tests.helpers.texts import write_bpe
 from tests.helpers.sounds import tone, write_sound_vqgan, write_wav
+from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_tokens import tiny_tokens_run, write_tokens
 from tests.helpers.tiny_vqgan import pair
 
