@@ -62,7 +62,7 @@ def adamw_ema_kernel(
         o = i_first + i + tl.arange(0, BLOCK)
         m = o < values
         b_g = tl.load(p_g + o, mask=m, other=0.0)
-        # moments and decay in fp64, rounded once, as torch's fused step has them on a GPU
+        # in fp64, rounded once: where a gradient undoes a moment, its last bit is many of the change's
         b_wide = b_g.to(tl.float64)
         b_m = (tl.load(p_m + o, mask=m, other=0.0) * (1 - rest_1) + rest_1 * b_wide).to(tl.float32)
         b_v = (tl.load(p_v + o, mask=m, other=0.0) * (1 - rest_2) + rest_2 * b_wide * b_wide).to(tl.float32)

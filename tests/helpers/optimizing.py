@@ -61,9 +61,9 @@ def three_passes(given: dict[str, Any], lr: float, beta1: float, beta2: float, e
     return after
 
 
-def as_on_a_gpu(given: dict[str, Any], lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-                decay: float) -> dict[str, Any]:  # fmt: skip
-    """The three passes with the roundings of torch's fused step on a GPU, which has moments and decay in fp64."""
+def rounded_once(given: dict[str, Any], lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+                 decay: float) -> dict[str, Any]:  # fmt: skip
+    """The three passes with moments, decay and bias corrections taken in fp64 and rounded once."""
     after = copied(given)
     for i, (w, g) in enumerate(zip(after["weights"], given["grads"], strict=True)):
         m, v, n = after["moments"][i], after["squares"][i], given["steps"][i].double()
@@ -87,12 +87,9 @@ def ulps(got: Tensor, want: Tensor, *sizes: Tensor) -> float:
     return ((got.double() - want.double()).abs() / spacing).max().item()
 
 
-def check_step(step: Any, given: dict[str, Any], interpreted: bool = False, **factors: float) -> None:
-    """A step is within two ulp of torch's three passes, and its copies are its weights rounded to nearest.
-
-    An interpreted kernel is written for a GPU, where torch rounds in other places than on a CPU.
-    """
-    want, got = (as_on_a_gpu if interpreted else three_passes)(given, **factors), copied(given)
+def check_step(step: Any, given: dict[str, Any], passes: Any = three_passes, **factors: float) -> None:
+    """A step is within two ulp of three passes, and its copies are its weights rounded to nearest."""
+    want, got = passes(given, **factors), copied(given)
     step(**got, **factors)
     for name in ("weights", "moments", "squares", "averages"):
         for i, (a, b, before) in enumerate(zip(got[name], want[name], given[name], strict=True)):

@@ -1,4 +1,4 @@
-"""adamw_ema's kernel within two ulp of torch's three passes, and the bytes that it moves."""
+"""adamw_ema's kernel within two ulp of three passes that round once, no further than torch's; the bytes it moves."""
 
 from collections import Counter
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from latte_fast import ops
 from latte_fast.kernels import adamw_ema, rows
-from tests.helpers.optimizing import FACTORS, check_step, copied, lists
+from tests.helpers.optimizing import FACTORS, check_step, copied, lists, rounded_once, three_passes, ulps
 from tests.kernels.conftest import DEVICE
 
 
@@ -19,9 +19,23 @@ def test_step_is_torchs_three_passes(copy: torch.dtype | None) -> None:
         check_step(
             ops.adamw_ema,
             lists(copy, averages=copy is not None, device=DEVICE),
-            rows.interpreted(),
+            rounded_once,
             **{**FACTORS, **factors},
         )
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="of torch's step on a GPU")
+def test_no_further_from_the_exact_step_than_torch() -> None:
+    """torch 2.11 takes the bias corrections in fp32 there: at a seventh step its change of a weight is 1e-6 off."""
+    given = lists(None, averages=False, device=DEVICE)
+    got, same = copied(given), three_passes(given, **FACTORS)
+    ops.adamw_ema(**got, **FACTORS)
+    wide = {name: [t.double() for t in some] for name, some in given.items()}
+    exact = rounded_once(wide, **FACTORS)
+    for name in ("weights", "moments", "squares"):
+        ours, torchs = (max(ulps(a, b, c) for a, b, c in zip(some[name], exact[name], given[name], strict=True))
+                        for some in (got, same))  # fmt: skip
+        assert ours <= max(torchs, 2), (name, ours, torchs)
 
 
 def test_weights_of_several_programs() -> None:
@@ -36,7 +50,7 @@ def test_weights_of_several_programs() -> None:
         given[name] = [store[:size]]
     given["copies"][0].copy_(given["weights"][0])
     given["steps"] = [torch.tensor(3.0, device=DEVICE)]
-    check_step(ops.adamw_ema, given, rows.interpreted(), **FACTORS)
+    check_step(ops.adamw_ema, given, rounded_once, **FACTORS)
     ops.adamw_ema(**given, **FACTORS)
     assert all((store[size:] == -77).all() for store in around.values())
 
