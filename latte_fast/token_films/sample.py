@@ -86,7 +86,7 @@ def sounds_of(
     if not layout.sound or not audio:
         return [torch.zeros(0, 0)] * len(audio)  # which TokenSource refuses, naming what is wrong
     # imported here because it loads PyAV, which other models do without
-    from latte_fast.media.sound import read_sound
+    from latte_fast.media.sound import SoundError, read_sound
 
     if not path or not Path(path).exists() or not is_vqgan(path):
         rule = f"the VQGAN of sounds whose tokens the model knows, with fingerprint {layout.sound}"
@@ -97,7 +97,10 @@ def sounds_of(
         raise ValueError(f"sample: tokens.sound_vae must be {rule}, got {path} with {codec.fingerprint}")
     found = []
     for file in audio:
-        sound, rate = read_sound(file)
+        try:
+            sound, rate = read_sound(file)
+        except SoundError as error:
+            raise ValueError(f"sample: audio must be files with sound, got {error}") from error
         count = spectrum.count_of(len(sound), rate, layout.fps, codec.frame_factor)
         found.append(codec.tokens(spectrum.pictures(sound, rate, layout.fps, count)[None])[0].flatten(1))
     return found

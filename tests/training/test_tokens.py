@@ -291,9 +291,11 @@ def test_loss_with_sounds(tmp_path: Path) -> None:
     want = nn.functional.cross_entropy(logits.movedim(-1, 1), whole[:, 64:], reduction="none").mean(1)
     torch.testing.assert_close(objective.losses("model", batch, 0)["loss"], want, rtol=1e-5, atol=1e-6)
     assert trainer.run() == 1 and load_tokens(tmp_path / "run").layout == layout
+    for contradicts in ({"every": 2}, {"gap": True}, {"captions": "c.json", "bpe": "b.txt"}):
+        with pytest.raises(ValueError, match=r"tokens\.sound must be empty"):
+            replace(options, **contradicts)
     for changes, message in (
-        ({"tokens": replace(options, gap=False, every=2)}, "tokens.sound must be empty"),
-        ({"data": DataConfig(kind="shapes")}, "data.kind must be tokens where sounds are given"),
+        ({"tokens": options, "data": DataConfig(kind="shapes")}, "data.kind must be tokens where sounds are given"),
         ({"tokens": replace(options, sound=str(tmp_path / "sounds"))}, "encode-audio` wrote"),
     ):
         with pytest.raises(ValueError, match=message):
