@@ -8,8 +8,10 @@ Two small Lattes are trained on all clips of the film: 8 frames of 24x24 pixels,
 one time step a clip, the other gives half of its clips a step a frame. Each draws films of four times its clips' length
 by a queue (fifo), by fused windows and by rollouts. The measure is that of examples/real_films.py, for each window of 8
 frames: the unbiased kernel distance of a network's features from those of all clips of the film; with TransNetV2 it is
-no KVD. results-32.md, .json, .png and a film of eight samples are written after each part. A part that is complete is
-not repeated, and training or drawing that was stopped goes on.
+no KVD. As a film moves on too, pieces of it as long as the drawn films are measured beside them.
+
+results-32.md, .json, .png and a film of eight samples are written after each part. A part that is complete is not
+repeated, and training or drawing that was stopped goes on.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from long_shapes import KINDS, MODELS, draw
 from real_films import FRAMES, METRIC, SIZE, config_of
@@ -33,6 +36,8 @@ from latte_fast.training import Trainer, alone
 # distance of a clip's frames in the film, as neighbours hardly differ
 APART = 2
 SHOWN, RATE = 8, 12.5
+# what is measured beside the models' films, as a film goes on too
+ITSELF = "the film itself"
 
 
 def cut(film: Path, out: Path) -> int:
@@ -47,6 +52,17 @@ def cut(film: Path, out: Path) -> int:
         for start in range(count):
             write_mp4(out / film.stem / f"{start:04d}.mp4", frames[start : start + span : APART], fps=RATE, crf=4)
     return count
+
+
+def cut_long(film: Path, frames: int, out: Path) -> int:
+    """Writes the films of so many frames that start at each frame of the film; returns their number."""
+    timeline = video.scan(film)
+    span = (frames - 1) * APART + 1
+    whole = picture.fit(video.read(film, timeline, range(timeline.frames)), SIZE).permute(0, 2, 3, 1).numpy()
+    out.mkdir(exist_ok=True)
+    for start in range(timeline.frames - span + 1):
+        np.savez(out / f"{start:04d}.npz", video=whole[start : start + span : APART])
+    return max(0, timeline.frames - span + 1)
 
 
 def train(frame_steps: float, given: argparse.Namespace) -> tuple[TrainConfig, float]:
@@ -98,7 +114,7 @@ def write_results(results: dict[str, dict[str, Any]], given: argparse.Namespace)
     for found in results.values():
         dashes = "--" if found["model"] == next(iter(MODELS)) else "-"
         at = range(FRAMES, given.frames + 1, FRAMES)
-        colour = f"C{KINDS.index(found['kind'])}"
+        colour = f"C{KINDS.index(found['kind'])}" if found["kind"] in KINDS else "black"
         label = f"{found['kind']}, {found['model']}"
         axis.plot(at, found["distance"], dashes, marker="o", color=colour, label=label)
     axis.set(xlabel="last frame of the window", ylabel=title)
@@ -125,6 +141,10 @@ def main() -> None:
     clips = cut(given.film, given.out / "clips")
     file = given.out / f"results-{given.frames}.json"
     results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    if ITSELF not in results and (count := cut_long(given.film, given.frames, given.out / f"film-{given.frames}")) > 1:
+        about = {"model": ITSELF, "kind": f"{count} of as many frames", "forwards": 0, "seconds": 0}
+        results[ITSELF] = about | measure(given.out / f"film-{given.frames}", clips, given)
+        write_results(results, given)
     for model, frame_steps in reversed(MODELS.items()):
         if all(f"{model}, {kind}" in results for kind in KINDS):
             continue

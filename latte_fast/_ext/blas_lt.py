@@ -117,7 +117,7 @@ class Plan:
 def why_not(*tensors: Tensor) -> str | None:
     """Why cuBLASLt does not multiply these, which all must be contiguous and aligned, or None."""
     x = tensors[0]
-    if not x.is_cuda:
+    if not on_cuda(x):
         return f"cuBLASLt needs CUDA tensors, got one on {x.device.type}"
     if x.dtype not in CODES:
         return f"cuBLASLt is called for bf16 and fp16 here, got {x.dtype}"
@@ -152,6 +152,10 @@ def library(index: int) -> Any:
 def version(index: int) -> int:
     """Returns the library's version; an algorithm is one of this version alone."""
     return library(index).version
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _device_of(x: Tensor) -> Any:

@@ -97,8 +97,8 @@ def sample(
         weights: the EMA of the weights (ema), or the weights themselves (model).
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         dtype: data type of weights and activations.
-        precision: fp8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md), on a GPU with --dtype bf16;
-            int8 halves the weights that a token transformer reads for a token.
+        precision: fp8 or int8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md), fp8 on a GPU with
+            --dtype bf16; int8 halves the weights that a token transformer reads for a token.
         precise_steps: steps that run in 16 bits all the same, whose weights are then kept in memory beside those of 8
             bits: first, last, numbers, or ranges such as 0-4.
         pretrained: local folder of diffusers' LattePipeline (Latte-1), for any prompt; with `path`, a model trained on

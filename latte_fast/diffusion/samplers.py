@@ -16,7 +16,8 @@ METHODS = ("ddpm", "ddim", "dpm++")
 class Diffusion(Process):
     """A Process with upstream's sampling methods."""
 
-    _compiled: tuple[str, ...] = ()
+    # updates by name, if they were compiled; a process that kept its own methods would wait for the garbage collector
+    _compiled: dict[str, Callable[..., dict[str, Tensor]]] | None = None
 
     def p_sample(
         self,
@@ -52,9 +53,8 @@ class Diffusion(Process):
 
         The first step pays for the compilation, so this is for long or many runs; options are torch.compile's.
         """
-        for name in ("ddpm", "ddim"):
-            self._updates[name] = torch.compile(getattr(self, f"_{name}"), fullgraph=True, **options)
-        self._compiled = ("ddpm", "ddim")
+        names = ("ddpm", "ddim")
+        self._compiled = {name: torch.compile(getattr(self, f"_{name}"), fullgraph=True, **options) for name in names}
         return self
 
     def _model_output(
@@ -67,15 +67,13 @@ class Diffusion(Process):
         return model(x, times, **kwargs), None
 
     def _update(self, name: str, out: Tensor, x: Tensor, t: Tensor, *args: Any) -> dict[str, Tensor]:
-        if name in self._compiled:
-            # copies the tables to the device before anything is traced
-            for table in self.tables.names():
-                self.at(table, t, x)
-        return self._updates[name](out, x, t, *args)
-
-    @property
-    def _updates(self) -> dict[str, Callable[..., dict[str, Tensor]]]:
-        return self.__dict__.setdefault("_update_functions", {"ddpm": self._ddpm, "ddim": self._ddim})
+        if self._compiled is None:
+            plain: Callable[..., dict[str, Tensor]] = self._ddpm if name == "ddpm" else self._ddim
+            return plain(out, x, t, *args)
+        # copies the tables to the device before anything is traced
+        for table in self.tables.names():
+            self.at(table, t, x)
+        return self._compiled[name](out, x, t, *args)
 
     def _ddpm(
         self,

@@ -109,11 +109,19 @@ def test_errors_name_the_function_and_leave_nothing_behind(stub: Stub) -> None:
         _ext.load().BlasLt("libm.so.6", False)
 
 
-def test_why_not() -> None:
+def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(8, 8, dtype=torch.bfloat16)
     assert "needs CUDA tensors" in (blas_lt.why_not(x) or "")
     if torch.version.cuda is None:
         assert "without CUDA" in (blas_lt.why_not_loaded() or "")
+    monkeypatch.setattr(blas_lt, "on_cuda", lambda x: True)
+    monkeypatch.setattr(blas_lt, "why_not_loaded", lambda: None)
+    assert blas_lt.why_not(x, x) is None
+    assert "bf16 and fp16" in (blas_lt.why_not(x.float()) or "")
+    # a transposed view, a row that begins between two steps of 16 bytes, rows of 12 values, another dtype
+    wide = torch.zeros(65, dtype=torch.bfloat16)
+    for other in (x.t(), wide[1:].view(8, 8), torch.zeros(8, 12).bfloat16(), x.half()):
+        assert "contiguous tensors of one dtype" in (blas_lt.why_not(x, other) or "")
 
 
 def test_tune_keeps_what_wins_by_two_per_cent(stub: Stub) -> None:

@@ -1,5 +1,6 @@
 """Films on disk: what a stop leaves, what a resumed request draws, several processes, memory, and what is refused."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -231,6 +232,25 @@ def test_memory_does_not_grow_with_the_film(kind: str, tmp_path: Path) -> None:
             assert sum(len(part) for part in drawn[0]) == frames
         peaks.append(live.most)
     assert abs(peaks[1] - peaks[0]) <= 0.01 * peaks[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_unit_leaves_nothing_to_the_garbage_collector(kind: str, tmp_path: Path) -> None:
+    """What waits for it lies between later tensors: the memory of a process grew by 5 % from 32 to 256 frames."""
+    films = LongSource(source(), 1.0)
+    work = films.work(films.complete(request(kind, 40, 4)), [0, 1], tmp_path / "film", lambda n: None)
+    for held in work.stores:
+        held.make()
+    work.take(0, {})
+    work.run(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for unit in range(1, 4):
+            work.run(unit)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
