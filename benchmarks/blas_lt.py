@@ -1,7 +1,8 @@
 """cuBLASLt's algorithms on a GPU: that their products are right, and what the fastest take beside torch.
 
-`python -m benchmarks.blas_lt OUT.jsonl [--seconds 150]` writes a line of JSON a case as it is done, and the entries
-that `latte-fast tune` would keep into OUT.table.json. It ends by itself.
+`python -m benchmarks.blas_lt OUT.jsonl [--seconds 150] [--clips 8 1 5] [--keep]` writes a line of JSON a case as it is
+done, and the entries that `latte-fast tune` would keep into OUT.table.json; with --keep into kernels/configs/ too. It
+ends by itself.
 """
 
 import argparse
@@ -60,6 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--clips", type=int, nargs="+", default=[8, 1, 5])
+    parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     deadline, device = time.monotonic() + args.seconds, torch.device("cuda", torch.cuda.current_device())
     from latte_fast.kernels import measure_tiles
@@ -77,8 +80,8 @@ def main() -> None:
         checks = [Product(way, *size, kind) for size in SMALL for kind in blas_lt.CODES for way in WAYS]
         races = [
             (layer, product)
-            for rows in (8 * TOKENS, TOKENS)
-            for layer, product in products(WIDTH, rows, torch.bfloat16)
+            for clips in args.clips
+            for layer, product in products(WIDTH, clips * TOKENS, torch.bfloat16)
         ]
         for case in [*checks, *races]:
             if time.monotonic() > deadline:
@@ -94,6 +97,8 @@ def main() -> None:
             # one case's failure is a line, and the others go on
             except Exception as error:
                 write({"failed": str(case), "why": repr(error)[:300]})
+    if args.keep:
+        measure_tiles.save(table, device)
 
 
 if __name__ == "__main__":

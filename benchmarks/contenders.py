@@ -13,6 +13,7 @@ from benchmarks import race
 from benchmarks.race import ceilings
 from latte_fast import Latte, backends, ops, reference, testing, use_backend
 from latte_fast.config import PRESETS, SIZES
+from latte_fast.ops import linear_layer
 
 FRAMES, SIDE = 16, 32
 WIDTHS = {size: (width, heads) for size, (_, width, heads) in SIZES.items()}
@@ -161,6 +162,20 @@ def as_shipped(oracle: nn.Module, inputs: tuple) -> Callable[[], Tensor]:
             torch.backends.cuda.matmul.allow_tf32 = before
 
     return run
+
+
+def by_torch(run: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a run whose linear layers' products are torch's, whatever this GPU's table names."""
+
+    def call() -> Any:
+        before = linear_layer._has_products
+        linear_layer._has_products = lambda device: False
+        try:
+            return run()
+        finally:
+            linear_layer._has_products = before
+
+    return call
 
 
 def with_sdpa(model: nn.Module) -> Callable[..., Tensor]:

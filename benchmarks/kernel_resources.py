@@ -37,7 +37,8 @@ pass over rows leaves its bytes the time, that attention over space has a tile i
 
 Sizes are presets (`latte_fast/config.py`), {F} frames of {N} patches; `fp32-bf16` is an fp32 residual stream beside
 bf16 partners. `time-long` is 64 frames, `rope` the rotary variant, `space-1024` the 512 x 512 model, `pos` a position
-table in the same pass. Cells: registers / shared KiB / occupancy / instructions of the longest loop, once around
+table in the same pass, `sums` a training step's backward, which sums the gradients of q, k and v over all tokens for
+their bias. Cells: registers / shared KiB / occupancy / instructions of the longest loop, once around
 (`docs/performance.md` says what they may be).
 
 """
@@ -78,6 +79,15 @@ def launch_attention(axis: str, frames: int, patches: int, heads: int, K: int, d
     axis_attention.axis_attention_bwd(out, q, k, v, out, lse, axis, tables, K**-0.5, None, *grads)
 
 
+def launch_sums(axis: str, patches: int, heads: int, K: int, dtype: torch.dtype) -> None:
+    """Attention's backward as a training step has it: with the sums over tokens, for the bias of q, k and v."""
+    q, k, v = meta(B, F, patches, 3, heads, K, dtype=dtype).unbind(3)
+    grads = meta(B, F, patches, 3, heads, K, dtype=dtype).unbind(3)
+    out, lse = meta(B, F, patches, heads * K, dtype=dtype), meta(B, F, patches, heads, dtype=torch.float32)
+    bias = meta(3 * heads * K, dtype=dtype)
+    axis_attention.axis_attention_bwd(out, q, k, v, out, lse, axis, None, K**-0.5, None, *grads, bias)
+
+
 def cases(size: str, dtype: str) -> Iterable[tuple]:
     """Yields (name of the case, launcher, its arguments) for one preset."""
     _, width, heads = SIZES[size]
@@ -91,6 +101,8 @@ def cases(size: str, dtype: str) -> Iterable[tuple]:
         yield "attention-time-long-rope", launch_attention, ("time", 64, N, heads, K, narrow, True)
         yield "attention-space", launch_attention, ("space", F, N, heads, K, narrow, False)
         yield "attention-space-1024", launch_attention, ("space", F, 1024, heads, K, narrow, False)
+        yield "attention-time-sums", launch_sums, ("time", N, heads, K, narrow)
+        yield "attention-space-sums", launch_sums, ("space", N, heads, K, narrow)
 
 
 def measure(

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 from benchmarks.contenders import (
     affordable,
     as_shipped,
+    by_torch,
     compiled,
     compiled_blocks,
     flops,
@@ -38,9 +39,11 @@ CASES = [
 ]
 
 
-def replay(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], Any] | str:
+def replay(
+    oracle: nn.Module, ours: nn.Module, inputs: tuple, by: Callable[[Callable], Callable] = lambda run: run
+) -> Callable[[], Any] | str:
     replayed = Replay(ours)
-    return gated(model_gate(oracle, replayed, inputs), no_grad(lambda: replayed(*inputs)))
+    return gated(by(model_gate(oracle, replayed, inputs)), by(no_grad(lambda: replayed(*inputs))))
 
 
 def replayed_by_torch(oracle: nn.Module, ours: nn.Module, inputs: tuple) -> Callable[[], Any] | str:
@@ -97,6 +100,7 @@ def test_forward_reduce_overhead(name: str, batch: int, compare: Any) -> None:
     contenders: dict[str, Callable | str] = {
         "ours": no_grad(lambda: ours(*inputs)),
         "ours, replayed as a CUDA graph": replay(oracle, ours, inputs),
+        "ours, replayed, products by torch": replay(oracle, ours, inputs, by_torch),
         "ours under torch.compile, reduce-overhead": replayed_by_torch(oracle, ours, inputs),
     }
     title = f"{titled(name, depth, HALF, batch)}, forward, beside reduce-overhead"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.bytes import kept_bytes
 from benchmarks.contenders import (
     affordable,
+    by_torch,
     compiled,
     compiled_blocks,
     device,
@@ -103,6 +104,7 @@ def test_trainers_step_as_graphs(batch: int, compare: Any) -> None:
     contenders = {"ours": steps(POLICY, graphs=True)} if batch == 16 else {"ours": steps(graphs=True)}
     if batch == 5:
         contenders |= {f"ours, recompute = {POLICY}": steps(POLICY, graphs=True)}
+        contenders |= {"ours, products by torch": by_torch(steps(graphs=True))}
     policy = f", recompute = {POLICY}" if batch == 16 else ""
     title = f"{titled(name, depth, HALF, batch)}, the trainer's step as CUDA graphs{policy}"
     compare(title, contenders, lambda: same_gradients(small[1], *small[2]), seconds=8.0)

@@ -62,7 +62,7 @@ def cut(films: list[Path], out: Path) -> None:
 
 
 def config_of(name: str, given: argparse.Namespace) -> TrainConfig:
-    """Returns the settings of a model: a Latte with an 8x8 grid of patches, measured five times on half of the samples."""
+    """Returns the settings of a model: a Latte with an 8x8 grid of patches, measured five times."""
     share, images, layout = TRAINED[name]
     steps = max(8, round(share * given.steps))
     dense = given.out / "dense" / "checkpoints" / f"step-{given.steps:07d}" / "ema.safetensors"

@@ -41,6 +41,11 @@ def product_algorithm(key: str, device: torch.device, version: int) -> bytes | N
     return bytes.fromhex(found["algorithm"]) if found.get("version") == version else None
 
 
+def has_products(device: torch.device, version: int) -> bool:
+    """Whether the table names an algorithm of this version for any product."""
+    return any(fields.get("version") == version for fields in _table(device).values())
+
+
 def _table(device: torch.device) -> dict[str, dict[str, Any]]:
     return tiles.measured(tiles.gpu_of(device).name)
 

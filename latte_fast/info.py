@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from latte_fast import _ext, backends
+from latte_fast._ext import blas_lt
+from latte_fast.kernels import library_choice
 from latte_fast.ops.registration import REGISTRY
 from latte_fast.ops.sizes import Sizes
 
@@ -70,6 +72,16 @@ def extension() -> list[str]:
     return lines
 
 
+def products() -> str:
+    """Returns whether cuBLASLt can be called here, and whether this GPU's table names algorithms of it."""
+    reason = blas_lt.why_not_loaded()
+    if reason is not None:
+        return f"by torch alone: {reason}"
+    version = blas_lt.version(torch.cuda.current_device())
+    named = library_choice.has_products(torch.device("cuda", torch.cuda.current_device()), version)
+    return f"cuBLASLt {version}; this GPU's table {'names' if named else 'has no'} algorithms of it"
+
+
 def table(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, str, str]]:
     """Returns (op, backend, "yes" or the reason) for every op and backend, on what a Latte-S/2 passes."""
     sizes = Sizes(clips=1, frames=16, patches=256, width=384, heads=6, device=device, dtype=dtype)
@@ -86,6 +98,7 @@ def report() -> str:
     lines.append(f"GPU        {gpu()}")
     lines.append(f"CPU        {cpu()}")
     lines += [f"extension  {line}" for line in extension()]
+    lines.append(f"products   {products()}")
     pools = openmp_runtimes()
     if len(pools) > 1:
         lines.append(

@@ -35,7 +35,9 @@ WAYS = {
     # the same, which keeps y + b in a matrix of its own
     "forward-bias-gelu-kept": Way("forward", 164),
     "dgrad": Way("dgrad", 1),
-    # times the derivative of tanh-GELU at what was kept; its sum over rows is the gradient of the bias before the GELU
+    # times the derivative of tanh-GELU at what was kept
+    "dgrad-gelu": Way("dgrad", 192),
+    # and its sum over rows, the gradient of the bias before the GELU
     "dgrad-gelu-bias": Way("dgrad", 208),
     "wgrad": Way("wgrad", 1),
     # and the sum of dy over rows
@@ -117,7 +119,7 @@ class Plan:
 def why_not(*tensors: Tensor) -> str | None:
     """Why cuBLASLt does not multiply these, which all must be contiguous and aligned, or None."""
     x = tensors[0]
-    if not x.is_cuda:
+    if not on_cuda(x):
         return f"cuBLASLt needs CUDA tensors, got one on {x.device.type}"
     if x.dtype not in CODES:
         return f"cuBLASLt is called for bf16 and fp16 here, got {x.dtype}"
@@ -152,6 +154,10 @@ def library(index: int) -> Any:
 def version(index: int) -> int:
     """Returns the library's version; an algorithm is one of this version alone."""
     return library(index).version
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _device_of(x: Tensor) -> Any:

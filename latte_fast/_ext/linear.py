@@ -7,7 +7,7 @@ against 42 into a reused buffer, bf16, two cores of a Xeon with AMX, 2026-11). N
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -73,25 +73,45 @@ def mlp(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
 def attention(
     h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: str, rope: Rope | None = None, scale: float | None = None
 ) -> Tensor:
-    """axis_attention of h w^T + b; h (B, F, N, D) -> (B, F, N, H*K).
+    """axis_attention of h w^T + b; h (B, F, N, D) -> (B, F, N, H*K)."""
+    rows = h.reshape(-1, h.shape[-1])
+
+    def project(part: slice, out: Tensor) -> None:
+        linear(rows[part], w, out=out)
+
+    return attention_in_parts(h.shape[:3], h.dtype, project, w.shape[0], b, heads, axis, rope, scale)
+
+
+def attention_in_parts(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    project: Callable[[slice, Tensor], None],
+    columns: int,
+    b: Tensor | None,
+    heads: int,
+    axis: str,
+    rope: Rope | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """axis_attention of what `project` writes for a part of all rows, (rows, columns), plus b -> (B, F, N, H*K).
 
     The packed qkv lies in one borrowed buffer: all of it on the time axis, a few frames at a time on the space axis.
     """
-    batch, frames, patches, _ = h.shape
-    width = w.shape[0] // (3 * heads)
-    out = torch.empty((batch, frames, patches, heads * width), dtype=h.dtype)
-    if not h.numel():
+    batch, frames, patches = shape
+    width = columns // (3 * heads)
+    out = torch.empty((batch, frames, patches, heads * width), dtype=dtype)
+    if not out.numel():
         return out
-    step = batch * frames
-    shape = (batch, frames, patches)
+    step, whole = batch * frames, (batch, frames, patches)
     if axis == "space":
-        step = min(step, max(1, rows_at_once(h.dtype) // patches))
-        shape = (1, -1, patches)
-    images, results = h.reshape(batch * frames, patches, -1), out.view(batch * frames, patches, -1)
+        step = min(step, max(1, rows_at_once(dtype) // patches))
+        whole = (1, -1, patches)
+    results = out.view(batch * frames, patches, -1)
     scale = width**-0.5 if scale is None else scale
-    with borrowed((step * patches, w.shape[0]), h.dtype) as buffer:
-        for part, to in zip(images.split(step), results.split(step), strict=True):
-            qkv = linear(part, w, out=buffer[: len(part) * patches]).view(*shape, 3, heads, width)
-            q, k, v = qkv.unbind(3)
-            axis_attention_fwd(q, k, v, axis, rope, scale, None, False, b, to.view(*shape, heads * width))
+    with borrowed((step * patches, columns), dtype) as buffer:
+        for i, to in enumerate(results.split(step)):
+            part = buffer[: len(to) * patches]
+            project(slice(i * step * patches, i * step * patches + len(part)), part)
+            q, k, v = part.view(*whole, 3, heads, width).unbind(3)
+            axis_attention_fwd(q, k, v, axis, rope, scale, None, False, b, to.view(*whole, heads * width))
     return out

@@ -43,7 +43,7 @@ def cost(
         bytes_each: bytes of one weight or activation.
         tflops: TFLOP/s of matrix products in the lower bound; the default is an assumption for an H200 in bf16.
         tb_per_s: TB/s of copies (read + write) in the lower bound; the default is an assumption for an H200.
-        tflops_8bit: TFLOP/s of products in fp8 in a second lower bound; an assumption for an H200, as the others.
+        tflops_8bit: TFLOP/s of products of 8 bits in a second lower bound; an assumption for an H200, as the others.
         flex: FlexDiT's layout of blocks, or auto for the default of the preset's depth.
         sides: sides of FlexDiT's sparse grid, from noise to sample.
         steps: number of sampling steps that FlexDiT's mean is over.

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 RESUMES = {
     "encode": "--resume goes on after the last whole file",
     "encode-text": "--resume goes on after the last whole file",
+    "encode-audio": "--resume goes on after the last whole file",
     "train": "--resume goes on from the last checkpoint",
     "sample": "--resume goes on with the same options",
     "evaluate": "the same command goes on after the last whole part",
@@ -19,7 +20,10 @@ RESUMES = {
     "convert": "nothing was written",
 }
 # prefixes of messages that say which data or file is meant; any other word before a colon is the name of a function
-_KEPT = ("data", "config", "latents", "tokens", "text", "videos", "ffs", "sky", "ucf101", "taichi", "frames", "shapes")
+_KEPT = (
+    "data", "config", "latents", "tokens", "text", "videos", "ffs", "sky", "ucf101", "taichi", "frames", "sounds",
+    "shapes",
+)  # fmt: skip
 _PREFIX = re.compile(r"([A-Za-z_]\w*): ")
 
 

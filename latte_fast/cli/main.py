@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": "write the latents or tokens of a set of videos, so that training needs neither codec nor videos",
     "decode": "write the films of tokens, of any length in bounded memory",
     "encode-text": "write the embeddings of captions, so that text-to-video training needs no text encoder",
+    "encode-audio": "write the tokens of sounds, which a token transformer is given as its condition",
     "train": "train a Latte on a folder of clips, on one process or many",
     "sample": "draw films from a trained model, or from text",
     "calibrate": "search plans that compute fewer steps of a model's sampling, at a known loss",

@@ -30,15 +30,15 @@ def quantize(
 ) -> None:
     """Write a trained model with 8-bit weights, which `latte-fast sample` and latte_fast.load read.
 
-    A few samples are drawn first; weights of fp8 are rounded so that their errors cancel on what the layers saw.
+    A few samples are drawn first; weights are rounded so that their errors cancel on what the layers saw.
 
     Example: latte-fast quantize runs/ucf --out ucf-fp8.safetensors && latte-fast sample ucf-fp8.safetensors
 
     Args:
         run: a run's folder, one of its checkpoints, or a .pt or .safetensors file under upstream's keys.
         out: new file, .safetensors; what is not in 8 bits is written in bf16.
-        precision: fp8 is e4m3 with a scale a row; int8, of a token transformer, is integers with a scale a row, for
-            weights alone.
+        precision: fp8 is e4m3 with a scale a row, int8 integers with a scale a row, of a token transformer for weights
+            alone.
         layers: kinds of linear layers that become 8-bit.
         samples: number of samples drawn for the rounding; with 0, weights are rounded to nearest. Of a token
             transformer, number of sequences whose first 256 tokens are drawn before and after, to say what has changed.

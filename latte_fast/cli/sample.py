@@ -56,6 +56,7 @@ def sample(
     pretrained: str | None = None,
     prompt: tuple[str, ...] = (),
     prompts: Path | None = None,
+    audio: tuple[Path, ...] = (),
     negative: str = "",
     scheduler: str | None = None,
     height: int | None = None,
@@ -77,7 +78,7 @@ def sample(
         path: a run's folder, one of its checkpoints, or a .pt / .safetensors file under upstream's keys.
         out: folder for the files; existing samples are never overwritten.
         classes: names or numbers of classes, in turn over the samples; by default drawn by the seed.
-        samples: number of samples, by default 8, or one for each prompt.
+        samples: number of samples, by default 8, or one for each prompt or sound.
         batch: number of samples in a batch; another number may change their last bits. Prompts are sampled one by one.
         seed: seed of all noise; sample i depends on the seed and i alone.
         steps: number of sampling steps; of fifo by default the next number above 50 that the model's frames divide.
@@ -96,14 +97,15 @@ def sample(
         weights: the EMA of the weights (ema), or the weights themselves (model).
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         dtype: data type of weights and activations.
-        precision: fp8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md), on a GPU with --dtype bf16;
-            int8 halves the weights that a token transformer reads for a token.
+        precision: fp8 or int8 runs the blocks' linear layers on 8-bit numbers (docs/8-bits.md), fp8 on a GPU with
+            --dtype bf16; int8 halves the weights that a token transformer reads for a token.
         precise_steps: steps that run in 16 bits all the same, whose weights are then kept in memory beside those of 8
             bits: first, last, numbers, or ranges such as 0-4.
         pretrained: local folder of diffusers' LattePipeline (Latte-1), for any prompt; with `path`, a model trained on
             captions replaces the folder's transformer.
         prompt: what to show, in turn over the samples; without --pretrained, captions that the run was trained on.
         prompts: file with one prompt a line, which follow those of --prompt.
+        audio: files with the sound of the film, in turn over the samples, for a token transformer trained with sounds.
         negative: negative prompt, which says what not to show.
         scheduler: diffusers' scheduler: DDIM, DDPM, EulerDiscrete, DPMSolverMultistep, ...; by default the folder's.
         height: height of the film in pixels, by default the model's.
@@ -128,7 +130,7 @@ def sample(
         if steps is not None and steps < 1:
             raise ValueError(f"sample: steps must be at least 1, got {steps}")
         given |= {"format": format, "fps": fps}
-        wanted, said = samples if samples is not None else len(asked) or 8, ""
+        wanted, said = samples if samples is not None else len(asked) or len(audio) or 8, ""
         with start() as ranks:
             parallel = ParallelConfig(sequence, cfg)
             if pretrained is not None:
@@ -136,7 +138,7 @@ def sample(
                 refuse("with --pretrained", **several)
                 computes = "" if quality == "exact" else quality
                 refuse("with --pretrained", classes=classes, method=method, vae=vae, plan=plan, quality=computes)
-                refuse("with --pretrained", **{"precise-steps": precise_steps})
+                refuse("with --pretrained", **{"precise-steps": precise_steps}, audio=audio)
                 refuse("without a path", weights=weights if path is None else None)
                 text = TextRequest(
                     prompts=asked,
@@ -181,10 +183,11 @@ def sample(
                     kept = {name: given[name] for name in ("frames", "seed", "batch", "format", "fps")}
                     asks = Request(count=wanted, **kept)
                     trained_tokens = (path, weights or "ema", vae, (*classes, *asked), DTYPES[dtype])
-                    sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume, precision)
+                    sample_tokens(*trained_tokens, tokens, asks, out, ranks, resume, precision, audio)
                     done(ranks, out, wanted, "" if precision is None else f", weights in {precision}")
                     return
                 refuse("without a token transformer", tokens=None if tokens == TokenOptions() else tokens)
+                refuse("without a token transformer", audio=audio)
                 follows = plan or plan_path(path, quality)
                 if follows:
                     said = f", by {follows}: {load_plan(follows).summary()}"

@@ -50,14 +50,15 @@ class VQGANCodec:
 
     @torch.no_grad()
     def tokens(self, video: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the tokens of (B, F, 3, H, W) in [-1, 1] on a device: (B, F / frame_factor, h, w) int64."""
+        """Returns the tokens of (B, F, C, H, W) in [-1, 1] on a device: (B, F / frame_factor, h, w) int64."""
         return torch.cat([self.network.quantise(z).to(device) for z in self._latents(video)], 1)
 
     def _latents(self, video: Tensor) -> Iterator[Tensor]:
-        wrong = video.ndim != 5 or video.shape[2] != 3 or not video.numel()
+        channels = self.network.config.channels
+        wrong = video.ndim != 5 or video.shape[2] != channels or not video.numel()
         if wrong or video.shape[1] % self.frame_factor or video.shape[3] % self.factor or video.shape[4] % self.factor:
             rule = f"F a multiple of {self.frame_factor}, H and W of {self.factor}"
-            raise ValueError(f"encode: video must be (B, F, 3, H, W) with {rule}, got {tuple(video.shape)}")
+            raise ValueError(f"encode: video must be (B, F, {channels}, H, W) with {rule}, got {tuple(video.shape)}")
         x = video.movedim(1, 2)
         if self.tiles is None:
             yield self.network.latents(x.to(self.device))

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from latte_fast.data.shapes import SHAPES
 
-Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "tokens", "shapes"]
+Kind = Literal["videos", "ffs", "sky", "ucf101", "taichi", "frames", "latents", "tokens", "sounds", "shapes"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -16,7 +16,7 @@ class DataConfig:
     Args:
         kind: layout of the data: videos (subfolders are classes), ffs, sky, ucf101, taichi (upstream's folders), frames
             (a folder of images for each clip), latents (of `latte-fast encode`), tokens (of `latte-fast encode
-            --tokens`), or shapes (drawn on the fly).
+            --tokens`), sounds (for the VQGAN of a condition), or shapes (drawn on the fly).
         path: folder of the data set; shapes has none.
         split: text file that lists the clips to take, one a line as a path below `path`, with or without suffix; words
             after it are ignored, so that UCF101's trainlist01.txt serves; empty to take all.
@@ -29,6 +29,7 @@ class DataConfig:
         index: file that keeps the videos' frame times, made on first use; empty to read them from the videos each time.
         image_path: folder of pictures for joint training; empty to take frames of the clips themselves.
         image_list: text file that lists pictures below image_path, one a line; empty to take all.
+        fps: frames a second of the films that the sounds of kind sounds belong to.
         clips: number of clips in an epoch of shapes.
         outlines: shapes to draw, among circle, square and triangle.
         endless: whether shapes that leave the picture on one side come back on the other, so that films of any length
@@ -47,6 +48,7 @@ class DataConfig:
     index: str = ""
     image_path: str = ""
     image_list: str = ""
+    fps: float = 25.0
     clips: int = 1200
     outlines: tuple[str, ...] = SHAPES
     endless: bool = False
@@ -74,5 +76,7 @@ class DataConfig:
         if self.split and self.kind in ("latents", "tokens"):
             rule = f"empty for {self.kind}, which are all of their folder"
             raise ValueError(f"data: split must be {rule}, got {self.split}")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"data: fps must be in (0, 1000], got {self.fps}")
         if self.image_list and not self.image_path:
             raise ValueError(f"data: image_path must be the folder of the pictures in {self.image_list}, got none")

@@ -186,7 +186,7 @@ def check(
                                ("workers", workers, 0)):  # fmt: skip
         if value < least:
             raise ValueError(f"encode: {name} must be at least {least}, got {value}")
-    if config.kind in ("latents", "tokens", "shapes"):
+    if config.kind in ("latents", "tokens", "sounds", "shapes"):
         raise ValueError(f"encode: kind must be a set of videos or frames, got {config.kind}")
     if dtype not in DTYPES:
         raise ValueError(f"encode: dtype must be one of {', '.join(DTYPES)}, got {dtype}")

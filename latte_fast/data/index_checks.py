@@ -16,6 +16,10 @@ def is_size(x: Any) -> bool:
     return is_count(x, 1)
 
 
+def is_positive(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < float("inf")
+
+
 def is_flag(x: Any) -> bool:
     return isinstance(x, bool)
 

@@ -8,12 +8,13 @@ from latte_fast.data.shapes import Shapes
 if TYPE_CHECKING:
     from latte_fast.data.clips import Clips
     from latte_fast.data.latents import Latents
+    from latte_fast.data.sounds import Sounds
     from latte_fast.data.token_clips import TokenClips
 
 
 def open_dataset(
     config: DataConfig, frames: int, size: int, images: int = 0
-) -> "Shapes | Clips | Latents | TokenClips":
+) -> "Shapes | Clips | Latents | Sounds | TokenClips":
     """Opens a data set whose item `dataset[(epoch, index)]` is a function of (config.seed, epoch, index).
 
     An item holds "video" (frames + images, 3, size, size) float32 in [-1, 1], "latent", scaled, or "tokens"; "label"
@@ -47,6 +48,13 @@ def open_dataset(
             got = f"{images} images" if images else f"captions of {config.text}"
             raise ValueError(f"tokens: clips must have neither images nor captions, got {got}")
         return TokenClips(config, frames, size)
+    if config.kind == "sounds":
+        from latte_fast.data.sounds import Sounds
+
+        if images or texts is not None:
+            got = f"{images} images" if images else f"captions of {config.text}"
+            raise ValueError(f"sounds: clips must have neither images nor captions, got {got}")
+        return Sounds(config, frames, size)
     if config.image_path and not images:
         raise ValueError(f"open_dataset: images must be at least 1 to take any of {config.image_path}, got 0")
     # these load PyAV, which moving shapes and latents do without

@@ -1,6 +1,7 @@
 """Training clips from tokens on disk: read by memory map, with a new start and a new mirroring in each epoch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class TokenClips(Dataset):
         self.factor, self.frame_factor = folder.factor, folder.frame_factor
         self.side = size // folder.factor
         self.words: Tensor | None = None  # (clips, n), set by `give_captions`
+        self.sounds: list[Tensor] = []  # (t, n) of each clip, set by `give_sounds`
         self._open: dict[int, Any] = {}
 
     def give_captions(self, captions: Mapping[str, str], bpe: ClipBPE, length: int) -> list[str]:
@@ -59,6 +61,22 @@ class TokenClips(Dataset):
             raise ValueError(f"text: captions must hold every clip, got none of {lacking[0]} ({count} lack one)")
         self.words = bpe.tokens(found, length)
         return found
+
+    def give_sounds(self, folder: TokenFolder) -> None:
+        """Gives every clip the tokens of its sound, which has the clip's name but for the suffix.
+
+        A sound that ends before its film goes on with its last tokens.
+        """
+        rule = f"a VQGAN that merges {self.frame_factor} frames, as that of the films does"
+        require_setting("sound", folder.frame_factor, folder.frame_factor == self.frame_factor, rule)
+        numbers = {str(Path(name).with_suffix("")): number for number, name in enumerate(folder.names)}
+        names = [self.tokens.names[number] for number in self.kept]
+        found = [numbers.get(str(Path(name).with_suffix(""))) for name in names]
+        lacking = [name for name, number in zip(names, found, strict=True) if number is None]
+        if lacking:
+            count = f"{len(lacking)} of {len(names)}"
+            raise ValueError(f"tokens: sound must hold every clip, got none of {lacking[0]} ({count} lack one)")
+        self.sounds = [folder.read(number).flatten(1) for number in found if number is not None]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -78,6 +96,9 @@ class TokenClips(Dataset):
             item["label"] = torch.tensor(label)
         if self.words is not None:
             item["words"] = self.words[index]
+        if self.sounds:
+            sound = self.sounds[index]
+            item["words"] = sound[[min(place, len(sound) - 1) for place in places]].flatten()
         return item
 
     def _read(self, name: str, key: str, shard: int, places: list[int]) -> Tensor:

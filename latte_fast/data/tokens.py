@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latte_fast.data.index_checks import LATENT_FIELDS, Fields, check_latents, is_size, is_text
+from latte_fast.data.index_checks import LATENT_FIELDS, Fields, check_latents, is_positive, is_size, is_text
 from latte_fast.data.shards import INDEX, Contents
 
 FIELDS: Fields = LATENT_FIELDS | {
@@ -17,6 +17,10 @@ FIELDS: Fields = LATENT_FIELDS | {
     "frame_factor": ("a positive number of frames", is_size),
 }
 TOKENS = Contents("tokens", "encode", "videos", check_latents, FIELDS)
+# of sounds, whose index says how many frames a second has
+SOUND_TOKENS = Contents(
+    "tokens", "encode-audio", "videos", check_latents, FIELDS | {"fps": ("a number above 0", is_positive)}
+)
 
 
 def stored(n_codes: int) -> torch.dtype:
@@ -27,14 +31,20 @@ def stored(n_codes: int) -> torch.dtype:
 class TokenFolder:
     """The clips of a folder of tokens: their names, labels and tokens, and the fingerprint of the VQGAN they are of."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, contents: Contents = TOKENS) -> None:
         self.folder = Path(path)
+        wrote = "encode-audio" if contents is SOUND_TOKENS else "encode --tokens"
         if not (self.folder / INDEX).is_file():
             raise ValueError(
-                f"tokens: path must be a folder that `latte-fast encode --tokens` wrote\n"
+                f"tokens: path must be a folder that `latte-fast {wrote}` wrote\n"
                 f"  path/index.json\n  path/00000.safetensors ...\ngot {self.folder}, which has no {INDEX}"
             )
         index = TOKENS.finished(self.folder)
+        if (index["kind"] == "sounds") != (contents is SOUND_TOKENS):
+            what = "those of sounds" if index["kind"] == "sounds" else "those of films"
+            raise ValueError(f"tokens: {self.folder} must hold what `latte-fast {wrote}` wrote, got {what}")
+        # frames a second, of sounds
+        self.fps = float(SOUND_TOKENS.finished(self.folder)["fps"]) if contents is SOUND_TOKENS else 0.0
         self.rows: list[list[Any]] = index["clips"]
         self.names = [row[0] for row in self.rows]
         self.labels = [row[1] for row in self.rows]

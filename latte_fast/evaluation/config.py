@@ -6,7 +6,7 @@ from pathlib import Path
 from latte_fast.data.config import KINDS
 from latte_fast.evaluation.metrics import METRICS, PRESETS, Metric
 
-REAL_KINDS = tuple(kind for kind in KINDS if kind not in ("latents", "tokens", "shapes"))
+REAL_KINDS = tuple(kind for kind in KINDS if kind not in ("latents", "tokens", "sounds", "shapes"))
 # files of features (N, D) that stand in the place of films
 FEATURES = (".npy", ".npz", ".safetensors")
 # settings that some metrics have and others have not

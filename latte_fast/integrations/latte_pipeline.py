@@ -186,7 +186,7 @@ def sample_text(
         dtype: data type of weights and activations.
         trained: model that replaces the folder's transformer, sampled by the process it was trained with.
         resume: whether to go on with the same request into the same folder.
-        precision: "fp8" for 8-bit linear layers.
+        precision: "fp8" or "int8" for 8-bit linear layers.
     """
     check_folder(folder, text, request, trained)
     if trained:

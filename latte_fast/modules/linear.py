@@ -11,6 +11,7 @@ from latte_fast import backends, ops
 from latte_fast.modules.hooks import is_untouched
 from latte_fast.modules.linear8 import Rows8, by_onednn, is_8bit, op8, precision_of
 from latte_fast.ops.joined_linear import are_adjacent, joined_linear
+from latte_fast.ops.linear_layer import linear_layer
 from latte_fast.ops.registration import records
 
 
@@ -49,9 +50,11 @@ def split_bias(layer: Any, x: Tensor | Rows8) -> tuple[Tensor, Tensor | None]:
         values = x.values if isinstance(x, Rows8) else x
         return (layer(x), None) if on_cuda(values) else (layer.product(x), layer.bias)
     assert isinstance(x, Tensor)
-    if not is_plain(layer) or adds_its_bias(layer, x):
+    if not is_plain(layer):
         return layer(x), None
-    return F.linear(x, layer.weight), layer.bias
+    if adds_its_bias(layer, x):
+        return linear_layer(x, layer.weight, layer.bias), None
+    return linear_layer(x, layer.weight), layer.bias
 
 
 def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
@@ -81,7 +84,10 @@ def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
         u, b = F.linear(h, fc1.weight), fc1.bias
     else:
         u, b = fc1(h), None
-    return Rows8(*op8("bias_gelu", fc2.precision, u)(u, b), u.dtype) if is_8bit(fc2) else ops.bias_gelu(u, b)
+    if not is_8bit(fc2):
+        return ops.bias_gelu(u, b)
+    values, scale = op8("bias_gelu", fc2.precision, u)(u, b)
+    return Rows8(values, scale, u.dtype)
 
 
 def share_storage(layers: Sequence[Any]) -> bool:

@@ -16,6 +16,7 @@ from latte_fast.modules.hooks import is_changed, is_untouched
 from latte_fast.ops import onednn
 from latte_fast.ops.registration import call_directly
 
+Rope = tuple[Tensor, Tensor]
 FP8 = torch.float8_e4m3fn
 # what the products' layouts are made of: input and output widths are multiples of it, rows are filled up to one
 STEP = 16
@@ -30,7 +31,8 @@ class Rows8(NamedTuple):
 
 
 def rows8(x: Tensor, precision: str = "fp8") -> Rows8:
-    return Rows8(*op8("rows", precision, x)(x), x.dtype)
+    values, scale = op8("rows", precision, x)(x)
+    return Rows8(values, scale, x.dtype)
 
 
 def op8(name: str, precision: str, x: Tensor) -> Callable[..., Any]:
@@ -146,6 +148,19 @@ class Linear8(Stored8):
             return None
         args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), rows.dtype)
         return Rows8(*onednn.linear_gelu(*args), rows.dtype)
+
+    def attention(self, x: Tensor | Rows8, heads: int, axis: str, rope: Rope | None) -> Tensor:
+        """Returns attention over an axis of the layer's result, which is packed q, k and v."""
+        rows = self.rows_of(x)
+        out = None
+        if self.packs(rows):
+            bias = None if self.bias is None else self.bias.detach()
+            args = (rows.values, rows.scale, self.packed(), self.weight_scale, bias, rows.dtype)
+            out = onednn.attention(*args, heads, axis, rope)
+        if out is None:
+            qkv = self(rows).unflatten(-1, (3, heads, -1))  # (B, F, N, 3, H, K)
+            out = ops.axis_attention_qkv(qkv, axis, rope)
+        return out
 
     def rows_of(self, x: Tensor | Rows8) -> Rows8:
         if self.training:

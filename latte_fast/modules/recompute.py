@@ -11,12 +11,14 @@ from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.residual import Pending, resolve
 
 POLICIES = ("none", "elementwise", "mlp", "block")
-# matrix products, the last in fp8, and the position of the second factor among their arguments
+# matrix products, one of them in fp8: the position of the second factor among their arguments, and where in its shape
+# the width of the result is
 _PRODUCTS = {
-    torch.ops.aten.mm.default: 1,
-    torch.ops.aten.addmm.default: 2,
-    torch.ops.aten.bmm.default: 1,
-    torch.ops.aten._scaled_mm.default: 1,
+    torch.ops.aten.mm.default: (1, -1),
+    torch.ops.aten.addmm.default: (2, -1),
+    torch.ops.aten.bmm.default: (1, -1),
+    torch.ops.aten._scaled_mm.default: (1, -1),
+    torch.ops.latte_fast.linear_layer.default: (1, 0),
 }
 _ATTENTION = {
     torch.ops.latte_fast.axis_attention.default,
@@ -31,8 +33,10 @@ _ATTENTION = {
 def _policy(keep_fc1: bool, hidden: int, ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if op in _ATTENTION:
         return CheckpointPolicy.MUST_SAVE
-    if op in _PRODUCTS and (keep_fc1 or args[_PRODUCTS[op]].shape[-1] != hidden):
-        return CheckpointPolicy.MUST_SAVE
+    if op in _PRODUCTS:
+        factor, width = _PRODUCTS[op]
+        if keep_fc1 or args[factor].shape[width] != hidden:
+            return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -42,7 +42,8 @@ def add_and_norm(
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
         if eight is not None:
-            return x, Rows8(*op8("norm_modulate", eight, x)(x, shift, scale, eps), shift.dtype)
+            values, row_scale = op8("norm_modulate", eight, x)(x, shift, scale, eps)
+            return x, Rows8(values, row_scale, shift.dtype)
         return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
     if gate.shape[0] != shift.shape[0]:

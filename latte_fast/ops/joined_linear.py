@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from latte_fast.ops.linear_layer import linear_layer
 from latte_fast.ops.registration import LIBRARY
 
 
@@ -34,7 +34,7 @@ def are_adjacent(parts: Sequence[Tensor]) -> bool:
 
 
 def _linear(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    return F.linear(x, _as_one(weights), _as_one(biases) if biases else None)
+    return linear_layer(x, _as_one(weights), _as_one(biases) if biases else None)
 
 
 def _as_one(parts: list[Tensor]) -> Tensor:

@@ -6,7 +6,6 @@ borrowed buffers, and the qkv bias is read by the attention.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from latte_fast import backends
@@ -16,7 +15,8 @@ from latte_fast.ops.attention_checks import checked_scale
 from latte_fast.ops.axis_attention import axis_attention_of_linear, axis_attention_qkv, qkv_bias_backend
 from latte_fast.ops.checks import check_device, check_rows_like, check_tensor, check_weight, checked_vector
 from latte_fast.ops.linear_gelu import linear_gelu
-from latte_fast.ops.registration import call_directly
+from latte_fast.ops.linear_layer import linear_layer, mlp_kept
+from latte_fast.ops.registration import call_directly, records
 from latte_fast.reference.functional import Rope
 
 
@@ -39,7 +39,11 @@ def mlp_layer(h: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor) -> Tensor:
         raise TypeError(f"mlp_layer: w2 must have w1's dtype {w1.dtype}, got {w2.dtype}")
     if b1 is not None and _on_cpu(h, w1, b1, w2) and backends.choose("bias_gelu", h, b1) == "cpu":
         return cpu.mlp(h, w1, b1, w2)
-    return F.linear(linear_gelu(h, w1, b1), w2)
+    if b1 is not None and records(h, w1, b1, w2) and not backends.is_forced("bias_gelu"):
+        y = mlp_kept(h, w1, b1, w2)
+        if y is not None:
+            return y
+    return linear_layer(linear_gelu(h, w1, b1), w2)
 
 
 def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: str, rope: Rope | None = None) -> Tensor:
@@ -74,9 +78,9 @@ def attention_layer(h: Tensor, w: Tensor, b: Tensor | None, heads: int, axis: st
         backend = qkv_bias_backend(h, heads, w.shape[0] // (3 * heads), axis, rope)
         if backend is not None:
             # the bias is a constant to the product, whose backward would sum its gradient in a pass of its own
-            qkv = F.linear(h, w, b.detach()).unflatten(-1, (3, heads, -1))
+            qkv = linear_layer(h, w, b.detach()).unflatten(-1, (3, heads, -1))
             return axis_attention_of_linear(backend, qkv, b, axis, rope)
-    return axis_attention_qkv(F.linear(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
+    return axis_attention_qkv(linear_layer(h, w, b).unflatten(-1, (3, heads, -1)), axis, rope)
 
 
 def _checked_bias(op: str, h: Tensor, w: Tensor, b: Tensor | None, names: tuple[str, str]) -> Tensor | None:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from latte_fast import backends
 from latte_fast.ops.checks import check_rows, check_rows_like, check_weight, checked_vector
+from latte_fast.ops.linear_layer import gelu_in_product, linear_layer
 from latte_fast.ops.registration import LIBRARY, KernelOp, call_directly, empty, records
 from latte_fast.reference.functional import bias_gelu_ref
 
@@ -31,10 +31,13 @@ def linear_gelu(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         b = checked_vector("linear_gelu", "b", b, x, w.shape[0], "M")
     if b is not None and _epilogue_serves(x, w, b):
         return _GELU_IN_PRODUCT(x, w, b) if torch.compiler.is_compiling() else _gelu_in_product(x, w, b)
-    return bias_gelu(F.linear(x, w), b)
+    return bias_gelu(linear_layer(x, w), b)
 
 
 def _gelu_in_product(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    found = gelu_in_product(x, w, b)
+    if found is not None:
+        return found
     out = torch._addmm_activation(b, x.flatten(0, -2), w.t(), use_gelu=True)
     return out.unflatten(0, x.shape[:-1])
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from latte_fast import _ext
+from latte_fast import _ext, backends
+from latte_fast._ext.axis_attention import Rope
 from latte_fast._ext.int8 import bias_gelu_int8_into, empty_rows, scale_rows
-from latte_fast._ext.linear import rows_at_once
+from latte_fast._ext.linear import attention_in_parts, rows_at_once
 from latte_fast.tracing import constant_in_graphs
 
 
@@ -136,3 +137,30 @@ def linear_gelu(
     for x, s, to, to_scale in zip(*(part.split(step) for part in parts), strict=True):
         bias_gelu_int8_into(multiply(x, packed, weight_scale, accumulator(dtype)), bias, s, to, to_scale)
     return a, a_scale
+
+
+def attention(
+    values: Tensor,
+    scale: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    heads: int,
+    axis: str,
+    rope: Rope | None,
+) -> Tensor | None:
+    """Returns axis_attention of `linear` for values (B, F, N, D); None where the C++ kernel does not serve it."""
+    columns = weight_scale.shape[0]
+    if accumulator(dtype) != dtype or values.dim() != 4 or 0 in values.shape:
+        return None
+    probe = torch.empty((0, *values.shape[1:3], heads, columns // (3 * heads)), dtype=dtype)
+    forced = backends.state().get("axis_attention", "auto") not in ("auto", "cpu")
+    if forced or backends.choose("axis_attention", probe, probe, probe, axis, rope, 1.0, None) != "cpu":
+        return None
+    rows, scales = values.flatten(0, -2), scale.view(-1, 1)
+
+    def project(part: slice, out: Tensor) -> None:
+        linear(rows[part], scales[part], packed, weight_scale, bias, dtype, out)
+
+    return attention_in_parts(values.shape[:3], dtype, project, columns, None, heads, axis, rope)

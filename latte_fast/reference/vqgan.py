@@ -67,9 +67,9 @@ def strides_of(downsample: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 class Encoder(nn.Module):
-    def __init__(self, width: int, downsample: Sequence[int], norm: str, padding: str):
+    def __init__(self, width: int, downsample: Sequence[int], norm: str, padding: str, colours: int = 3):
         super().__init__()
-        self.conv_first = PaddedConv(3, width, 3, mode=padding)
+        self.conv_first = PaddedConv(colours, width, 3, mode=padding)
         self.conv_blocks = nn.ModuleList()
         for i, stride in enumerate(strides_of(downsample)):
             block = nn.Module()
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, width: int, upsample: Sequence[int], norm: str):
+    def __init__(self, width: int, upsample: Sequence[int], norm: str, colours: int = 3):
         super().__init__()
         strides = strides_of(upsample)
         channels = width * 2 ** len(strides)
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
             block.res1, block.res2 = ResBlock(out, norm), ResBlock(out, norm)
             self.conv_blocks.append(block)
             channels = out
-        self.conv_last = PaddedConv(channels, 3, 3)
+        self.conv_last = PaddedConv(channels, colours, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.final_block(x)
@@ -162,10 +162,11 @@ class VQGAN(nn.Module):
         n_codes: int = 16384,
         norm: str = "batch",
         padding: str = "replicate",
+        channels: int = 3,
     ):
         super().__init__()
-        self.encoder = Encoder(n_hiddens, downsample, norm, padding)
-        self.decoder = Decoder(n_hiddens, downsample, norm)
+        self.encoder = Encoder(n_hiddens, downsample, norm, padding, channels)
+        self.decoder = Decoder(n_hiddens, downsample, norm, channels)
         self.pre_vq_conv = PaddedConv(self.encoder.out_channels, embedding_dim, 1, mode=padding)
         self.post_vq_conv = PaddedConv(embedding_dim, self.encoder.out_channels, 1)
         self.codebook = Codebook(n_codes, embedding_dim)

@@ -175,6 +175,8 @@ class TokenTraining:
         captions: JSON file of captions by clip, as `latte-fast encode-text` takes, which are given instead of classes.
         bpe: CLIP's vocabulary of byte pairs, bpe_simple_vocab_16e6.txt.gz, by which captions become tokens.
         words: number of tokens of a caption, with its start, its end and padding.
+        sound: folder of `latte-fast encode-audio` with the sounds of the clips, which are given instead of classes.
+        sound_vae: VQGAN of these sounds, by which samples hear theirs.
     """
 
     n_layer: int = 24
@@ -186,6 +188,8 @@ class TokenTraining:
     captions: str = ""
     bpe: str = ""
     words: int = 256
+    sound: str = ""
+    sound_vae: str = ""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "every", "words"):
@@ -196,6 +200,9 @@ class TokenTraining:
         require(
             not self.gap or not self.captions, "tokens.captions", "empty for a model that fills gaps", self.captions
         )
+        alone = not self.sound or not (self.gap or self.captions or self.every > 1)
+        rule = "empty with captions, for key frames, and for a model that fills gaps"
+        require(alone, "tokens.sound", rule, self.sound)
         rule = "CLIP's vocabulary with captions, and empty without"
         require(bool(self.captions) == bool(self.bpe), "tokens.bpe", rule, self.bpe or "none")
 

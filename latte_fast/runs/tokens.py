@@ -30,15 +30,17 @@ class TokenLayout:
         frames: latent frames of a clip that the model sees.
         side: height and width of a latent frame in codes.
         n_codes: number of the VQGAN's codes, which come after the conditions in the vocabulary.
-        conditions: number of classes, or of the vocabulary of captions; 0 for a model without, whose condition is token
-            0, a code's too.
+        conditions: number of classes, or of the vocabulary of captions or sounds; 0 for a model without, whose
+            condition is token 0, a code's too.
         every: distance of the model's latent frames in the film.
         gap: whether the model fills the frames between the first and the last.
         fingerprint: digits of the VQGAN.
         frame_factor: frames a latent frame.
         factor: pixels a code in height and width.
-        words: number of tokens of a caption, which is the condition; 0 for a model without captions.
+        words: number of tokens of a caption or sound, which is the condition; 0 for a model without either.
         bpe: digits of the vocabulary of captions.
+        sound: digits of the VQGAN of sounds.
+        fps: frames a second of the films that the sounds belong to.
     """
 
     frames: int
@@ -52,11 +54,18 @@ class TokenLayout:
     factor: int
     words: int = 0
     bpe: str = ""
+    sound: str = ""
+    fps: float = 0.0
 
     @property
     def given(self) -> int:
         """Number of tokens of a condition."""
         return self.words or 1
+
+    @property
+    def sound_per_frame(self) -> int:
+        """Number of a sound's tokens for a latent frame."""
+        return self.words // self.frames if self.sound else 0
 
     @property
     def per_frame(self) -> int:
@@ -65,7 +74,7 @@ class TokenLayout:
     def model(self, n_layer: int, n_head: int, n_embd: int) -> TransformerConfig:
         """Returns the configuration of a transformer of these sizes; the last code is predicted and never seen.
 
-        With captions the block has room for it all the same, as the authors' has.
+        With captions or sounds the block has room for it all the same, as the authors' has.
         """
         unmasked = self.per_frame if self.gap else 0
         codes, block = self.conditions + self.n_codes, self.frames * self.per_frame + self.words
@@ -74,7 +83,7 @@ class TokenLayout:
     def sequence(self, tokens: Tensor, given: Tensor | None) -> Tensor:
         """Returns condition and codes (B, n + t h w) as numbers of the vocabulary, of tokens (B, t, h, w).
 
-        The condition is (B,) numbers of classes, (B, n) tokens of captions, or None.
+        The condition is (B,) numbers of classes, (B, n) tokens of captions or sounds, or None.
         """
         codes = tokens.flatten(1) + self.conditions
         given = codes.new_zeros(len(codes)) if given is None else given.to(codes.device, codes.dtype)

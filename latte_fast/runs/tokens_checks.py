@@ -17,6 +17,8 @@ def check_tokens(config: TrainConfig) -> None:
     require(config.images == 0, "images", "0 for a token transformer, which sees whole clips", config.images)
     require(not config.fp8, "fp8", "off for a token transformer", config.fp8)
     require(not config.compile, "compile", "off for a token transformer", config.compile)
+    rule = "tokens where sounds are given, by the names of the encoded clips"
+    require(not config.tokens.sound or config.data.kind == "tokens", "data.kind", rule, config.data.kind)
     rule = "tokens where captions are given, by the names of the encoded clips"
     require(not config.tokens.captions or config.data.kind == "tokens", "data.kind", rule, config.data.kind)
     shown = config.sample.every > 0

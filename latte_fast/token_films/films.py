@@ -78,6 +78,7 @@ class Drawer:
         how: how tokens are drawn.
         tick: function that is called after each token.
         kept: what draws the tokens of a number of sequences, kept for the next Drawer of the same transformer.
+        sounds: tokens of each sample's sound, (t, n), where a sound is the condition.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Drawer:
         how: Drawing,
         tick: Tick,
         kept: dict[int, Steps] | None = None,
+        sounds: Sequence[Tensor] = (),
     ):
         self.model, self.layout = trained.model, trained.layout
         self.device = self.model.pos_emb.device
@@ -96,6 +98,18 @@ class Drawer:
         self.given = given.view(len(numbers), -1).to(self.device)  # (B, n)
         self.numbers, self.seed, self.how, self.tick = list(numbers), seed, how, tick
         self._kept = {} if kept is None else kept
+        self.sounds = list(sounds)
+
+    def _given(self, first: int) -> Tensor:
+        """Returns the conditions of a window that begins at a latent frame: of a sound that of all the block's frames.
+
+        A sound that ends before them goes on with its last tokens, as in training.
+        """
+        if not self.sounds:
+            return self.given
+        places = torch.arange(first, first + self.layout.frames)
+        rows = [sound[places.clamp(max=len(sound) - 1)].flatten() for sound in self.sounds]
+        return torch.stack(rows).to(self.device)
 
     def spans(self, tokens: Tensor, spans: Sequence[Span]) -> Iterator[Part]:
         """Yields the parts that draw spans of films (B, frames, h w); frames are those that the model sees."""
@@ -105,7 +119,7 @@ class Drawer:
 
     def _span(self, tokens: Tensor, span: Span) -> None:
         known = tokens[:, span.context : span.start].flatten(1) + self.layout.conditions
-        context = causal_context(torch.cat([self.given, known], 1))
+        context = causal_context(torch.cat([self._given(span.context), known], 1))
         frames = range(span.start, span.stop)
         places = [frame * self.layout.every for frame in frames]
         rows = list(range(len(self.numbers)))

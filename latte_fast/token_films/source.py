@@ -1,5 +1,6 @@
 """A source of films: a token transformer that draws them, one that fills gaps, and the VQGAN that decodes."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.codecs.vqgan import VQGANCodec
 from latte_fast.media.pixels import to_pixels
 from latte_fast.models.tats.chunks import decode_in_chunks
-from latte_fast.runs.tokens import TrainedTokens
+from latte_fast.runs.tokens import TokenLayout, TrainedTokens
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.request import Request
 from latte_fast.token_films.draw import Drawing
@@ -38,6 +39,7 @@ class TokenOptions:
         gaps: number of gaps filled at once, which takes memory; another number may change last bits.
         chunk: number of latent frames decoded before their frames are written; films do not depend on it.
         bpe: CLIP's vocabulary, for a model with captions; by default the file that the run was trained with.
+        sound_vae: VQGAN of sounds, for a model that hears them; by default that of the run.
     """
 
     temperature: float = 1.0
@@ -50,6 +52,7 @@ class TokenOptions:
     gaps: int = 16
     chunk: int = 16
     bpe: str = ""
+    sound_vae: str = ""
 
     def __post_init__(self) -> None:
         for name in ("context", "stride", "gaps", "chunk"):
@@ -74,6 +77,7 @@ class TokenSource:
             captions, what to show.
         between: transformer that fills the gaps between key frames.
         bpe: vocabulary of a model with captions.
+        sounds: tokens of sounds, (t, n) each, in turn over the samples, for a model that hears them.
     """
 
     def __init__(
@@ -84,16 +88,19 @@ class TokenSource:
         wanted: Sequence[str] = (),
         between: TrainedTokens | None = None,
         bpe: ClipBPE | None = None,
+        sounds: Sequence[Tensor] = (),
     ):
         check_models(trained, codec, between)
+        check_sounds(trained.layout, sounds)
+        self.sounds = [sound.long() for sound in sounds]
         self.trained, self.codec, self.options, self.between = trained, codec, options, between
         self.drawing = options.drawing
         self.captions: list[str] = []
         self.words: Tensor | None = None
-        if trained.layout.words:
+        if trained.layout.bpe:
             self.captions = list(wanted)
             self.words = caption_tokens(trained, self.captions, bpe)
-        self.wanted = [] if trained.layout.words else [label_number(trained, name) for name in wanted]
+        self.wanted = [] if trained.layout.bpe else [label_number(trained, name) for name in wanted]
         self._known: dict[Request, Any] = {}
         self._kept: tuple[dict[int, Steps], dict[int, Steps]] = ({}, {})  # of the first and the second transformer
         self.network = nn.ModuleList([trained.model, *([between.model] if between else [])])
@@ -107,16 +114,22 @@ class TokenSource:
     def notes(self, request: Request) -> dict[str, Any]:
         kept = {name: getattr(request, name) for name in ("count", "batch", "seed", "frames", "format", "fps")}
         # what films do not depend on, or what may be moved, is left out
-        options = {name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk", "bpe")}
-        return kept | {f"tokens.{name}": x for name, x in options.items()}
+        options = {
+            name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk", "bpe", "sound_vae")
+        }
+        heard = [zlib.crc32(sound.numpy().tobytes()) for sound in self.sounds]
+        kept |= {f"tokens.{name}": x for name, x in options.items()}
+        return kept | ({"sounds": heard} if heard else {})
 
     def _labels(self, numbers: Sequence[int], seed: int) -> Tensor | None:
         if self.words is not None:
             return self.words[[number % len(self.words) for number in numbers]]
-        choices = self.trained.layout.conditions
+        choices = 0 if self.sounds else self.trained.layout.conditions
         return labels_of(numbers, self.wanted, choices, seed) if choices else None
 
     def _names(self, numbers: Sequence[int], seed: int) -> list[str]:
+        if self.sounds:
+            return [f"sound {number % len(self.sounds)}" for number in numbers]
         if self.captions:
             return [self.captions[number % len(self.captions)] for number in numbers]
         labels = self._labels(numbers, seed)
@@ -156,7 +169,8 @@ class TokenSource:
         films = Films(torch.zeros(len(numbers), self.frames(request), layout.per_frame, dtype=torch.int64))
         films.tokens = films.tokens.to(self.trained.model.pos_emb.device)
         given = (labels, numbers, request.seed, self.drawing, tick)
-        first = Drawer(self.trained, *given, self._kept[0])
+        sounds = [self.sounds[number % len(self.sounds)] for number in numbers] if self.sounds else ()
+        first = Drawer(self.trained, *given, self._kept[0], sounds)
         parts: list[Part] = list(first.spans(films.tokens[:, :: layout.every], spans))
         if self.between is not None:
             fill = Drawer(self.between, *given, self._kept[1])
@@ -225,12 +239,23 @@ def check_models(trained: TrainedTokens, codec: VQGANCodec, between: TrainedToke
         (f"of {layout.every - 1} latent frames a gap", other.frames == layout.every + 1, f"{other.frames - 2}"),
         ("of the same VQGAN's tokens", other.fingerprint == layout.fingerprint, f"those of {other.fingerprint}"),
         (f"of latent frames of {layout.side} codes a side", other.side == layout.side, f"{other.side}"),
-        ("without captions, which a model of gaps does not know", not layout.words, "one with"),
+        ("without captions or sounds, which a model of gaps does not know", not layout.words, "one with"),
         ("of the same classes", between.classes == trained.classes, f"{len(between.classes)} classes"),
     )
     for rule, ok, got in rules:
         if not ok:
             raise ValueError(f"sample: tokens.between must be {rule}, got {got}")
+
+
+def check_sounds(layout: TokenLayout, sounds: Sequence[Tensor]) -> None:
+    """Refuses sounds for a model that hears none, a model that hears without any, and tokens of another kind."""
+    if bool(layout.sound) != bool(sounds):
+        rule, got = ("at least one sound", "none") if layout.sound else ("left out for this model", f"{len(sounds)}")
+        raise ValueError(f"sample: audio must be {rule}, got {got}")
+    for sound in sounds:
+        if sound.dim() != 2 or sound.shape[1] != layout.sound_per_frame or not len(sound):
+            shape = tuple(sound.shape)
+            raise ValueError(f"sample: a sound's tokens must be (t, {layout.sound_per_frame}), got {shape}")
 
 
 def caption_tokens(trained: TrainedTokens, captions: Sequence[str], bpe: ClipBPE | None) -> Tensor:

@@ -45,6 +45,8 @@ def check_run(config: TrainConfig, ranks: Ranks, resume: bool) -> None:
     require(config.precision != "bf16-weights" or not several or sharded, "precision", rule, config.precision)
     rule = "another for this objective, as tokens train a token transformer (--objective tokens)"
     require(config.data.kind != "tokens" or config.objective == "tokens", "data.kind", rule, config.data.kind)
+    rule = "another for this objective, as sounds train a VQGAN (--objective vqgan)"
+    require(config.data.kind != "sounds" or config.objective == "vqgan", "data.kind", rule, config.data.kind)
     if config.objective == "vqgan":
         check_vqgan(config)
     elif config.objective == "tokens":

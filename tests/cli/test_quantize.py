@@ -33,6 +33,11 @@ def test_a_run_becomes_an_8_bit_file_that_is_sampled(
     assert not any(torch.equal(a.float(), b.float()) for a, b in zip(*layers, strict=True))
     assert {p.dtype for p in models[0].parameters()} == {torch.bfloat16}
     sample(str(tmp_path / "calibrated.safetensors"), out=str(tmp_path / "a"), samples=2, steps=2, format="npz")
+    quantize(str(run), tmp_path / "int8.safetensors", precision="int8", samples=0, device="cpu")
+    assert "6 layers in 8 bits" in capsys.readouterr().out
+    assert {
+        x.precision for x in latte_fast.load(tmp_path / "int8.safetensors").model.modules() if type(x) is Linear8
+    } == {"int8"}
     assert len(json.loads((tmp_path / "a/samples.json").read_text())["names"]) == 2
 
 
@@ -41,6 +46,8 @@ def test_a_run_is_sampled_in_8_bits(run: Path, tmp_path: Path, capsys: pytest.Ca
     sample(str(run), out=str(tmp_path / "a"), **given)  # type: ignore[arg-type]
     sample(str(run), out=str(tmp_path / "b"), precision="fp8", **given)  # type: ignore[arg-type]
     assert "6 layers in fp8" in capsys.readouterr().out
+    sample(str(run), out=str(tmp_path / "i"), precision="int8", **given)  # type: ignore[arg-type]
+    assert "6 layers in int8" in capsys.readouterr().out
     # other weights: a request is not gone on with in another precision
     with pytest.raises(SystemExit, match="must have the same weights"):
         sample(str(run), out=str(tmp_path / "b"), resume=True, **given)  # type: ignore[arg-type]

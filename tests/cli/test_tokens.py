@@ -18,6 +18,7 @@ from latte_fast.token_films.sample import open_tokens
 from latte_fast.token_films.source import TokenOptions
 from tests.cli.test_train import run
 from tests.helpers.films import decode, encode, moving
+from tests.helpers.sounds import tone, write_wav
 from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_vqgan import pair
 
@@ -146,3 +147,37 @@ def test_int8_weights(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
             sample(str(home / "all"), out=str(tmp_path / "c"), **flags)  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match="guidance and vae must be left out for a token transformer, got guidance 2"):
         quantize(str(home / "all"), tmp_path / "other.safetensors", guidance=2.0)
+
+
+def test_films_of_sounds(home: Path, tmp_path: Path) -> None:
+    """A VQGAN of sounds, the sounds' tokens, a transformer that hears them, and films of another sound."""
+    for name, hertz in (("a", 300.0), ("b", 900.0)):
+        write_wav(tmp_path / "sounds" / name / "0.wav", tone(hertz))
+    sounds = ("--path", str(tmp_path / "sounds"))
+    sizes = ("--vqgan.model.n-hiddens", "2", "--vqgan.model.downsample", "2", "8", "8", "--vqgan.width", "2")
+    sizes = (*sizes, "--vqgan.model.embedding-dim", "4", "--vqgan.model.n-codes", "12", "--vqgan.model.channels", "1")
+    data = ("--objective", "vqgan", "--data.kind", "sounds", "--data.path", str(tmp_path / "sounds"), *sizes)
+    vqgan = str(tmp_path / "stft")
+    shown = ("--sample.every", "2", "--sample.count", "2", "--vqgan.start", "1", "--vqgan.layers", "2")
+    run("train", *data, *shown, "--size", "64", "--frames", "4", "--batch", "2", "--steps", "2", "--out", vqgan)
+    assert list((tmp_path / "stft" / "samples").glob("*.png"))
+    said = run("encode-audio", *sounds, "--out", str(tmp_path / "heard"), "--vae", vqgan)
+    assert "2 sounds, 2 s, 26 latent frames" in said
+    tokens = ("--objective", "tokens", "--data.kind", "tokens", "--data.path", str(home / "tokens"), *SIZES)
+    tokens = (*tokens, "--data.interval", "1", "--steps", "1", "--frames", "8")
+    tokens = (*tokens, "--tokens.sound", str(tmp_path / "heard"))
+    run("train", *tokens, "--tokens.sound-vae", vqgan, "--out", str(tmp_path / "drums"))
+    other = str(write_wav(tmp_path / "other.wav", tone(500.0, 0.3, 44100), 44100))
+    args = (str(tmp_path / "drums"), "--vae", str(home / "vqgan.safetensors"), "--frames", "12")
+    run("sample", *args, "--audio", other, "--out", str(tmp_path / "s"))
+    assert decode(tmp_path / "s" / "000000.mp4").shape == (12, 8, 8, 3)
+    said = run("sample", *args, "--out", str(tmp_path / "t"), ok=False)
+    assert "audio must be at least one sound, got none" in said
+    said = run("sample", *args, "--audio", str(tmp_path / "no.wav"), "--out", str(tmp_path / "t"), ok=False)
+    assert "no.wav: no such file" in said
+    wrong = ("--audio", other, "--tokens.sound-vae", str(home / "vqgan.safetensors"))
+    assert "tokens.sound_vae must be the one of the" in run("sample", *args, *wrong, "--out", "t", ok=False)
+    heard = run("decode", str(tmp_path / "heard"), "--vqgan", vqgan, "--out", str(tmp_path / "d"), ok=False)
+    assert "must hold what `latte-fast encode --tokens` wrote, got those of sounds" in heard
+    said = run("sample", str(home / "all"), "--audio", other, "--vae", args[2], "--out", "t", ok=False)
+    assert "audio must be left out for this model, got 1" in said

@@ -39,7 +39,7 @@ def pair(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> t
     oracle.load_state_dict(ours.state_dict())
     oracle = oracle.double().eval()
     with torch.no_grad():
-        film = clip(frames=max(8, 4 * given["downsample"][0]), seed=seed + 1)
+        film = clip(frames=max(8, 4 * given["downsample"][0]), seed=seed + 1)[:, : given.get("channels", 3)]
         z = oracle.latents(film.double() / 2).movedim(1, -1).flatten(0, -2)
         oracle.codebook.start(z[torch.randperm(len(z))[: given["n_codes"]]])
     ours.to(dtype).load_state_dict(oracle.state_dict())

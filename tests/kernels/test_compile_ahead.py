@@ -82,7 +82,7 @@ def check(triton: str, size: str, dtype: str, target: int) -> None:
             assert 0 < shares["H100"] < shares["H200"] <= most, f"{name}: {shares} of the issue slots"
         assert {r["name"] for r in records} >= set(TENSORS)
     if dtype == "bf16":
-        assert len([r for r in records if r["name"].startswith("flash_attention")]) == 9
+        assert len([r for r in records if r["name"].startswith("flash_attention")]) == 11
 
 
 def check_records(records: list[dict], size: str, dtype: str, target: int) -> None:
@@ -92,7 +92,9 @@ def check_records(records: list[dict], size: str, dtype: str, target: int) -> No
     # the larger piece of a row, and heads of 72 at 144 bytes, move 16 bytes at a time
     for r in records:
         if r["name"].startswith(("norm_modulate", "packed", "flash")):
-            assert r["wide"] >= 0.5, f"{r['name']}: {r['wide']:.0%} of its accesses are 16 bytes wide"
+            # sums over tokens leave as numbers of 4 bytes
+            least = 0.45 if r["name"].endswith("-sums)") else 0.5
+            assert r["wide"] >= least, f"{r['name']}: {r['wide']:.0%} of its accesses are 16 bytes wide"
     # a program that does not fit beside the others walks its share of the rows alone, when they are done
     x = torch.empty(2, SIZES[size][1], dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     for r in records:

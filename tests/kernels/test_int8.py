@@ -11,7 +11,7 @@ from tests.helpers.int8 import assert_rounded, check_edges, edge_rows
 from tests.kernels.cases import DTYPES, groups, laid_out, name, randn
 from tests.kernels.test_fp8 import AXES, norm
 
-TILES = (linear_int8.Tile(16, 32, 32, 4, 2), linear_int8.Tile(32, 16, 64, 4, 3))
+TILES = (linear_int8.Tile(16, 32, 32, 4, 2), linear_int8.Tile(32, 16, 64, 4, 3), linear_int8.Tile(16, 32, 32, 4, 2, 1))
 
 
 @pytest.mark.parametrize("case", pairwise(AXES), ids=name)
@@ -54,7 +54,7 @@ def test_edges_are_the_oracles() -> None:
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize(("count", "n", "k"), [(21, 48, 80), (1, 16, 32), (40, 33, 130)])
+@pytest.mark.parametrize(("count", "n", "k"), [(21, 48, 80), (1, 16, 32), (40, 33, 130), (70, 49, 144)])
 def test_products_are_exact(count: int, n: int, k: int, tile: linear_int8.Tile) -> None:
     """In fp32 the oracle's bits but for the rounding of both scales; several programs, tails on all axes, a bias."""
     torch.manual_seed(0)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
-from latte_fast import Latte, testing
-from tests.helpers.t2v import inputs, pair
+from latte_fast import Latte, LatteT2V, testing
+from latte_fast.modules.linear import joined_product, share_storage
+from tests.helpers.t2v import SMALL, inputs, pair
 
 
 def ops_of(model: nn.Module, call: Callable[[nn.Module], Any]) -> tuple[Any, Counter[str], list[Any]]:
@@ -37,7 +38,7 @@ def reads_a_weight(node: Any) -> bool:
 
 
 def test_text_to_video_reads_q_k_v_weights_where_they_lie() -> None:
-    oracle, fast = pair()
+    oracle, fast = pair(num_layers=1)
     x, t, text, mask = inputs(3, 8, 8)
     exact = oracle(x, t % 10, text, mask)
     out, ops, nodes = ops_of(fast.eval(), lambda model: model(x, t % 10, text, mask, return_dict=False)[0])
@@ -51,8 +52,6 @@ def test_text_to_video_reads_q_k_v_weights_where_they_lie() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_joined_linear_where_weights_lie_apart(shared: bool) -> None:
     """One matrix or three, the op gives what the layers give."""
-    from latte_fast.modules.linear import joined_product, share_storage
-
     layers = nn.ModuleList(nn.Linear(16, n, bias=True) for n in (8, 8, 24))
     assert not shared or share_storage(list(layers))
     x = torch.randn(2, 3, 16)
@@ -75,8 +74,9 @@ def test_joined_linear_where_weights_lie_apart(shared: bool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_classes_model_is_one_graph_of_few_ops() -> None:
-    """No graph break, no copy of a weight, nothing made on another device than the model's."""
+    """No graph break, no copy of a weight."""
     kwargs = {"input_size": 8, "depth": 2, "hidden_size": 48, "num_heads": 2, "num_frames": 3, "num_classes": 5}
     model = Latte(**kwargs, extras=2).eval()
     testing.refill(model)
@@ -87,3 +87,14 @@ def test_classes_model_is_one_graph_of_few_ops() -> None:
     assert testing.relative_error(out, want) <= 3e-6
     copies = [n for n in nodes if "cat" in str(n.target) or "clone" in str(n.target)]
     assert not [n for n in copies if reads_a_weight(n)]
+
+
+@pytest.mark.slow
+def test_nothing_is_made_on_another_device() -> None:
+    """A tensor made on the CPU would keep torch.compile from a CUDA graph; the meta device stands for the GPU."""
+    with torch.device("meta"):
+        model = LatteT2V(**SMALL).eval()
+        x, text = torch.empty(2, 4, 3, 8, 8), torch.empty(2, 7, 40)
+        t, mask = torch.empty(2, dtype=torch.long), torch.ones(2, 7)
+    _, _, nodes = ops_of(model, lambda m: m(x, t, text, mask, return_dict=False)[0])
+    assert {node.meta["val"].device.type for node in nodes if isinstance(node.meta["val"], Tensor)} == {"meta"}

@@ -80,6 +80,28 @@ def test_text_model(tmp_path: Path) -> None:
     assert torch.equal(loaded(x, t, text, encoder_attention_mask=mask, return_dict=False)[0], want)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("text", [False, True])
+def test_files_of_int8(text: bool, tmp_path: Path) -> None:
+    """Loaded as Linear8 of integers, not as a token transformer's layers; a file of other values is named."""
+    model = (t2v.pair(num_attention_heads=2, cross_attention_dim=48)[1] if text else refilled()).eval()
+    x, t, words, mask = t2v.inputs(3, 8, 8)
+    inputs = ((x, t, words), {"encoder_attention_mask": mask, "return_dict": False}) if text else (clip(), {})
+    run = Trained(model, adapter_of(model), TrainConfig(), 0)
+    latte_fast.quantize(model, "int8")
+    want, file = model(*inputs[0], **inputs[1]), tmp_path / "int8.safetensors"
+    save_8bit(model, file, about_of(run))
+    assert read_about(file)["precision"] == "int8"
+    loaded = latte_fast.load(file).model
+    got = loaded(*inputs[0], **inputs[1])
+    assert torch.equal(*(pair[0] for pair in (got, want))) if text else torch.equal(got, want)
+    eight = [layer for layer in loaded.modules() if type(layer) is Linear8]
+    assert len(eight) == (20 if text else 6) and {layer.precision for layer in eight} == {"int8"}
+    with pytest.raises(CheckpointError, match=r"weight must be of int8, found torch\.float8_e4m3fn"):
+        latte_fast.load(edited(file, lambda s, a: [s.__setitem__(k, v.float().to(FP8)) for k, v in s.items()
+                                                   if v.dtype == torch.int8]))  # fmt: skip
+
+
 def edited(file: Path, change: Any) -> Path:
     state, about = load_file(file), read_about(file)
     change(state, about)

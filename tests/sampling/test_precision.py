@@ -92,6 +92,21 @@ def test_each_step_is_that_of_its_precision(source: ModelSource) -> None:
         assert same == [(i in (0, COUNT - 1)) == unquantised for i in range(COUNT)]
 
 
+def test_steps_of_int8(source: ModelSource) -> None:
+    net: Any = source.network
+    exact, starts, marks = [], [], []
+    drawn(source, plan_for(source).in_precision("16"), seen=lambda i, x, start: exact.append(start))
+    latte_fast.quantize(net, "int8")
+    plan = plan_for(source).in_precision("int8", ("first", "last"))
+    drawn(source, plan, seen=lambda i, x, start: (starts.append(start), marks.append(kinds(net))))
+    assert "".join(marks) == "688886" and kinds(net) == "8"
+    assert torch.equal(starts[0], exact[0]) and not torch.equal(starts[1], exact[1])
+    with pytest.raises(
+        ValueError, match="precision of step 1 must be int8 or 16, which is what the model has, got fp8"
+    ):
+        drawn(source, plan_for(source, ("first",)))
+
+
 def test_an_error_leaves_the_model_in_8_bits(source: ModelSource) -> None:
     latte_fast.quantize(source.network)
 

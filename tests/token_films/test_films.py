@@ -264,3 +264,38 @@ def test_refused(codec: VQGANCodec) -> None:
     for name in ("context", "stride", "gaps", "chunk"):
         with pytest.raises(ValueError, match=rf"tokens\.{name} must be at least 1, got 0"):
             TokenOptions(**{name: 0})
+
+
+def test_windows_hear_their_sound(codec: VQGANCodec) -> None:
+    """A window is given the sound of the block's frames from its first on, and after its end its last tokens."""
+    layout = TokenLayout(3, 2, CODES, 7, 1, False, codec.fingerprint, 2, 4, words=6, sound="s", fps=12.0)
+    config = layout.model(2, 2, 16)
+    sizes = {"vocab_size": config.vocab_size, "block_size": config.block_size}
+    model = TrainedTokens(pair(torch.float64, 3, **sizes)[0], layout, [], TrainConfig(), 1)
+    sounds = [torch.randint(7, (n, 2), generator=torch.Generator().manual_seed(n)) for n in (4, 9)]
+    options = TokenOptions(top_k=9, top_p=0.9)
+    source = TokenSource(model, codec, options, sounds=sounds)
+    request = Request(count=2, batch=2, frames=12, seed=5)
+    found = source.tokens(request, [0, 1], lambda n: None)
+    for number, sound in enumerate(sounds):
+        film: list[int] = []
+        for frame in range(6):
+            first = max(0, frame - 1)
+            rows = uniforms(5, [number], frame, 4)[0]
+            heard = [int(x) for i in range(3) for x in sound[min(first + i, len(sound) - 1)]]
+            given = [*heard, *(code + 7 for code in film[first * 4 :])]
+            drawn: list[int] = []
+            for i in range(4):
+                logits = model.model(torch.tensor([given + [code + 7 for code in drawn]]))[:, -1, 7:]
+                drawn.append(int(pick(logits.detach(), rows[i : i + 1], options.drawing)))
+            film += drawn
+        assert found[number].flatten().tolist() == film
+    assert source.names(request) == ["sound 0", "sound 1"]
+    other = TokenSource(model, codec, options, sounds=[sounds[0], sounds[1] ^ 1])
+    assert source.notes(request) != other.notes(request)
+    with pytest.raises(ValueError, match="audio must be at least one sound, got none"):
+        TokenSource(model, codec, options)
+    with pytest.raises(ValueError, match="audio must be left out for this model, got 2"):
+        TokenSource(trained(codec), codec, options, sounds=sounds)
+    with pytest.raises(ValueError, match=r"a sound's tokens must be \(t, 2\), got \(4, 3\)"):
+        TokenSource(model, codec, options, sounds=[torch.zeros(4, 3)])

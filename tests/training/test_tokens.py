@@ -14,6 +14,7 @@ from torch import nn
 from latte_fast import reference
 from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data import DataConfig, open_dataset
+from latte_fast.data.encode_sounds import encode_sounds
 from latte_fast.data.item import DataError
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.models.tats.files import save_vqgan
@@ -23,6 +24,7 @@ from latte_fast.runs.load import load
 from latte_fast.runs.log import LOG, read_log
 from latte_fast.runs.tokens import load_tokens
 from latte_fast.training import Trainer
+from tests.helpers.sounds import tone, write_sound_vqgan, write_wav
 from tests.helpers.texts import write_bpe
 from tests.helpers.tiny_tokens import tiny_tokens_run, write_tokens
 from tests.helpers.tiny_vqgan import pair
@@ -265,3 +267,36 @@ def test_another_vocabulary_is_refused(tmp_path: Path, whole: Path) -> None:
         TokenTraining(every=4, gap=True)
     with pytest.raises(ValueError, match=r"tokens\.n_embd must be a multiple of tokens\.n_head = 16, got 100"):
         TokenTraining(n_embd=100)
+
+
+def test_loss_with_sounds(tmp_path: Path) -> None:
+    """The sound of a clip's latent frames comes before its codes: the oracle's loss by hand."""
+    for i in range(11):
+        write_wav(tmp_path / "sounds" / f"{i}.wav", tone(200 + 300 * i, 0.75, 8000), 8000)
+    codec = open_vqgan(write_sound_vqgan(tmp_path / "sound.safetensors"))
+    sounds = DataConfig(kind="sounds", path=str(tmp_path / "sounds"), fps=24.0)
+    encode_sounds(sounds, tmp_path / "heard", codec)
+    options = TokenTraining(1, 2, 16, sound=str(tmp_path / "heard"), sound_vae=str(tmp_path / "sound.safetensors"))
+    trainer = Trainer(tiny_tokens_run(tmp_path / "run", tokens=options, steps=1), say=quiet)
+    objective: Any = trainer.objective
+    layout, model = objective.layout, objective.learner.model
+    assert (layout.conditions, layout.words, layout.sound, layout.fps) == (12, 64, codec.fingerprint, 24.0)
+    assert layout.sound_per_frame == 16 and objective.classes == [] and "11 clips with sounds" in objective.about()
+    items = [objective.dataset[0, index] for index in (3, 7)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in ("tokens", "words")}
+    oracle = reference.token_transformer.TokenTransformer(**vars(model.config))
+    oracle.load_state_dict(model.state_dict())
+    whole = torch.cat([batch["words"], batch["tokens"].flatten(1) + 12], 1)
+    logits = oracle(whole[:, :-1])[:, 63:]
+    want = nn.functional.cross_entropy(logits.movedim(-1, 1), whole[:, 64:], reduction="none").mean(1)
+    torch.testing.assert_close(objective.losses("model", batch, 0)["loss"], want, rtol=1e-5, atol=1e-6)
+    assert trainer.run() == 1 and load_tokens(tmp_path / "run").layout == layout
+    for contradicts in ({"every": 2}, {"gap": True}, {"captions": "c.json", "bpe": "b.txt"}):
+        with pytest.raises(ValueError, match=r"tokens\.sound must be empty"):
+            replace(options, **contradicts)
+    for changes, message in (
+        ({"tokens": options, "data": DataConfig(kind="shapes")}, "data.kind must be tokens where sounds are given"),
+        ({"tokens": replace(options, sound=str(tmp_path / "sounds"))}, "encode-audio` wrote"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(tiny_tokens_run(tmp_path / "other", **changes), say=quiet)

@@ -20,6 +20,7 @@ from latte_fast.models.tats.files import save_vqgan
 from tests.helpers import tiny_vqgan
 from tests.helpers.detectors import Colours, saved
 from tests.helpers.films import layout
+from tests.helpers.sounds import tone, write_sound_vqgan, write_wav
 from tests.helpers.texts import Letters, captions_file
 
 YAML = """
@@ -182,14 +183,19 @@ MORE: dict[str, Callable[[str], tuple[str, ...]]] = {
     "decode": lambda out: ("decode", "tokens", "--vqgan", "vq.safetensors", "--out", out, "--device", "cpu"),
     "quantize": lambda out: ("quantize", "run", "--samples", "0", "--weights", "model", "--device", "cpu", "--out",
                              f"{out}.safetensors"),
+    "encode-audio": lambda out: ("encode-audio", "--path", "sounds", "--vae", "heard.safetensors", "--out", out,
+                                 "--device", "cpu"),
     "calibrate": lambda out: ("calibrate", "run", "--steps", "8", "--samples", "1", "--weights", "model", "--device",
                               "cpu", "--out", out),
 }  # fmt: skip
 
 
 def prepare_more(folder: Path) -> Path:
-    """Adds a VQGAN and the tokens of the data set."""
+    """Adds VQGANs of films and of sounds, the tokens of the data set, and sounds."""
     save_vqgan(tiny_vqgan.pair()[0], folder / "vq.safetensors")
+    write_sound_vqgan(folder / "heard.safetensors")
+    for i in range(4):
+        write_wav(folder / "sounds" / f"{i}.wav", tone(300 + 200 * i, 0.5))
     args = ("encode", *ENCODE, "--vae", "vq.safetensors", "--tokens", "--out", "tokens")
     ended = run(folder, *args)
     assert ended.code == 0, ended.said

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latte_fast import ops
 from latte_fast.modules.hooks import is_changed
 from latte_fast.modules.linear import is_plain, mlp, split_bias, weight_of
-from latte_fast.modules.linear8 import Rows8, readers_of
+from latte_fast.modules.linear8 import Rows8, is_8bit, readers_of
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 from latte_fast.modules.sequence import Shards
 
@@ -61,6 +61,8 @@ class Attention(nn.Module):
         if is_plain(self.qkv):
             assert isinstance(h, Tensor)
             return ops.attention_layer(h, self.qkv.weight, self.qkv.bias, self.num_heads, axis, rope)
+        if is_8bit(self.qkv):
+            return self.qkv.attention(h, self.num_heads, axis, rope)
         qkv = self.qkv(h).unflatten(-1, (3, self.num_heads, -1))  # (B, F, N, 3, H, K)
         return ops.axis_attention_qkv(qkv, axis, rope)
 

@@ -69,12 +69,12 @@ def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
     if packed8 is not None:
         qkv = product(h if isinstance(h, Rows8) else rows8(h, layers[0].precision), *packed8)
         return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
-    assert isinstance(h, Tensor)
-    qkv = joined_product(layers, h)
-    if qkv is not None:
-        return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
+    whole = None if isinstance(h, Rows8) else joined_product(layers, h)
+    if whole is not None:
+        return ops.axis_attention_qkv(whole.unflatten(-1, (3, attn.heads, -1)), axis)
     packed = joined(layers)
     if packed is not None:
+        assert isinstance(h, Tensor)
         return ops.attention_layer(h, *packed, attn.heads, axis)
     q, k, v = (layer(h).unflatten(-1, (attn.heads, -1)) for layer in layers)
     return ops.axis_attention(q, k, v, axis)

@@ -9,8 +9,8 @@ from latte_fast.ops.checks import check_tensor
 
 def check_clip(x: Tensor, config: VQGANConfig, device: torch.device) -> None:
     check_tensor("VQGAN", "x", x)
-    if x.dim() != 5 or x.shape[1] != 3 or not x.numel():
-        raise ValueError(f"VQGAN: x must be (B, 3, T, H, W), got {tuple(x.shape)}")
+    if x.dim() != 5 or x.shape[1] != config.channels or not x.numel():
+        raise ValueError(f"VQGAN: x must be (B, {config.channels}, T, H, W), got {tuple(x.shape)}")
     _check_device("x", x, device)
     for name, size, factor in zip(("frames", "height", "width"), x.shape[2:], config.downsample, strict=True):
         if size % factor:

@@ -18,6 +18,7 @@ class VQGANConfig:
         n_codes: number of codes.
         norm: batch norm, over all ranks in training; or group norm, of 32 groups in each clip.
         padding: what lies beyond a clip's edges for the encoder's strided convolutions; all others repeat the edge.
+        channels: channels of a clip: 3, or 1 for pictures of sound.
     """
 
     family: ClassVar[str] = "vqgan"  # in the checkpoints of a run
@@ -28,10 +29,11 @@ class VQGANConfig:
     n_codes: int = 16384
     norm: Literal["batch", "group"] = "batch"
     padding: Literal["replicate", "constant", "reflect", "circular"] = "replicate"
+    channels: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "downsample", tuple(self.downsample))
-        for name in ("n_hiddens", "embedding_dim", "n_codes"):
+        for name in ("n_hiddens", "embedding_dim", "n_codes", "channels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         factors = self.downsample
         powers = len(factors) == 3 and all(isinstance(d, int) and d >= 1 and d & (d - 1) == 0 for d in factors)

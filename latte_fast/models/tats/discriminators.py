@@ -13,15 +13,16 @@ class Discriminator(nn.Module):
     """Five convolutions of kernel 4 under the authors' keys; a call returns the features of each, the last its logits.
 
     Args:
-        axes: 2 for pictures (B, 3, H, W), 3 for clips (B, 3, T, H, W).
+        axes: 2 for pictures (B, C, H, W), 3 for clips (B, C, T, H, W).
         width: channels of the first convolution, doubled by each further one up to 512.
         layers: number of convolutions with a norm.
+        channels: number C of channels.
     """
 
-    def __init__(self, axes: int, width: int = 64, layers: int = 3):
+    def __init__(self, axes: int, width: int = 64, layers: int = 3, channels: int = 3):
         super().__init__()
         conv = nn.Conv2d if axes == 2 else nn.Conv3d
-        self.model0 = nn.Sequential(conv(3, width, 4, 2, 2))
+        self.model0 = nn.Sequential(conv(channels, width, 4, 2, 2))
         channels = width
         for i in range(1, layers + 1):
             out = min(2 * channels, 512)

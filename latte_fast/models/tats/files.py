@@ -91,7 +91,14 @@ def _config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Path) -
         raise CheckpointError(f"{path}: codebook.embeddings must be there, found none")
     codes, width = state["codebook.embeddings"].shape
     norm = "batch" if any(key.endswith("running_mean") for key in state) else "group"
-    known = {"n_hiddens": len(state[MARK]), "embedding_dim": width, "n_codes": codes, "norm": norm}
+    channels = state[MARK].shape[1]
+    known = {
+        "n_hiddens": len(state[MARK]),
+        "embedding_dim": width,
+        "n_codes": codes,
+        "norm": norm,
+        "channels": channels,
+    }
     names = {f.name for f in fields(VQGANConfig)}
     try:
         return VQGANConfig(**{k: v for k, v in given.items() if k in names} | known)
@@ -125,7 +132,7 @@ def save_vqgan(model: VQGAN, path: str | os.PathLike) -> None:
             save_tensors(state, partial, metadata_of(model.config))
             return
         options = asdict(model.config) | {theirs: getattr(model.config, ours) for ours, theirs in _THEIRS.items()}
-        args = argparse.Namespace(**options | {"image_channels": 3})
+        args = argparse.Namespace(**options | {"image_channels": model.config.channels})
         torch.save({"state_dict": state, "hyper_parameters": {"args": args}}, partial)
 
 
@@ -135,7 +142,10 @@ def metadata_of(config: VQGANConfig) -> dict[str, str]:
 
 def fingerprint(model: VQGAN) -> str:
     """Returns 16 hexadecimal digits of all that decides a clip's tokens and a token's pixels."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    held = asdict(model.config)
+    if model.config.channels == 3:
+        del held["channels"]  # which older fingerprints do not know
+    digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         if not name.endswith(_UNSEEN):
             digest.update(name.encode())

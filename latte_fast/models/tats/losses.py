@@ -19,11 +19,12 @@ class Discriminators(nn.Module):
     Args:
         width: channels of the first convolutions.
         layers: number of convolutions with a norm.
+        channels: channels of a clip.
     """
 
-    def __init__(self, width: int = 64, layers: int = 3):
+    def __init__(self, width: int = 64, layers: int = 3, channels: int = 3):
         super().__init__()
-        self.image, self.video = Discriminator(2, width, layers), Discriminator(3, width, layers)
+        self.image, self.video = (Discriminator(axes, width, layers, channels) for axes in (2, 3))
 
     def forward(self, made: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor]) -> list[tuple[Features, Features]]:
         """Returns the features of decoded and of true pictures, then of clips; `made` and `true` are of both."""
@@ -38,7 +39,7 @@ def per_clip(x: Tensor) -> Tensor:
 
 
 def frames_of(x: Tensor, numbers: Tensor) -> Tensor:
-    """Returns one frame of each clip: x (B, 3, T, H, W) and numbers (B,) -> (B, 3, H, W)."""
+    """Returns one frame of each clip: x (B, C, T, H, W) and numbers (B,) -> (B, C, H, W)."""
     return x[torch.arange(len(x), device=x.device), :, numbers]
 
 

@@ -23,6 +23,7 @@ from latte_fast.models.tats.transformer_config import TransformerConfig
 from latte_fast.models.tats.vqgan import VQGAN
 
 MARK, PREFIX, FIRST_STAGE = "tok_emb.weight", "transformer.", "first_stage_model."
+CONDITION_STAGE = "cond_stage_model."  # the VQGAN of sounds
 _MASK = ".attn.mask"  # a buffer of the authors' layers, which the number of unmasked tokens says
 
 
@@ -110,18 +111,21 @@ def load_transformer(path: str | os.PathLike, device: torch.device | str = "cpu"
     return model.to(device).eval()
 
 
-def load_first_stage(path: str | os.PathLike, device: torch.device | str = "cpu", **given: Any) -> VQGAN:
+def load_first_stage(
+    path: str | os.PathLike, device: torch.device | str = "cpu", part: str = FIRST_STAGE, **given: Any
+) -> VQGAN:
     """Loads the VQGAN of the authors' .ckpt strictly, in eval mode.
 
     Args:
         path: .ckpt of a transformer.
         device: device of the VQGAN.
+        part: what the VQGAN's keys begin with; `CONDITION_STAGE` for that of sounds.
         given: keywords of the VQGAN that the .ckpt does not hold: downsample, padding.
     """
     path = Path(path)
     content = read_pickle(path, [argparse.Namespace])
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    first = {key.removeprefix(FIRST_STAGE): x for key, x in state.items() if key.startswith(FIRST_STAGE)}
+    first = {key.removeprefix(part): x for key, x in state.items() if key.startswith(part)}
     found = vqgan_of(first, options_of(content) | given, path)
     model = build_vqgan(found.config)
     load_state(model, found.state, str(path))

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         super().__init__()
         width, strides = config.n_hiddens, config.strides()
         self.out_channels = width << len(strides)
-        self.conv_first = Conv(3, width, 3, padding=config.padding)
+        self.conv_first = Conv(config.channels, width, 3, padding=config.padding)
         blocks = [DownBlock(width << i, width << i + 1, stride, config) for i, stride in enumerate(strides)]
         self.conv_blocks = nn.ModuleList(blocks)
         self.final_block = Final(self.out_channels, config.norm)
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         outs = [width << len(strides) - i for i in range(len(strides))]
         pairs = zip([top, *outs], outs, strides, strict=False)
         self.conv_blocks = nn.ModuleList([UpBlock(c_in, c_out, stride, config) for c_in, c_out, stride in pairs])
-        self.conv_last = Conv(outs[-1], 3, 3)
+        self.conv_last = Conv(outs[-1], config.channels, 3)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.final_block(h)
@@ -80,6 +80,7 @@ class VQGAN(Fused, nn.Module):
         norm: "batch", exact in chunks; or "group", whose statistics span a clip.
         padding: what lies beyond a clip's edges for the encoder's strided convolutions; all others repeat the edge.
         restart: a code whose average count falls below this starts again from a latent of the batch; 0 never does.
+        channels: channels of a clip: 3, or 1 for pictures of sound.
     """
 
     parts = VQGAN_PARTS
@@ -93,9 +94,10 @@ class VQGAN(Fused, nn.Module):
         norm: Literal["batch", "group"] = "batch",
         padding: Literal["replicate", "constant", "reflect", "circular"] = "replicate",
         restart: float = 0.0,
+        channels: int = 3,
     ):
         super().__init__()
-        self.config = config = VQGANConfig(n_hiddens, downsample, embedding_dim, n_codes, norm, padding)
+        self.config = config = VQGANConfig(n_hiddens, downsample, embedding_dim, n_codes, norm, padding, channels)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.pre_vq_conv = Conv(self.encoder.out_channels, embedding_dim, 1)
         self.post_vq_conv = Conv(embedding_dim, self.encoder.out_channels, 1)

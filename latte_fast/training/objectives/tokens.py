@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from latte_fast.codecs.clip_bpe import ClipBPE
-from latte_fast.codecs.vqgan import VQGANCodec
 from latte_fast.data import open_dataset
 from latte_fast.data.encode_text import read_captions
 from latte_fast.data.token_clips import TokenClips
+from latte_fast.data.tokens import SOUND_TOKENS, TokenFolder
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.media import write
 from latte_fast.models.checkpoint import load_state
@@ -23,6 +23,7 @@ from latte_fast.models.tats.transformer_config import TransformerConfig
 from latte_fast.models.tats.transformer_files import build, read_transformer
 from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.config import TrainConfig
+from latte_fast.runs.token_layout import layout_of
 from latte_fast.runs.tokens import TokenLayout, TrainedTokens
 from latte_fast.sampling.request import Request
 from latte_fast.token_films.source import TokenOptions, TokenSource
@@ -51,9 +52,12 @@ class TokensObjective(OneLearner):
         if self.bpe is not None:
             known = read_captions(self.options.captions)
             self.captions = self.dataset.give_captions(known, self.bpe, self.options.words)
-        wanted = self.options.classes and self.bpe is None
+        sounds = TokenFolder(self.options.sound, SOUND_TOKENS) if self.options.sound else None
+        if sounds is not None:
+            self.dataset.give_sounds(sounds)
+        wanted = self.options.classes and self.bpe is None and sounds is None
         self.classes = list(self.dataset.classes) if wanted and self.dataset.classes else []
-        self.layout = layout_of(config, self.dataset, self.codec, len(self.classes), self.bpe)
+        self.layout = layout_of(config, self.dataset, self.codec, len(self.classes), self.bpe, sounds)
         self.length = len(self.dataset)
         sizes = (self.options.n_layer, self.options.n_head, self.options.n_embd)
         model = new_transformer(config, self.layout.model(*sizes), say).to(ranks.device)
@@ -66,14 +70,15 @@ class TokensObjective(OneLearner):
         layout = self.layout
         what = "tokens of a gap" if layout.gap else "tokens"
         size = f"{layout.frames}x{layout.side}x{layout.side}"
-        choices = f"{len(self.classes):,} classes" if self.classes else "captions" if self.bpe else "no classes"
+        other = "captions" if self.bpe else "sounds" if layout.sound else "no classes"
+        choices = f"{len(self.classes):,} classes" if self.classes else other
         return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
 
     def items(self) -> Dataset:
         return self.dataset
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        given = batch["words"] if self.bpe is not None else batch["label"] if self.classes else None
+        given = batch["words"] if self.layout.words else batch["label"] if self.classes else None
         inputs, targets, start = inputs_of(self.tokens(batch), given, self.layout)
         with self.learner.autocast(inputs.device):
             return {"loss": self.learner.call(inputs, targets, start).mean(1)}
@@ -100,7 +105,9 @@ class TokensObjective(OneLearner):
             with self.learner.averaged():
                 model: Any = self.learner.model
                 trained = TrainedTokens(model, self.layout, self.classes, self.config, step)
-                source = TokenSource(trained, self.codec, TokenOptions(), self.classes or self.captions, bpe=self.bpe)
+                wanted = self.classes or self.captions
+                sounds = self.dataset.sounds[:count] if self.layout.sound else ()
+                source = TokenSource(trained, self.codec, TokenOptions(), wanted, bpe=self.bpe, sounds=sounds)
                 request = Request(count=count, batch=count, seed=self.config.seed)
                 clips, names = source.draw(request, range(count))
             folder.mkdir(exist_ok=True)
@@ -125,27 +132,6 @@ def inputs_of(tokens: Tensor, given: Tensor | None, layout: TokenLayout) -> tupl
 def decayed(model: nn.Module) -> set[str]:
     """Returns the names of the weights that decay: those of linear layers, as the authors train."""
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-
-def layout_of(
-    config: TrainConfig, dataset: Any, codec: VQGANCodec | None, classes: int, bpe: ClipBPE | None = None
-) -> TokenLayout:
-    """Returns what the tokens of a run stand for, from its stored tokens or from the VQGAN that makes them."""
-    stored = isinstance(dataset, TokenClips)
-    known: Any = dataset if stored else codec
-    if stored and codec is not None:
-        dataset.tokens.check_fingerprint(codec.fingerprint, config.vae)
-    factor, frame_factor, options = known.factor, known.frame_factor, config.tokens
-    require(config.size % factor == 0, "size", f"a multiple of the VQGAN's {factor}", config.size)
-    require(config.frames % frame_factor == 0, "frames", f"a multiple of the VQGAN's {frame_factor}", config.frames)
-    frames = len(range(0, config.frames // frame_factor, options.every))
-    least = 3 if options.gap else 2 if options.every > 1 else 1
-    rule = f"at least {least} latent frames of {frame_factor}, {options.every} apart"
-    require(frames >= least, "frames", rule, config.frames)
-    side = config.size // factor
-    numbers = (frames, side, int(known.n_codes), bpe.size if bpe else classes, options.every, options.gap)
-    text = (options.words, bpe.digest) if bpe else (0, "")
-    return TokenLayout(*numbers, str(known.fingerprint), int(frame_factor), int(factor), *text)
 
 
 def new_transformer(config: TrainConfig, sizes: TransformerConfig, say: Any) -> TokenTransformer:

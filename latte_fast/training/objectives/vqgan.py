@@ -73,7 +73,8 @@ class VQGANObjective:
         self.model.codebook.waits, self.model.codebook.source = True, self._source
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
-            judges = Discriminators(self.options.width, self.options.layers).to(ranks.device)
+            sizes = (self.options.width, self.options.layers, self.options.model.channels)
+            judges = Discriminators(*sizes).to(ranks.device)
         self.step = 0
         self.generator = GeneratorLearner(self.model, config.optim, parallel, ranks, config.precision)
         # nobody asks for an average of the discriminators
@@ -168,6 +169,7 @@ class VQGANObjective:
             clips = torch.stack([self.dataset[(0, i)]["video"] for i in range(count)])
             folder.mkdir(exist_ok=True)
             rows = torch.stack([to_pixels(clips), self.decoded(clips)], 1).flatten(0, 1)
+            rows = rows.expand(*rows.shape[:-1], 3)  # sounds are grey
             write.write_sheet(folder / f"step-{step:07d}.png", list(rows), ["clip", "decoded"] * count)
         self.ranks.barrier()
 

@@ -39,11 +39,21 @@ def test_ckpt_is_loaded_strictly(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     for suffix in (".safetensors", ".ckpt"):
         again = tmp_path / f"b{suffix}"
         save_vqgan(model, again)
-        assert asdict(read_vqgan(again).config) == TINY | {"norm": "batch", "padding": "replicate"}
+        assert asdict(read_vqgan(again).config) == TINY | {"norm": "batch", "padding": "replicate", "channels": 3}
         assert fingerprint(load_vqgan(again)) == fingerprint(model)
     theirs = torch.load(tmp_path / "b.ckpt", weights_only=False)
     oracle.load_state_dict(theirs["state_dict"], strict=True)
     assert theirs["hyper_parameters"]["args"].norm_type == "batch"
+
+
+def test_one_channel_goes_through_files(tmp_path: Path) -> None:
+    """The channels are read from the tensors, and their number is in what the authors' scripts read."""
+    model = pair(channels=1)[0]
+    for suffix in (".safetensors", ".ckpt"):
+        save_vqgan(model, tmp_path / f"a{suffix}")
+        again = load_vqgan(tmp_path / f"a{suffix}")
+        assert again.config == model.config and fingerprint(again) == fingerprint(model)
+    assert torch.load(tmp_path / "a.ckpt", weights_only=False)["hyper_parameters"]["args"].image_channels == 1
 
 
 def test_fingerprint_is_of_tokens_and_pixels() -> None:
@@ -56,6 +66,15 @@ def test_fingerprint_is_of_tokens_and_pixels() -> None:
     other = VQGAN(**TINY | {"downsample": (4, 2, 4)})
     other.load_state_dict(ours.state_dict())
     assert fingerprint(other) != fingerprint(ours)
+
+
+def test_fingerprint_stays_that_of_earlier_versions() -> None:
+    """Which knew no channels: folders of tokens and runs of theirs still find their VQGAN."""
+    model = VQGAN(n_hiddens=1, downsample=(1, 2, 2), embedding_dim=1, n_codes=2)
+    with torch.no_grad():
+        for x in model.state_dict().values():
+            x.fill_(1)
+    assert fingerprint(model) == "98aa6db402988da6"
 
 
 class Harm:

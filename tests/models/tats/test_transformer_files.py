@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from latte_fast.models.checkpoint import CheckpointError
-from latte_fast.models.tats.transformer_files import load_first_stage, load_transformer, read_transformer
+from latte_fast.models.tats.transformer_files import (
+    CONDITION_STAGE,
+    load_first_stage,
+    load_transformer,
+    read_transformer,
+)
 from latte_fast.reference.token_transformer import mask_of
 from tests.helpers.tiny_tokens import GAP, pair, tokens
 from tests.helpers.tiny_vqgan import TINY as VQGAN
@@ -43,6 +48,18 @@ def test_the_authors_file(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert torch.equal(stage.encode(clip()), vqgan.encode(clip()))
     with pytest.raises(CheckpointError, match="must name the downsampling"):
         load_first_stage(tmp_path / "a.ckpt")
+
+
+def test_the_authors_sounds(tmp_path: Path) -> None:
+    """Of a model that hears, a second VQGAN lies in the file, of one channel."""
+    sounds = vqgan_pair(channels=1, seed=3)[0]
+    authors(tmp_path / "a.ckpt", {})
+    held = torch.load(tmp_path / "a.ckpt", weights_only=False)
+    del held["state_dict"]["cond_stage_model.weight"]
+    held["state_dict"] |= {CONDITION_STAGE + name: x for name, x in sounds.state_dict().items()}
+    torch.save(held, tmp_path / "b.ckpt")
+    stage = load_first_stage(tmp_path / "b.ckpt", part=CONDITION_STAGE, downsample=VQGAN["downsample"])
+    assert stage.config == sounds.config and torch.equal(stage.encode(clip()[:, :1]), sounds.encode(clip()[:, :1]))
 
 
 def test_what_a_file_lacks(tmp_path: Path) -> None:
