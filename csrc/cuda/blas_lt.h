@@ -35,6 +35,8 @@ enum : int { kFloat32 = 0, kComputeFloat32 = 68 };
 enum : int { kTransA = 3, kTransB = 4, kEpilogue = 7, kBias = 8, kAux = 11, kAuxStride = 12 };  // of a product
 enum : int { kMaxWorkspace = 1, kReductions = 3, kAlignmentA = 5 };                               // of a preference
 enum : int { kSplits = 2, kReduction = 3, kConfigs = 9 };                                         // of an algorithm
+// epilogues with a bias to add, or with a gradient of one; with a second matrix
+constexpr uint32_t kHasBias = 4 | 16 | 512, kHasAux = 128;
 // partial sums of a split product are added in fp32, in the workspace
 constexpr uint32_t kReduceInFloat32 = 2;
 // bytes; what every pointer is promised to be a multiple of
@@ -121,10 +123,9 @@ class Plan {
       set(kTransA, int32_t(transposed[0]));
       set(kTransB, int32_t(transposed[1]));
       set(kEpilogue, epilogue);
-      set(kAuxStride, int64_t(m));
-      // what a search takes for their alignment
-      set(kBias, uint64_t(kAlignment));
-      set(kAux, uint64_t(kAlignment));
+      // what a search takes for the alignment; the library refuses either with an epilogue that has no use for it
+      if (epilogue & kHasBias) set(kBias, uint64_t(kAlignment));
+      if (epilogue & kHasAux) set(kAux, uint64_t(kAlignment)), set(kAuxStride, int64_t(m));
       const uint64_t shapes[3][2] = {{transposed[0] ? k : m, transposed[0] ? m : k},
                                      {transposed[1] ? n : k, transposed[1] ? k : n},
                                      {m, n}};

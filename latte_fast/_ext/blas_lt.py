@@ -35,7 +35,9 @@ WAYS = {
     # the same, which keeps y + b in a matrix of its own
     "forward-bias-gelu-kept": Way("forward", 164),
     "dgrad": Way("dgrad", 1),
-    # times the derivative of tanh-GELU at what was kept; its sum over rows is the gradient of the bias before the GELU
+    # times the derivative of tanh-GELU at what was kept
+    "dgrad-gelu": Way("dgrad", 192),
+    # and its sum over rows, the gradient of the bias before the GELU
     "dgrad-gelu-bias": Way("dgrad", 208),
     "wgrad": Way("wgrad", 1),
     # and the sum of dy over rows

@@ -14,8 +14,8 @@ from latte_fast.ops.registration import launchers
 LAYERS = {
     "qkv": (3, 1, ("forward-bias", "dgrad", "wgrad", "wgrad-bias")),
     "proj": (1, 1, ("forward", "forward-bias", "dgrad", "wgrad")),
-    "fc1": (4, 1, ("forward-bias-gelu", "forward-bias-gelu-kept", "dgrad", "wgrad")),
-    "fc2": (1, 4, ("forward", "forward-bias", "dgrad-gelu-bias", "wgrad")),
+    "fc1": (4, 1, ("forward-bias-gelu", "forward-bias-gelu-kept", "dgrad", "wgrad", "wgrad-bias")),
+    "fc2": (1, 4, ("forward", "forward-bias", "dgrad", "dgrad-gelu", "dgrad-gelu-bias", "wgrad")),
 }
 # repetitions of the first look at every algorithm, and of the race of the best with torch
 GLANCE, RACE, FINALISTS = 5, 20, 3
@@ -60,7 +60,7 @@ def operands(product: Product, device: torch.device) -> Operands:
     left = normal(M, K) if kind == "forward" else normal(M, N)
     right = normal(M, K) if kind == "wgrad" else normal(N, K) / K**0.5
     bias = normal(product.bias_size) if product.bias_size else None
-    aux = normal(*product.shape) if product.way in ("forward-bias-gelu-kept", "dgrad-gelu-bias") else None
+    aux = normal(*product.shape) if product.way.endswith("-kept") or product.way.startswith("dgrad-gelu") else None
     return Operands(left, right, bias, aux)
 
 
@@ -77,11 +77,11 @@ def by_torch(product: Product, given: Operands) -> tuple[Tensor, ...]:
         if left.is_cuda:
             return (torch._addmm_activation(bias, left, right.t(), use_gelu=True),)
         return (torch.nn.functional.gelu(torch.addmm(bias, left, right.t()), approximate="tanh"),)
-    if product.way == "dgrad-gelu-bias":
-        assert bias is not None and aux is not None
+    if aux is not None:
         # the bias is in what was kept already
         backend = "triton" if left.is_cuda else "cpu"
-        return launchers("bias_gelu", backend).bias_gelu_bwd(left @ right, aux, torch.zeros_like(bias))
+        results = launchers("bias_gelu", backend).bias_gelu_bwd(left @ right, aux, aux.new_zeros(aux.shape[1]))
+        return results if bias is not None else results[:1]
     if kind == "forward":
         return (torch.nn.functional.linear(left, right, bias),)
     if kind == "dgrad":

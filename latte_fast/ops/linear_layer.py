@@ -20,7 +20,7 @@ from latte_fast import backends
 from latte_fast._ext import blas_lt
 from latte_fast._ext.blas_lt import Plan, Product
 from latte_fast.kernels import library_choice
-from latte_fast.ops.registration import LIBRARY, call_directly
+from latte_fast.ops.registration import LIBRARY, call_directly, launchers
 
 log = logging.getLogger("latte_fast")
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -43,17 +43,15 @@ def gelu_in_product(x: Tensor, w: Tensor, b: Tensor) -> Tensor | None:
 
 
 def mlp_kept(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor | None:
-    """tanh-GELU(h w1^T + b1) w2^T, with GELU and its derivative in the epilogues of the products before them.
+    """tanh-GELU(h w1^T + b1) w2^T, with GELU in the epilogue of the product before it, which keeps what it is of.
 
-    None where the table does not name both, and where a mode watches the ops, as recomputation's does, which would
-    have to keep what it now computes again.
+    None where the table does not name that product, and where a mode watches the ops, as recomputation's does, which
+    would have to keep what it now computes again.
     """
     if not _may_serve(h, w1, b1, w2) or torch._C._len_torch_dispatch_stack():
         return None
     rows = h.flatten(0, -2)
-    backward = Product("dgrad-gelu-bias", len(rows), w2.shape[0], w2.shape[1], h.dtype)
-    wanted = (_product("forward-bias-gelu-kept", rows, w1), backward)
-    if any(_plan(product, h.device) is None for product in wanted):
+    if _plan(_product("forward-bias-gelu-kept", rows, w1), h.device) is None:
         return None
     return _MLP(h, w1, b1, w2)[0]
 
@@ -177,16 +175,31 @@ def _mlp_gradients(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     h, w1, w2, u, a = ctx.saved_tensors
     needs = ctx.needs_input_grad
     rows, dy = h.flatten(0, -2), dy.flatten(0, -2).contiguous()
-    plan = _planned("dgrad-gelu-bias", dy, w2, u)
-    if plan is None:
-        du = torch.ops.aten.gelu_backward(_dgrad(dy, w2), u, approximate="tanh")
-        db1 = du.sum(0)
-    else:
-        db1 = torch.empty(u.shape[1], dtype=u.dtype, device=u.device)
-        du = plan(dy, w2, db1, u)
+    du, db1 = _through_gelu(dy, w2, u)
     dh = _dgrad(du, w1).view(h.shape) if needs[0] else None
-    dw1 = _wgrad(du, rows) if needs[1] else None
-    return dh, dw1, db1 if needs[2] else None, _wgrad(dy, a) if needs[3] else None
+    if db1 is None:
+        dw1, db1 = _wgrad_bias(du, rows)
+    else:
+        dw1 = _wgrad(du, rows) if needs[1] else None
+    return dh, dw1 if needs[1] else None, db1 if needs[2] else None, _wgrad(dy, a) if needs[3] else None
+
+
+def _through_gelu(dy: Tensor, w2: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(du, its sum over rows or None): the gradient of the sum before the GELU, by whatever product the table names."""
+    plan = _planned("dgrad-gelu-bias", dy, w2, u)
+    if plan is not None:
+        db1 = torch.empty(u.shape[1], dtype=u.dtype, device=u.device)
+        return plan(dy, w2, db1, u), db1
+    plan = _planned("dgrad-gelu", dy, w2, u)
+    if plan is not None:
+        return plan(dy, w2, None, u), None
+    # u has its bias already
+    b = u.new_zeros(u.shape[1])
+    backend = backends.choose("bias_gelu", u, b)
+    if backend == "reference":
+        du = torch.ops.aten.gelu_backward(_dgrad(dy, w2), u, approximate="tanh")
+        return du, du.sum(0)
+    return launchers("bias_gelu", backend).bias_gelu_bwd(_dgrad(dy, w2), u, b)
 
 
 def _fake_mlp(h: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

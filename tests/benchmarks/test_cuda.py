@@ -227,6 +227,7 @@ def test_stages_are_the_most_valuable_first() -> None:
         "ops",
         "model",
         "training",
+        "optimizer",
         "t2v",
         "fp8",
         "int8",

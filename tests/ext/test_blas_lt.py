@@ -64,6 +64,7 @@ def test_what_the_library_is_asked(stub: Stub) -> None:
     asked = {
         "forward-bias": [N, M, K, 1, 0, 4, 14, K, K, N],
         "forward-bias-gelu-kept": [N, M, K, 1, 0, 164, 14, K, K, N],
+        "forward": [N, M, K, 1, 0, 1, 14, K, K, N],
         "dgrad-gelu-bias": [K, M, N, 0, 0, 208, 14, K, N, K],
         "wgrad-bias": [K, N, M, 0, 1, 512, 14, K, N, K],
     }
@@ -71,8 +72,9 @@ def test_what_the_library_is_asked(stub: Stub) -> None:
         product = Product(way, M, N, K, torch.bfloat16)
         plan, given = Plan(product, 0), operands(product, HOST)
         algorithm = plan.search()[-1]
-        # partial sums in fp32, pointers of 16 bytes
-        assert stub.lines()[-1] == f"search {64 * 2**20} reductions 2 16 16 16 16 bias 16 aux 16"
+        # partial sums in fp32, pointers of 16 bytes, and none that the epilogue has no use for
+        bias, aux = 16 * ("bias" in way), 16 * ("gelu" in way)
+        assert stub.lines()[-1] == f"search {64 * 2**20} reductions 2 16 16 16 16 bias {bias} aux {aux}"
         plan.take(algorithm)
         splits = 4 if way == "wgrad-bias" else 1
         workspace = 256 + (splits * 4 * N * K if splits > 1 else 0)

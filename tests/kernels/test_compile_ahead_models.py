@@ -46,6 +46,8 @@ def test_compile_ahead(model: str, triton: str, target: str) -> None:
         records = [r for r in records if not r["kernel"].startswith("adamw_ema")]
     narrow = [(r["kernel"], r["wide"]) for r in records if r["wide"] < least.get(r["kernel"], usual)]
     assert not narrow, narrow
+    # a product's loop also stores, for which it reads scales
+    records = [r for r in records if not r["kernel"].startswith("linear_int8")]
     rows = [r for r in records if r["kernel"].startswith("pooled_norm") or model in ("fp8", "int8rows")]
     assert bool(rows) == (model in ("flexdit", "fp8", "int8rows")) and not [r for r in rows if r["waits"]]
     if model in ("fp8", "int8rows"):

@@ -81,10 +81,10 @@ bool known(const Algo& a) { return (a.id & ~uint64_t(0xff)) == kMagic; }
 bool fits(const Desc& op, const Layout& a, const Layout& b, const Layout& d) {
   const uint64_t m = op.transa ? a.cols : a.rows, k = op.transa ? a.rows : a.cols;
   const uint64_t n = op.transb ? b.rows : b.cols, depth = op.transb ? b.cols : b.rows;
-  const bool aux = op.epilogue == 164 || op.epilogue == 208;
+  const bool biased = op.epilogue & (4 | 16 | 512), aux = op.epilogue & 128;
   return m == d.rows && n == d.cols && k == depth && a.ld >= int64_t(a.rows) && b.ld >= int64_t(b.rows) &&
-         d.ld >= int64_t(d.rows) && (!aux || (op.aux_ld >= int64_t(m) && op.aux_ld % 8 == 0)) && op.compute == 68 &&
-         op.scale == 0;
+         d.ld >= int64_t(d.rows) && (biased || !op.bias) && (!aux || (op.aux_ld >= int64_t(m) && op.aux_ld % 8 == 0)) && op.compute == 68 &&
+         op.scale == 0 && (aux || !op.aux);
 }
 
 }  // namespace
@@ -208,7 +208,7 @@ int cublasLtMatmul(void*, Desc* op, const float* alpha, const void* A, Layout* a
   if (needed > size || (needed && !workspace)) return kInvalid;
   if (needed) std::memset(workspace, 0xff, needed);
   const int type = d->type;
-  std::vector<double> sums(op->epilogue == 208 ? m : 0);
+  std::vector<double> sums(op->epilogue & 16 ? m : 0);
   for (uint64_t j = 0; j < n; ++j) {
     double column = 0;
     for (uint64_t l = 0; l < k; ++l) column += load(B, type, op->transb ? j + l * b->ld : l + j * b->ld);
@@ -220,7 +220,8 @@ int cublasLtMatmul(void*, Desc* op, const float* alpha, const void* A, Layout* a
       if (op->epilogue & 4) sum += load(bias, type, i);
       if (op->epilogue == 164) store(aux, type, i + j * op->aux_ld, float(sum));
       if (op->epilogue & 32) sum = gelu(sum);
-      if (op->epilogue == 208) sum *= gelu_slope(load(aux, type, i + j * op->aux_ld)), sums[i] += sum;
+      if (op->epilogue & 64) sum *= gelu_slope(load(aux, type, i + j * op->aux_ld));
+      if (op->epilogue & 16) sums[i] += sum;
       store(D, type, i + j * d->ld, float(sum));
     }
     if (op->epilogue == 512) store(bias, type, j, float(column));
