@@ -85,7 +85,7 @@ def windows_of(films: Tensor, count: int, frames: int) -> list[Tensor]:
 def draw(out: Path, kind: str, count: int, frames: int, options: TokenOptions, ranks: Ranks) -> tuple[Tensor, float]:
     """Draws films, or goes on with those that are there; returns them, (B, F, H, W, 3), and the seconds it took."""
     gpu = ranks.device.type == "cuda"
-    folder = out / f"{kind}-{frames}-{options.top_p:g}"
+    folder = out / f"{kind}-{frames}-{options.top_p:g}-{options.context}"
     if kind == "hierarchy":
         options = replace(options, between=str(out / "gaps"), gaps=512 if gpu else 16)
     run = out / ("keys" if kind == "hierarchy" else "films")
@@ -115,7 +115,7 @@ def judge(
 ) -> dict[str, dict]:
     """Judges real films, what the VQGAN decodes of them, and those drawn by the hierarchy and by a sliding window."""
     judges = Judges(classifier, ranks)
-    file = out / f"films-{frames}-{options.top_p:g}.json"
+    file = out / f"films-{frames}-{options.top_p:g}-{options.context}.json"
     against = judges(real_films(count, WINDOW, 1 << 30))
     labels = torch.arange(count) % len(NAMES)
     real = real_films(count, reachable(frames), 1 << 31)

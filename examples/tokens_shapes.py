@@ -138,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=512, help="frames of a long film, at least 32")
     parser.add_argument("--windows", type=int, default=16, help="number of windows that a long film is judged by")
     parser.add_argument("--top-p", type=float, default=0.98, help="probability of the tokens that can be drawn")
+    parser.add_argument("--context", type=int, default=1, help="latent frames that a window begins with, up to 3")
     parser.add_argument("--classifier-steps", type=int, default=400, help="number of updates of the classifier")
     return parser.parse_args()
 
@@ -159,7 +160,7 @@ def main() -> None:
         classifier, on_clips = train_recogniser(
             CLIP, SIZE, WANTED, steps=given.classifier_steps, progress=True, endless=True
         )
-        options = TokenOptions(top_k=0, top_p=given.top_p, context=1)
+        options = TokenOptions(top_k=0, top_p=given.top_p, context=given.context)
         found = judge_clips(given.out, classifier, given.per_class, options, ranks)
         found |= {"top_p": given.top_p, "classifier_on_clips": on_clips, **seconds}
         file.write_text(json.dumps(found, indent=1) + "\n")
