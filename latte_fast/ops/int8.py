@@ -125,8 +125,8 @@ def linear_int8(
     check_device(name, "weight", weight, x)
     _check_scales(name, "x_scale", x_scale, (*x.shape[:-1], 1), x)
     _check_scales(name, "weight_scale", weight_scale, (weight.shape[0],), x)
-    if out_dtype not in FLOATS:
-        raise TypeError(f"{name}: out_dtype must be fp32, bf16, fp16 or fp64, got {out_dtype}")
+    if not isinstance(out_dtype, torch.dtype) or out_dtype not in FLOATS:
+        raise TypeError(f"{name}: out_dtype must be fp32, bf16, fp16 or fp64, got {out_dtype!r:.40}")
     if bias is not None:
         bias = checked_vector(name, "bias", bias, x, weight.shape[0], "N")
         refuse_gradient(name, bias)

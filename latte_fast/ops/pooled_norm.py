@@ -13,7 +13,7 @@ _NAME = "pooled_norm"
 def pooled_norm(
     x: Tensor, shift: Tensor, scale: Tensor, axis: str, eps: float = 1e-6, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The mean over one axis of LN(x) * (1 + scale) + shift.
+    """The mean over one axis of LN(x), times 1 + scale, plus shift.
 
     One read of x and a write of the means, (B, F, 1, D) over space or (B, 1, N, D) over time.
 

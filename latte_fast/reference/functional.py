@@ -16,13 +16,15 @@ def grouped(x: Tensor, groups: int) -> Tensor:
     return x.reshape(groups, rows // max(groups, 1), x.shape[-1])
 
 
+def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (grouped(h, shift.shape[0]) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)).reshape(h.shape)
+
+
 def norm_modulate_ref(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """LN(x) * (1 + scale) + shift, no affine; x (..., D), shift and scale (G, D)."""
-    h = grouped(F.layer_norm(x, x.shape[-1:], eps=eps), shift.shape[0])
-    h = h * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-    return h.reshape(x.shape).to(out_dtype or x.dtype)
+    return modulated(F.layer_norm(x, x.shape[-1:], eps=eps), shift, scale).to(out_dtype or x.dtype)
 
 
 # axis -> the dimension of (B, F, N, D) that its mean is over
@@ -38,8 +40,9 @@ def pooled_norm_ref(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The mean over an axis of LN(x) * (1 + scale) + shift; x (B, F, N, D), shift and scale (G, D)."""
-    return norm_modulate_ref(x, shift, scale, eps, out_dtype=out_dtype).mean(POOLED[axis], keepdim=True)
+    """The mean over an axis of LN(x), times 1 + scale, plus shift; x (B, F, N, D), shift and scale (G, D)."""
+    means = F.layer_norm(x, x.shape[-1:], eps=eps).mean(POOLED[axis], keepdim=True)
+    return modulated(means, shift, scale).to(out_dtype or x.dtype)
 
 
 def gate_residual_ref(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
