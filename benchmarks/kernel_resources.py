@@ -106,13 +106,18 @@ def cases(size: str, dtype: str) -> Iterable[tuple]:
 
 
 def measure(
-    sizes: list[str], dtypes: list[str], targets: list[int], wanted: Collection[str] | None = None
+    sizes: list[str],
+    dtypes: list[str],
+    targets: list[int],
+    wanted: Collection[str] | None = None,
+    unwanted: Collection[str] = (),
 ) -> list[dict]:
     """Compiles the kernels, or those of the cases wanted; returns a record a kernel, preset, dtype and target."""
     found = {}
     for size in sizes:
         for dtype in dtypes:
             chosen = [case for case in cases(size, dtype) if wanted is None or case[0] in wanted]
+            chosen = [case for case in chosen if case[0] not in unwanted]
             for what, launch, args in chosen:
                 for target in targets:
                     with compile_ahead.compiling_for(target) as compiled:
@@ -156,13 +161,14 @@ def main() -> None:
     targets = list(compile_ahead.SHARED)
     parser.add_argument("--targets", nargs="+", type=int, choices=targets, default=targets)
     parser.add_argument("--cases", nargs="+", help="names of the cases to compile, such as pos and attention-space")
+    parser.add_argument("--without", nargs="+", default=[], help="names of cases to leave out")
     parser.add_argument("--json", help="write the records here (- for stdout) instead of docs/kernels.md")
     parser.add_argument("--read", nargs="+", type=Path, help="write docs/kernels.md from such files; compile nothing")
     args = parser.parse_args()
     if args.read:
         records = [record for path in args.read for record in json.loads(path.read_text())]
     else:
-        records = measure(args.sizes, args.dtypes, args.targets, args.cases)
+        records = measure(args.sizes, args.dtypes, args.targets, args.cases, args.without)
     if args.json == "-":
         json.dump(records, sys.stdout)
     elif args.json:

@@ -59,11 +59,12 @@ def environment(triton: str) -> tuple[dict[str, str], str]:
 
 
 @functools.cache
-def compiled(triton: str, size: str, dtypes: str, targets: str, cases: str = "") -> list[dict]:
+def compiled(triton: str, size: str, dtypes: str, targets: str, cases: str = "", without: str = "") -> list[dict]:
     """The records of a process of its own, as this one interprets; several words stand for several of each."""
     env, want = environment(triton)
     command = [sys.executable, "-m", "benchmarks.kernel_resources", "--sizes", size, "--dtypes", *dtypes.split()]
     command += ["--targets", *targets.split(), *(["--cases", *cases.split()] if cases else []), "--json", "-"]
+    command += ["--without", *without.split()] if without else []
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
@@ -72,17 +73,18 @@ def compiled(triton: str, size: str, dtypes: str, targets: str, cases: str = "")
 
 
 def check(triton: str, size: str, dtype: str, target: int) -> None:
-    records = compiled(triton, size, dtype, str(target))
+    first = (size, dtype, target) == FIRST
+    records = compiled(triton, size, dtype, str(target), without=SUMS if first else "")
     assert len(records) >= (7 if dtype == "fp32-bf16" else 15)
     check_records(records, size, dtype, target)
-    if (size, dtype, target) == ("XL", "bf16", 90):
+    if first:
         for name, r in {r["name"]: r for r in records if r["name"] in TENSORS}.items():
             bytes_moved, most = TENSORS[name]
             shares = {card: r["loop"] * r["warps"] / 4 * rate / bytes_moved for card, rate in BYTES_PER_CLOCK.items()}
             assert 0 < shares["H100"] < shares["H200"] <= most, f"{name}: {shares} of the issue slots"
         assert {r["name"] for r in records} >= set(TENSORS)
     if dtype == "bf16":
-        assert len([r for r in records if r["name"].startswith("flash_attention")]) == 11
+        assert len([r for r in records if r["name"].startswith("flash_attention")]) == (9 if first else 11)
 
 
 def check_records(records: list[dict], size: str, dtype: str, target: int) -> None:
@@ -117,6 +119,8 @@ def check_records(records: list[dict], size: str, dtype: str, target: int) -> No
 
 # both Tritons on the first GPUs' target; the other cells are slow, and below are their telling kernels
 FIRST = ("XL", "bf16", 90)
+# cases that the first cell leaves to test_compile_ahead_models.py, whose "training" has them
+SUMS = "attention-time-sums attention-space-sums"
 CELLS = [
     pytest.param(triton, *case, marks=[] if case == FIRST else pytest.mark.slow)
     for triton in ("installed", "beside")
