@@ -1,45 +1,48 @@
-"""The search for plans: picks the steps worth computing, and runs every plan that it proposes.
+"""The search for plans: picks the steps worth computing, fits the sums of each plan that it tries, and measures it.
 
 What a plan loses is measured, not predicted: the PSNR of its films to those of the plan that computes every step.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latte_fast.calibration.reuse_errors import (
-    FITTED,
-    OBJECTIVES,
-    PROBES,
-    Edges,
+from latte_fast.calibration.exact_edges import compared
+from latte_fast.calibration.fits import Fits, better, each_psnr
+from latte_fast.calibration.paths import (
+    EVERY,
     Path,
-    Trajectory,
+    dense_late,
     fewest_computed,
-    in_order,
-    reused,
+    hand_made,
+    marks_of,
+    neighbours,
+    stretched,
 )
-from latte_fast.calibration.trials import Trials, improved
-from latte_fast.modules.stack_reuse import StackReuse
-from latte_fast.runs.plan import Plan, PlanRow
-from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan
+from latte_fast.calibration.trajectory import Trajectory
+from latte_fast.runs.plan import Plan
+from latte_fast.sampling.planned import Denoiser, plain_plan
 from latte_fast.sampling.request import Request
 from latte_fast.sampling.source import ModelSource
 
 TIERS = {"high": 40.0, "fast": 32.0}  # least PSNR in dB
 FEWEST = 6  # computed steps of the cheapest plan that is tried
 RUNS = 40  # runs that refine a plan
-SPARE = 0.1  # dB that a plan refined on few samples has to spare on all
-EDGES = 2  # samples whose stretches are tried, as their errors only propose what is run
-FEW = 4  # samples of these runs: two were seen to mislead
-NEAR = 4.0  # dB below a tier from which a plan is refined
+EDGES = 2  # samples whose stretches are measured, where that is asked for
+FEW = 8  # samples of the runs that choose among proposals
+BEST = 2  # proposals that are run on all samples
+NEAR = 3.0  # dB below a tier from which a plan is refined
 MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
 DENSE = 12  # computed steps up to which each number is on the curve; above it is every other
 BEYOND = 1.0  # dB above the highest tier at which the curve ends
+# exponents of the computed steps' density, and lengths of the first stretch as a share of all steps
+EXPONENTS, FIRSTS = (1.0, 1.25, 1.5, 1.75, 2.0), (0.0, 0.1, 0.14, 0.18, 0.22, 0.26)
+Loop = Literal["own", "any"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Found:
 
     plan: Plan
     psnr: float
+    path: Path = field(default_factory=dict, compare=False)
+    each: Tensor | None = field(default=None, compare=False, repr=False)  # PSNR of each sample
 
     def measured_plan(self) -> Plan:
         """Returns the plan with what was measured."""
@@ -60,42 +65,19 @@ class Found:
         return whole / self.plan.forwards
 
 
-def plan_of(plan: Plan, path: Path, trajectory: Trajectory | None = None) -> Plan:
-    """Returns the plan with only a path's steps computed; the steps after each are extrapolated with its order.
-
-    Orders that are FITTED need the trajectory.
-    """
-    orders = dict(path)
-    rows: list[PlanRow] = []
-    order, earlier = 0, list[int]()
-    for i, row in enumerate(plan.rows):
-        if i in orders:
-            order, earlier = orders[i], [i, *earlier]
-            rows.append(row)
-        else:
-            rows.append(reused(trajectory, row, earlier, order, i))
-    return replace(plan, rows=tuple(rows))
-
-
-def path_of(plan: Plan) -> Path:
-    """Returns a plan's computed steps, each with the order of the reuse that follows it; plan_of's inverse."""
-    path: Path = []
-    for i, row in enumerate(plan.rows):
-        if row.compute:
-            path.append((i, 0))
-        elif plan.rows[i - 1].compute:
-            path[-1] = (path[-1][0], FITTED if row.weights else row.order)
-    return path
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Returns the mean over samples of the PSNR between films in [-1, 1], (B, ...)."""
-    error = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).double().pow(2).flatten(1).mean(1)
-    return float((-10 * torch.log10(error.clamp_min(1e-20))).mean())
-
-
 class Search:
-    """Finds plans for a model, a sampler and a size; each is measured on the samples of the trajectory."""
+    """Finds plans for a model, a sampler and a size; each is measured on the samples of the trajectory.
+
+    Args:
+        plan: sampler's plan, which computes every step.
+        net: model.
+        denoiser: what makes its predictions.
+        noise: x_T of the samples.
+        decode: function that makes films of latents.
+        progress: whether to show progress bars.
+        loop: "own" for plans with fitted sums and repeated predictions, which latte_fast.sample follows; "any" for
+            plans that leave the solver to another loop.
+    """
 
     def __init__(
         self,
@@ -105,90 +87,95 @@ class Search:
         noise: Tensor,
         decode: Callable[[Tensor], Tensor] = lambda x: x,
         progress: bool = False,
+        loop: Loop = "own",
     ):
-        self.decode = decode
-        whole = len(plan.rows)
-        with tqdm(total=whole * (2 + PROBES // 2), desc="calibrate", unit="step", disable=not progress) as bar:
+        self.decode, self.count, self.every = decode, len(plan.rows), EVERY if loop == "own" else (1,)
+        with tqdm(total=self.count, desc="calibrate", unit="step", disable=not progress) as bar:
             self.trajectory = Trajectory(plan, net, denoiser, noise, bar.update)
-            few, fewer = (self.trajectory.of_first(count) for count in (FEW, EDGES))
-            self.gains = fewer.sensitivity(bar.update)
-            self.edges = Edges(fewer, self.gains, bar.update)
-        self.trials = Trials(few, len(few.noise))
+        self.all = Fits(self.trajectory, sums=loop == "own")
+        self.few = Fits(self.trajectory.of_first(FEW), sums=loop == "own")
         self.film = decode(self.trajectory.result)
         self.found: list[Found] = []
+        self.shapes: dict[int, tuple[float, float]] = {}  # best exponent and first stretch by computed steps
 
-    def measure(self, plan: Plan) -> Found:
-        trajectory = self.trajectory
-        reuse = StackReuse()
-        trajectory.denoiser.reuse = reuse
-        result = run_plan(plan, trajectory.net, trajectory.denoiser, trajectory.noise)
-        found = Found(plan, psnr(self.decode(result), self.film))
-        self.found.append(found)
-        return found
+    def tried(self, path: Path, fits: Fits) -> Found:
+        """Runs a path on the samples of `fits`; those on all samples are found."""
+        plan, latents = fits.run(marks_of(self.count, path))
+        each = each_psnr(self.decode(latents), self.film[: len(latents)])
+        trial = Found(plan, float(each.mean()), path, each)
+        if fits is self.all:
+            self.found.append(trial)
+        return trial
 
-    def budget(self, computed: int, measured: int = 2) -> Found:
-        """Returns the best of the plans with this many computed steps."""
-        starts = {name: self.edges.path(computed, name) for name in OBJECTIVES}
-        for name, steps in hand_made(self.edges.count, computed).items():
-            starts[name] = in_order([(i, 1) for i in steps])
-        candidates = [*starts.values(), *(self.edges.improved(path)[1] for path in starts.values())]
-        unlike = {tuple(path): path for path in candidates}
-        ranked = sorted(unlike.values(), key=self.edges.predicted)[:measured]
-        # what needs no search is always among those that are run
-        by_hand = [in_order([(i, order) for i, _ in starts["late-dense"]]) for order in (1, FITTED)]
-        tried = {tuple(path): path for path in [*ranked, *by_hand]}
-        return self.measure(max((self.plan_of(path) for path in tried.values()), key=self.value))
+    def budget(self, computed: int) -> Found:
+        """Returns the best of the proposals with this many computed steps."""
+        trials = {}
+        for shape, path in self.proposals(computed):
+            trials.setdefault(marks_of(self.count, path), (self.tried(path, self.few), shape))
+        ranked = sorted(trials.values(), key=lambda t: -t[0].psnr)
+        self.shapes[computed] = next(shape for _, shape in ranked if shape is not None)
+        return max((self.tried(trial.path, self.all) for trial, _ in ranked[:BEST]), key=lambda t: t.psnr)
 
-    def plan_of(self, path: Path) -> Plan:
-        return plan_of(self.trajectory.plan, path, self.trajectory)
+    def proposals(self, computed: int) -> Iterator[tuple[tuple[float, float] | None, Path]]:
+        """Yields paths that are worth a run: masks by hand, and dense late ones near those of the last budget."""
+        every = self.every[len(self.every) // 2]
+        for steps in hand_made(self.count, computed).values():
+            yield None, stretched(steps, 1, every)
+        for exponent, first in self.near(computed):
+            steps = dense_late(self.count, computed, exponent, round(first * self.count))
+            yield (exponent, first), stretched(steps, 1, every)
 
-    def value(self, plan: Plan) -> float:
-        """Returns a plan's PSNR on a few samples."""
-        return psnr(self.decode(self.trials.run(plan)), self.film[: self.trials.count])
+    def near(self, computed: int) -> Iterable[tuple[float, float]]:
+        """Returns shapes of dense late paths: all of them, or those near the best of the nearest budget."""
+        shapes = [(exponent, first) for exponent in EXPONENTS for first in FIRSTS]
+        if not self.shapes:
+            return shapes
+        exponent, first = self.shapes[min(self.shapes, key=lambda n: abs(n - computed))]
+        at, of = EXPONENTS.index(exponent), FIRSTS.index(first)
+        return [(e, f) for e, f in shapes if abs(EXPONENTS.index(e) - at) + abs(FIRSTS.index(f) - of) <= 1]
 
-    def refined(self, found: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
-        """Moves steps and changes orders of a plan as long as its PSNR on a few samples rises, within so many runs.
+    def refined(self, start: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
+        """Takes the first change of a path that raises the PSNR, again and again, within so many runs or until enough.
 
-        It ends as soon as `enough` is reached on all samples.
+        A run begins at the first step in which it differs from the best one.
         """
+        chance = random.Random(0)
+        best = self.tried(start.path, self.all)
+        self.all.keep()
 
-        def moves(plan: Plan) -> list[Plan]:
-            return [self.plan_of(path) for path in self.edges.by_promise(path_of(plan))]
+        def changes() -> list[Path]:
+            out = list(neighbours(best.path, self.count, self.every))
+            chance.shuffle(out)
+            return out
 
-        # a few samples may reach what all do not
-        for share in (1.0,) if enough == math.inf else (0.5, 0.25, 0.25):
-            lacks = self.value(found.plan) + (enough - found.psnr) + SPARE
-            plan = improved(found.plan, moves, self.value, self.trials.keep, int(runs * share), lacks)
-            found = max(found, self.measure(plan), key=lambda f: f.psnr)
-            if found.psnr >= enough:
-                break
-        return found
+        waiting, seen = changes(), {marks_of(self.count, best.path)}
+        while runs > 0 and waiting and best.psnr < enough:
+            path = waiting.pop()
+            marks = marks_of(self.count, path)
+            if marks in seen:
+                continue
+            seen.add(marks)
+            runs -= 1
+            trial = self.tried(path, self.all)
+            assert trial.each is not None and best.each is not None
+            if better(trial.each, best.each):
+                best = trial
+                self.all.keep()
+                waiting = changes()
+        return best
 
     def tier(self, curve: Sequence[Found], least: float) -> Found | None:
         """Returns the cheapest plan with at least this PSNR, after refining those that are just below it."""
-        below = [found for found in curve if least - NEAR <= found.psnr < least]
-        for near in sorted(below, key=lambda found: -found.plan.forwards):
+        below = [trial for trial in curve if least - NEAR <= trial.psnr < least]
+        for near in sorted(below, key=lambda trial: -trial.plan.forwards):
             if self.refined(near, enough=least).psnr < least:
                 break
-        good = [found for found in self.found if found.psnr >= least]
-        return min(good, key=lambda found: (found.plan.forwards, -found.psnr)) if good else None
+        good = [trial for trial in self.found if trial.psnr >= least]
+        return min(good, key=lambda trial: (trial.plan.forwards, -trial.psnr)) if good else None
 
-
-def hand_made(count: int, computed: int) -> dict[str, list[int]]:
-    """Returns masks that need no search: computed steps even, dense early, dense late (u -> 1 - (1 - u)^1.5)."""
-    shapes: dict[str, Callable[[float], float]] = {
-        "even": lambda u: u,
-        "early-dense": lambda u: u**1.5,
-        "late-dense": lambda u: 1 - (1 - u) ** 1.5,
-    }
-    out = {}
-    for name, shape in shapes.items():
-        steps = sorted({round((count - 1) * shape(i / (computed - 1))) for i in range(computed)})
-        free = itertools.filterfalse(set(steps).__contains__, range(count))
-        while len(steps) < computed:  # two rounded to one
-            steps = sorted([*steps, next(free)])
-        out[name] = steps
-    return out
+    def edges(self) -> Iterator[str]:
+        """Yields what shortest paths over stretches lose: with cheap errors, and with exact ones of one sample."""
+        return compared(self.trajectory.of_first(EDGES), lambda path: self.tried(path, self.few).psnr)
 
 
 def budget_of(steps: int, speed: float) -> int:
@@ -199,7 +186,7 @@ def budget_of(steps: int, speed: float) -> int:
     return int(steps / speed + 1e-9)
 
 
-def open_search(source: ModelSource, request: Request, progress: bool = False) -> Search:
+def open_search(source: ModelSource, request: Request, progress: bool = False, loop: Loop = "own") -> Search:
     """Returns the search for plans of a request's sampler, steps and guidance, measured on its samples."""
     numbers = range(request.count)
     condition = source.condition_for(numbers, request.seed)
@@ -209,7 +196,7 @@ def open_search(source: ModelSource, request: Request, progress: bool = False) -
     plain = plain_plan(source.whole, request.method, request.steps, request.scale, keywords, **source.made_for())
     assert source.network is not None
     noise = source.noise(numbers, source.shape, request.seed)
-    return Search(plain, source.network, denoiser, noise, source.vae.decode, progress)
+    return Search(plain, source.network, denoiser, noise, source.vae.decode, progress, loop)
 
 
 def calibrate(
@@ -218,6 +205,8 @@ def calibrate(
     tiers: dict[str, float] | None = None,
     progress: bool = False,
     speeds: dict[str, float] | None = None,
+    loop: Loop = "own",
+    edges: Callable[[str], object] | None = None,
 ) -> tuple[dict[str, Found], list[Found]]:
     """Searches plans for a model and a sampler: the cheapest for each tier, and the best for each number of steps.
 
@@ -227,12 +216,14 @@ def calibrate(
         tiers: least PSNR in dB by name; by default TIERS, or none with speeds.
         progress: whether to show progress bars.
         speeds: by name, how many times fewer forwards than with every step computed; the best plan of each is found.
+        loop: loop that will follow the plans, as for `Search`.
+        edges: function that is told, a line a call, what shortest paths over measured stretches lose.
     """
     wanted = tiers or ({} if speeds else TIERS)
     exactly = {name: budget_of(request.calls, speed) for name, speed in (speeds or {}).items()}
-    search = open_search(source, request, progress)
+    search = open_search(source, request, progress, loop)
     last = request.calls - 1
-    budgets = range(max(FEWEST, search.edges.fewest), max(last * 3 // 5, FEWEST + 1))
+    budgets = range(max(FEWEST, fewest_computed(request.calls)), max(last * 3 // 5, FEWEST + 1))
     curve: list[Found] = []
     with tqdm(desc="plans", unit="plan", disable=not progress) as bar:
         every = [n for n in budgets if n <= DENSE or n % 2 == 0]
@@ -247,9 +238,12 @@ def calibrate(
         for name, computed in exactly.items():
             found[name] = search.refined(known[computed] if computed in known else search.budget(computed))
         bar.update(len(search.found) - bar.n)
+    if edges is not None:
+        for line in search.edges():
+            edges(line)
     for name, best in found.items():
         if best is None:
             reached = max(f.psnr for f in search.found) - MARGIN
             rule = f"at most the {reached:.1f} dB that reuse reaches here"
             raise ValueError(f"calibrate: psnr must be {rule}, got {wanted[name]:g}")
-    return {name: best for name, best in found.items() if best is not None}, curve
+    return {name: best for name, best in found.items() if best is not None}, list(curve)
