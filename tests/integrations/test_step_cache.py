@@ -114,7 +114,7 @@ def test_refusals(model: Latte) -> None:
     reused = plan("CC1C").rows
     for changed in ({"fitted_correct": Sum(1.0, (0.1,))}, {"fitted_predict": Sum(1.0, (0.1,))}, {"repeat": True}):
         row = replace(reused[2], **changed)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="solver must be the caller's, .* calibrate --loop any makes such plans"):
+        with pytest.raises(ValueError, match=r"solver must be the caller's, .* calibrate --loop any makes such plans"):
             StepCache(replace(whole, rows=(*reused[:2], row, reused[3])))
     with pytest.raises(ValueError, match=r"config must be a latte_fast\.StepCache, got dict"):
         model.enable_cache({})
