@@ -5,9 +5,9 @@ What a plan loses is measured, not predicted: the PSNR of its films to those of 
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from latte_fast.calibration.exact_edges import compared
 from latte_fast.calibration.fits import Fits, better, each_psnr
 from latte_fast.calibration.paths import (
     EVERY,
+    Marks,
     Path,
     dense_late,
     fewest_computed,
@@ -32,17 +33,28 @@ from latte_fast.sampling.source import ModelSource
 
 TIERS = {"high": 40.0, "fast": 32.0}  # least PSNR in dB
 FEWEST = 6  # computed steps of the cheapest plan that is tried
-RUNS = 40  # runs that refine a plan
+RUNS = 30  # runs that refine a plan
 EDGES = 2  # samples whose stretches are measured, where that is asked for
-FEW = 8  # samples of the runs that choose among proposals
+FEW = 6  # samples of the runs that choose among proposals
 BEST = 2  # proposals that are run on all samples
 NEAR = 3.0  # dB below a tier from which a plan is refined
 MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
-DENSE = 12  # computed steps up to which each number is on the curve; above it is every other
+DENSE = 10  # computed steps up to which each number is on the curve; above it is every other
 BEYOND = 1.0  # dB above the highest tier at which the curve ends
 # exponents of the computed steps' density, and lengths of the first stretch as a share of all steps
-EXPONENTS, FIRSTS = (1.0, 1.25, 1.5, 1.75, 2.0), (0.0, 0.1, 0.14, 0.18, 0.22, 0.26)
+EXPONENTS, FIRSTS = (1.0, 1.25, 1.5, 1.75, 2.0), (0.0, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3)
 Loop = Literal["own", "any"]
+
+
+class Shape(NamedTuple):
+    """A dense late path, by places in EXPONENTS, in FIRSTS, and among the choices of how often ends are called."""
+
+    exponent: int
+    first: int
+    every: int
+
+
+START = Shape(EXPONENTS.index(1.5), FIRSTS.index(0.18), 1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Search:
         self.few = Fits(self.trajectory.of_first(FEW), sums=loop == "own")
         self.film = decode(self.trajectory.result)
         self.found: list[Found] = []
-        self.shapes: dict[int, tuple[float, float]] = {}  # best exponent and first stretch by computed steps
+        self.shapes: dict[int, Shape] = {}  # the best by computed steps
 
     def tried(self, path: Path, fits: Fits) -> Found:
         """Runs a path on the samples of `fits`; those on all samples are found."""
@@ -108,31 +120,43 @@ class Search:
         return trial
 
     def budget(self, computed: int) -> Found:
-        """Returns the best of the proposals with this many computed steps."""
-        trials = {}
-        for shape, path in self.proposals(computed):
-            trials.setdefault(marks_of(self.count, path), (self.tried(path, self.few), shape))
-        ranked = sorted(trials.values(), key=lambda t: -t[0].psnr)
-        self.shapes[computed] = next(shape for _, shape in ranked if shape is not None)
-        return max((self.tried(trial.path, self.all) for trial, _ in ranked[:BEST]), key=lambda t: t.psnr)
+        """Returns the best of the masks by hand and of the dense late paths with this many computed steps."""
+        trials: dict[Marks, Found] = {}
 
-    def proposals(self, computed: int) -> Iterator[tuple[tuple[float, float] | None, Path]]:
-        """Yields paths that are worth a run: masks by hand, and dense late ones near those of the last budget."""
-        every = self.every[len(self.every) // 2]
+        def tried(path: Path) -> float:
+            marks = marks_of(self.count, path)
+            if marks not in trials:
+                trials[marks] = self.tried(path, self.few)
+            return trials[marks].psnr
+
+        def at(shape: Shape) -> float:
+            return tried(self.shaped(shape, computed))
+
         for steps in hand_made(self.count, computed).values():
-            yield None, stretched(steps, 1, every)
-        for exponent, first in self.near(computed):
-            steps = dense_late(self.count, computed, exponent, round(first * self.count))
-            yield (exponent, first), stretched(steps, 1, every)
+            tried(stretched(steps, 1, 1))
+        known = min(self.shapes, key=lambda n: abs(n - computed), default=None)
+        best = START if known is None else self.shapes[known]
+        best = best._replace(every=min(best.every, len(self.every) - 1))
+        while True:
+            found = max([best, *self.around(best)], key=at)
+            if found == best:
+                break
+            best = found
+        self.shapes[computed] = best
+        ranked = sorted(trials.values(), key=lambda trial: -trial.psnr)
+        return max((self.tried(trial.path, self.all) for trial in ranked[:BEST]), key=lambda trial: trial.psnr)
 
-    def near(self, computed: int) -> Iterable[tuple[float, float]]:
-        """Returns shapes of dense late paths: all of them, or those near the best of the nearest budget."""
-        shapes = [(exponent, first) for exponent in EXPONENTS for first in FIRSTS]
-        if not self.shapes:
-            return shapes
-        exponent, first = self.shapes[min(self.shapes, key=lambda n: abs(n - computed))]
-        at, of = EXPONENTS.index(exponent), FIRSTS.index(first)
-        return [(e, f) for e, f in shapes if abs(EXPONENTS.index(e) - at) + abs(FIRSTS.index(f) - of) <= 1]
+    def shaped(self, shape: Shape, computed: int) -> Path:
+        first = round(FIRSTS[shape.first] * self.count)
+        steps = dense_late(self.count, computed, EXPONENTS[shape.exponent], first)
+        return stretched(steps, 1, self.every[shape.every])
+
+    def around(self, shape: Shape) -> Iterator[Shape]:
+        """Yields the shapes that are a step away in one choice."""
+        for name, of in (("exponent", EXPONENTS), ("first", FIRSTS), ("every", self.every)):
+            for to in (getattr(shape, name) - 1, getattr(shape, name) + 1):
+                if 0 <= to < len(of):
+                    yield shape._replace(**{name: to})
 
     def refined(self, start: Found, runs: int = RUNS, enough: float = math.inf) -> Found:
         """Takes the first change of a path that raises the PSNR, again and again, within so many runs or until enough.
