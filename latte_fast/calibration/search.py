@@ -38,9 +38,9 @@ EDGES = 2  # samples whose stretches are measured, where that is asked for
 FEW = 6  # samples of the runs that choose among proposals
 BEST = 2  # proposals that are run on all samples
 NEAR = 3.0  # dB below a tier from which a plan is refined
-MARGIN = 0.5  # dB above a tier that its plan must have, as other samples may lose more
+MARGIN = 0.5  # dB that other samples may lose more, where the standard error of the mean is below it
 DENSE = 10  # computed steps up to which each number is on the curve; above it is every other
-BEYOND = 1.0  # dB above the highest tier at which the curve ends
+BEYOND = 0.5  # dB above the highest tier at which the curve ends
 # exponents of the computed steps' density, and lengths of the first stretch as a share of all steps
 EXPONENTS, FIRSTS = (1.0, 1.25, 1.5, 1.75, 2.0), (0.0, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3)
 Loop = Literal["own", "any"]
@@ -65,6 +65,13 @@ class Found:
     psnr: float
     path: Path = field(default_factory=dict, compare=False)
     each: Tensor | None = field(default=None, compare=False, repr=False)  # PSNR of each sample
+
+    @property
+    def sure(self) -> float:
+        """The PSNR less its standard error over the samples: what others will have, which vary as these do."""
+        if self.each is None or len(self.each) < 2:
+            return self.psnr - MARGIN
+        return self.psnr - max(MARGIN, float(self.each.std()) / math.sqrt(len(self.each)))
 
     def measured_plan(self) -> Plan:
         """Returns the plan with what was measured."""
@@ -173,7 +180,7 @@ class Search:
             return out
 
         waiting, seen = changes(), {marks_of(self.count, best.path)}
-        while runs > 0 and waiting and best.psnr < enough:
+        while runs > 0 and waiting and best.sure < enough:
             path = waiting.pop()
             marks = marks_of(self.count, path)
             if marks in seen:
@@ -189,13 +196,13 @@ class Search:
         return best
 
     def tier(self, curve: Sequence[Found], least: float) -> Found | None:
-        """Returns the cheapest plan with at least this PSNR, after refining those that are just below it."""
-        below = [trial for trial in curve if least - NEAR <= trial.psnr < least]
+        """Returns the cheapest plan that surely has this PSNR, after refining those that are just below it."""
+        below = [trial for trial in curve if least - NEAR <= trial.sure < least]
         for near in sorted(below, key=lambda trial: -trial.plan.forwards):
-            if self.refined(near, enough=least).psnr < least:
+            if self.refined(near, enough=least).sure < least:
                 break
-        good = [trial for trial in self.found if trial.psnr >= least]
-        return min(good, key=lambda trial: (trial.plan.forwards, -trial.psnr)) if good else None
+        good = [trial for trial in self.found if trial.sure >= least]
+        return min(good, key=lambda trial: (trial.plan.forwards, -trial.sure)) if good else None
 
     def edges(self) -> Iterator[str]:
         """Yields what shortest paths over stretches lose: with cheap errors, and with exact ones of one sample."""
@@ -255,9 +262,9 @@ def calibrate(
             curve.append(search.budget(computed))
             bar.update(len(search.found) - bar.n)
             # the curve ends where it has risen well above what is asked for
-            if wanted and curve[-1].psnr > max(wanted.values()) + BEYOND:
+            if wanted and curve[-1].sure > max(wanted.values()) + BEYOND:
                 break
-        found = {name: search.tier(curve, least + MARGIN) for name, least in wanted.items()}
+        found = {name: search.tier(curve, least) for name, least in wanted.items()}
         known = {at.plan.computed: at for at in curve}
         for name, computed in exactly.items():
             found[name] = search.refined(known[computed] if computed in known else search.budget(computed))
@@ -267,7 +274,7 @@ def calibrate(
             edges(line)
     for name, best in found.items():
         if best is None:
-            reached = max(f.psnr for f in search.found) - MARGIN
+            reached = max(f.sure for f in search.found)
             rule = f"at most the {reached:.1f} dB that reuse reaches here"
             raise ValueError(f"calibrate: psnr must be {rule}, got {wanted[name]:g}")
     return {name: best for name, best in found.items() if best is not None}, list(curve)

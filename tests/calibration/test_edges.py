@@ -19,7 +19,7 @@ __all__ = ["source"]
 
 
 @pytest.fixture(scope="module")
-def search(source) -> Search:  # type: ignore[no-untyped-def]
+def search(source) -> Search:
     return open_search(source, Request(count=2, steps=STEPS))
 
 
@@ -40,7 +40,7 @@ def test_paths_are_the_shortest(search: Search) -> None:
     found.cost = {at: cost for at, cost in found.cost.items() if at[0] is None}
     for objective, add in OBJECTIVES.items():
 
-        def total(steps: tuple[int, ...], add=add) -> float:  # type: ignore[no-untyped-def]
+        def total(steps: tuple[int, ...], add=add) -> float:
             value = 0.0
             for i, j in itertools.pairwise(steps):
                 value = add(value, found.of(None, i, j))
