@@ -12,12 +12,15 @@ of each part.
 """
 
 import argparse
+import contextlib
+import math
+import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.reuse.parts import Parts
-from benchmarks.reuse.store import Store
+from benchmarks.reuse.store import OutOfTime, Store
 from benchmarks.reuse.tables import write_tables
 
 PARTS = ("plans", "budgets", "seconds", "contenders", "samplers")
@@ -33,23 +36,20 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="*", default=range(8, 26), help="numbers of forwards")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of which the seconds are the medians")
     parser.add_argument("--threads", type=int, help="number of torch's threads")
+    parser.add_argument("--device", default="cpu", help="device of the models")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time after which nothing new is measured")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    stores = [Store(given.out / f"{run.name}.json") for run in given.runs]
-    for part in given.part:
-        for run, store in zip(given.runs, stores, strict=True):
-            parts = Parts(run, store, given.samples, given.batch)
-            parts.plans()
-            if part == "budgets":
-                parts.budgets(given.budgets)
-            elif part == "contenders":
-                parts.contenders(given.budgets)
-            elif part == "samplers":
-                parts.samplers()
-            elif part == "seconds":
-                parts.seconds(given.rounds)
-        write_tables(given.out, stores)
+    until = time.monotonic() + given.seconds
+    stores = [Store(given.out / f"{run.name}.json", until) for run in given.runs]
+    all_parts = [Parts(run, store, given) for run, store in zip(given.runs, stores, strict=True)]
+    with contextlib.suppress(OutOfTime):
+        for part in given.part:
+            for parts in all_parts:
+                getattr(parts, part)()
+            write_tables(given.out, stores)
+    write_tables(given.out, stores)
     print((given.out / "reuse.md").read_text())
 
 

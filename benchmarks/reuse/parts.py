@@ -1,5 +1,6 @@
 """The parts of the table: what each measures, on samples that no plan was searched on."""
 
+import argparse
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 
 from benchmarks.reuse.race import HELD_OUT, Race, Result, attention_share, seconds
 from benchmarks.reuse.store import Store
+from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import TIERS, open_search, psnr
+from latte_fast.calibration.search import TIERS, open_search
 from latte_fast.data.shapes import CLASSES
 from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media.pixels import normalise
@@ -20,7 +22,7 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.sample import open_source
 
 STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
-SEARCHED: dict[str, Any] = {"count": 8, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
+SEARCHED: dict[str, Any] = {"count": 16, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
 FEWER = (8, 10, 12, 14, 17, 20, 25)  # steps of the samplers beside the converged film
 
 
@@ -30,13 +32,13 @@ class Parts:
     Args:
         run: folder of a run on moving shapes, with the plans beside it.
         store: figures that are there already.
-        samples: number of samples that losses are measured on.
-        batch: number of films that are drawn in one batch for the seconds.
+        given: what the command was given: samples, batch, budgets, rounds, device.
     """
 
-    def __init__(self, run: Path, store: Store, samples: int, batch: int):
-        self.run, self.store, self.samples, self.batch = run, store, samples, batch
-        self.source = open_source(load(run), None, (), torch.float32, "cpu")
+    def __init__(self, run: Path, store: Store, given: argparse.Namespace):
+        self.run, self.store, self.given = run, store, given
+        self.samples, self.batch = given.samples, given.batch
+        self.source = open_source(load(run, device=given.device), None, (), torch.float32, given.device)
 
     @functools.cached_property
     def race(self) -> Race:
@@ -48,7 +50,8 @@ class Parts:
     def plans(self) -> None:
         """Calibrates, and measures what the plans lose on other samples."""
         if not all((self.run / PLANS / f"{q}.json").is_file() for q in TIERS):
-            spent, _ = seconds(lambda: find_plans(self.run, progress=True))
+            self.store.check_time()
+            spent, _ = seconds(lambda: find_plans(self.run, progress=True, device=self.given.device))
             self.store.put("calibrate, seconds", round(spent, 1))
         for quality in TIERS:
             plan = self.plan(quality)
@@ -57,21 +60,24 @@ class Parts:
     def loss(self, result: Result, plan: Plan) -> dict[str, object]:
         return {"forwards": result.forwards, "psnr": round(result.psnr, 2), "what": str(plan).split()[-1]}
 
-    def budgets(self, budgets: Sequence[int]) -> None:
+    def budgets(self) -> None:
         """The best plan of each number of forwards, beside the best mask made by hand."""
+        budgets = self.given.budgets
         missing = [n for n in budgets if f"budget/{n}/plan" not in self.store.figures]
         if missing:
             request = Request(**SEARCHED)
             search = open_search(self.source, request, progress=True)
             for n in missing:
+                self.store.check_time()
                 plan = search.refined(search.budget(n)).plan
                 self.store.put(f"budget/{n}/plan", self.loss(self.race.plan("", plan), plan))
         for n in budgets:
             self.store.get(f"budget/{n}/best mask", lambda n=n: as_figure(self.race.masks(n)))
 
-    def contenders(self, budgets: Sequence[int]) -> None:
+    def contenders(self) -> None:
         """Published rules with as many computed steps, and those that reuse attention alone at their own cost."""
-        for n in budgets:
+        for n in self.given.budgets:
+            self.store.check_time()
             if f"contender/{n}/TaylorSeer" not in self.store.figures:
                 for result in self.race.contenders(n):
                     self.store.put(f"contender/{n}/{result.name}", as_figure(result))
@@ -83,8 +89,9 @@ class Parts:
         """Distances to one converged film: of fewer steps of other samplers, and of plans on top of each sampler."""
         kept = self.store.path.with_suffix(".converged.pt")
         if not kept.is_file():
+            self.store.check_time()
             torch.save(Race(self.source, "dpm++", CONVERGED, GUIDANCE, self.samples).exact, kept)
-        converged = torch.load(kept)
+        converged = torch.load(kept, map_location=self.given.device)
         for method in ("ddim", "dpm++", "unipc"):
             for steps in (*FEWER, STEPS):
                 name = f"converged/{method}/{steps} steps"
@@ -95,6 +102,7 @@ class Parts:
             search = open_search(self.source, request, progress=True)
             race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
             for n in FEWER:
+                self.store.check_time()
                 plan = search.refined(search.budget(n), 20).plan
                 film = race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
                 self.store.put(f"converged/{method}/{n} of 50", round(psnr(film, converged), 2))
@@ -102,7 +110,7 @@ class Parts:
     def distance(self, method: str, steps: int, converged: torch.Tensor) -> float:
         return round(psnr(Race(self.source, method, steps, GUIDANCE, self.samples).exact, converged), 2)
 
-    def seconds(self, rounds: int) -> None:
+    def seconds(self) -> None:
         """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""
         adapter = self.source.adapter
         self.source.wanted = list(range(adapter.choices))
@@ -117,7 +125,7 @@ class Parts:
         self.source.draw(Request(count=self.batch, batch=self.batch, steps=2), numbers)  # warms up
         self.source.made_for()
         films: dict[str, torch.Tensor] = {}
-        for number in range(rounds):
+        for number in range(self.given.rounds):
             if f"round/{number}" in self.store.figures:
                 continue
             spent = {}

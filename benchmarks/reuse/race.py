@@ -10,8 +10,9 @@ from torch import Tensor
 
 from benchmarks.reuse.broadcast import Broadcasting, Faster, Pyramid, broadcasting
 from benchmarks.reuse.rules import Rule, Ruled, at_steps, magcache, taylorseer, teacache, threshold_for
-from latte_fast.calibration.reuse_errors import Trajectory
-from latte_fast.calibration.search import hand_made, psnr
+from latte_fast.calibration.fits import psnr
+from latte_fast.calibration.paths import hand_made
+from latte_fast.calibration.trajectory import Trajectory
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.plan import Plan
 from latte_fast.sampling.planned import Denoiser, plain_plan, run_plan

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from latte_fast.calibration.reuse_errors import Trajectory
+from latte_fast.calibration.trajectory import Trajectory
 from latte_fast.modules.stack_reuse import extrapolation
 from latte_fast.reference.functional import norm_modulate_ref
 from latte_fast.runs.plan import PlanRow

@@ -1,11 +1,12 @@
 """A run's plans: found by the search, kept beside the run with their curves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latte_fast.calibration.search import FEWEST, Found, budget_of, calibrate
+from latte_fast.calibration.search import FEWEST, Found, Loop, budget_of, calibrate
 from latte_fast.files import atomic
 from latte_fast.locks import one_writer
 from latte_fast.runs.load import load
@@ -23,13 +24,15 @@ def find_plans(
     steps: int = 50,
     method: Any = "ddim",
     guidance: float | None = None,
-    samples: int = 8,
+    samples: int = 16,
     seed: int = 0,
     weights: str = "ema",
     vae: str | Path | None = None,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
     progress: bool = False,
+    loop: Loop = "own",
+    edges: Callable[[str], object] | None = None,
 ) -> dict[Path, Found]:
     """Calibrates a run and writes its plans and curves; returns what was found by file. Same names are replaced."""
     run = Path(run)
@@ -50,10 +53,10 @@ def find_plans(
     scale = guidance if guidance is not None else 4.0 if source.adapter.choices else 1.0
     request = Request(count=samples, seed=seed, steps=steps, method=method, scale=scale)
     with one_writer(folder, "calibrate"):
-        found, curve = calibrate(source, request, tiers, progress, speeds)
+        found, curve = calibrate(source, request, tiers, progress, speeds, loop, edges)
         written = {}
         for name, best in found.items():
-            path = folder / f"{name}.json"
+            path = folder / f"{name}{'-any-loop' * (loop == 'any')}.json"
             with atomic(path) as partial:
                 best.measured_plan().save(partial)
             written[path] = best
@@ -63,7 +66,7 @@ def find_plans(
 
 def write_curve(folder: Path, curve: list[Found], tiers: dict[str, Found]) -> None:
     """Writes curves.md, and curves.png where matplotlib is installed: PSNR against computed steps."""
-    lines = ["| computed steps | fewer forwards | PSNR (dB) | C computed, f fitted weights, else the order |"]
+    lines = ["| computed steps | fewer forwards | PSNR (dB) | C computed, - repeated, else the order of the reuse |"]
     lines.append("|---|---|---|---|")
     for found in [*curve, *tiers.values()]:
         marks = str(found.plan).split()[-1]

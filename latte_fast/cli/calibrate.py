@@ -15,12 +15,14 @@ def calibrate(
     steps: int = 50,
     method: Literal["ddim", "dpm++", "unipc", "euler", "heun"] = "ddim",
     guidance: float | None = None,
-    samples: int = 8,
+    samples: int = 16,
     seed: int = 0,
     weights: Literal["ema", "model"] = "ema",
     vae: str | None = None,
     device: str = "",
     out: str | None = None,
+    loop: Literal["own", "any"] = "own",
+    edges: bool = False,
 ) -> None:
     """Search plans that compute fewer steps: measure what reuse loses, and keep the cheapest plans that lose little.
 
@@ -43,6 +45,10 @@ def calibrate(
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         device: device of the model, by default cuda where there is one.
         out: folder for the plans, instead of the run's.
+        loop: loop that follows the plans: latte-fast's (own), whose solver's sums are then fitted, or any, as StepCache
+            needs; such plans are named <name>-any-loop.
+        edges: also print what the shortest paths over the errors of single stretches lose, with cheap errors and with
+            exact ones of one sample.
     """
     # imported here, as --help needs neither torch's models nor matplotlib
     from latte_fast.calibration.plans import find_plans
@@ -62,6 +68,8 @@ def calibrate(
             device=pick_device(device, "calibrate"),
             out=out,
             progress=True,
+            loop=loop,
+            edges=print if edges else None,
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise SystemExit(sentence(error, "calibrate")) from None

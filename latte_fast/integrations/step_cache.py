@@ -34,6 +34,9 @@ class StepCache:
             raise ValueError("StepCache: plan must be of a model with one density; latte_fast.sample follows this one")
         if self.plan.precisions != ["16"]:
             raise ValueError("StepCache: plan must be in 16 bits at every step; latte_fast.sample follows this one")
+        if self.plan.fitted_sums or any(row.repeat for row in self.plan.rows):
+            rule = "the caller's, without repeated predictions: latte-fast calibrate --loop any makes such plans"
+            raise ValueError(f"StepCache: the plan's solver must be {rule}; latte_fast.sample follows this one")
         if self.plan.computed == len(self.plan.rows):
             raise ValueError(f"StepCache: plan must reuse a step, got {self.plan.summary()}")
 

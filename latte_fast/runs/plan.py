@@ -14,12 +14,14 @@ from latte_fast.diffusion.solvers import Row, Sum
 from latte_fast.modules.linear8 import Linear8
 from latte_fast.modules.precision import SIXTEEN
 
-FORMAT = 2
+FORMAT = 3
 PLANS = "plans"  # folder in a run
 COMPUTED = ("exact", "lossless")  # qualities that compute every step, without a plan's file
 PRECISIONS = (SIXTEEN, "fp8", "int8")
-# what rows of format 1 did not say
-NEWER = {"precision": SIXTEEN, "weights": []}
+SUMS = ("correct", "predict", "fitted_correct", "fitted_predict")
+# what rows of older formats did not say
+FITTED = {"fitted_correct": None, "fitted_predict": None, "repeat": False}
+NEWER = {1: {"precision": SIXTEEN, "weights": [], **FITTED}, 2: FITTED}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class PlanRow:
     guidance: Literal["both", "kept", "off"] = "both"  # "kept": the difference of the branches of an earlier step
     side: int | None = None  # tokens along an edge, for models whose density varies
     precision: str = SIXTEEN  # of the blocks' linear layers, one of PRECISIONS
+    fitted_correct: Sum | None = None  # fitted to samples, in the place of `correct`
+    fitted_predict: Sum | None = None  # fitted to samples, in the place of `predict`
+    repeat: bool = False  # takes the newest prediction again, without a call of the model
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Plan:
             if not row.compute and row.guidance == "both" and not all(halves[-1 - row.order :]):
                 rule = "kept, as a step that is reused was computed without its unguided half"
                 raise ValueError(f"plan: guidance of step {i} must be {rule}, got both")
+            if row.repeat and (row.compute or row.weights):
+                raise ValueError(f"plan: step {i} must not repeat a prediction that it computes")
             if row.guidance == "kept" and not any(halves):
                 raise ValueError(f"plan: step {i} must not keep a guidance that no earlier step computed")
             if row.compute:
@@ -107,7 +114,15 @@ class Plan:
         return replace(self, rows=tuple(rows))
 
     def solver_rows(self) -> list[Row]:
-        return [Row(i, row.correct, row.predict) for i, row in enumerate(self.rows)]
+        return [
+            Row(i, row.fitted_correct or row.correct, row.fitted_predict or row.predict)
+            for i, row in enumerate(self.rows)
+        ]
+
+    @property
+    def fitted_sums(self) -> bool:
+        """Whether a step's sums are not the sampler's own."""
+        return any(row.fitted_correct or row.fitted_predict for row in self.rows)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan with a checksum, so that an edit by hand is noticed."""
@@ -125,14 +140,19 @@ class Plan:
         for i, row in enumerate(self.rows):
             fitted = ", fitted" if row.weights else ""
             what = "computed" if row.compute else f"reused, order {row.order}{fitted}"
+            what = "prediction taken again" if row.repeat else what
             guidance = row.guidance if self.scale != 1 else "off"
             line = f"{i:4}  {row.time:5g}  {what:24}  {guidance}"
             lines.append(f"{line:49}{in_words(row.precision) if row.compute else '-'}" if mixed else line)
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        marks = "".join("C" if row.compute else "f" if row.weights else str(row.order) for row in self.rows)
-        return f"{self.method} {marks}"
+        return f"{self.method} {''.join(mark(row) for row in self.rows)}"
+
+
+def mark(row: PlanRow) -> str:
+    """Returns a letter: C computed, f reused with fitted weights, - repeated, else the order of the reuse."""
+    return "C" if row.compute else "-" if row.repeat else "f" if row.weights else str(row.order)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -143,23 +163,25 @@ def load_plan(path: str | Path) -> Plan:
         version, signed = body.pop("format"), body.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"plan: path must be a plan that calibrate wrote, got {path}: {error}") from error
-    if version not in (1, FORMAT):
-        raise ValueError(f"plan: format must be 1 or {FORMAT}, got {version} in {path}; calibrate again")
+    if version not in (*NEWER, FORMAT):
+        raise ValueError(f"plan: format must be 1 to {FORMAT}, got {version} in {path}; calibrate again")
     if digest(body) != signed:
         raise ValueError(f"plan: {path} was changed after it was written; calibrate again")
     known = {f.name for f in fields(PlanRow)}
     rows = []
     for stored in body["rows"]:
-        row = NEWER | stored if version == 1 else stored
+        row = NEWER[version] | stored if version in NEWER else stored
         if set(row) != known:
             raise ValueError(f"plan: rows of {path} must have {', '.join(sorted(known))}, got {', '.join(sorted(row))}")
-        correct = None if row["correct"] is None else as_sum(row["correct"])
+        sums = {name: as_sum(row[name]) for name in SUMS}
         weights = tuple(float(weight) for weight in row["weights"])
-        rows.append(PlanRow(**{**row, "correct": correct, "predict": as_sum(row["predict"]), "weights": weights}))
+        rows.append(PlanRow(**{**row, **sums, "weights": weights}))
     return Plan(**{**body, "rows": tuple(rows)})
 
 
-def as_sum(stored: Sequence[Any]) -> Sum:
+def as_sum(stored: Sequence[Any] | None) -> Sum | None:
+    if stored is None:
+        return None
     keep, weights = stored
     return Sum(float(keep), tuple(float(w) for w in weights))
 

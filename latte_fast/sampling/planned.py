@@ -79,6 +79,7 @@ class Denoiser:
         self.scale, self.reuse, self.clip, self.dtype = scale, reuse, clip, dtype
         self.doubled = {name: torch.cat([value, null[name]]) for name, value in condition.items()} if null else None
         self.difference: Tensor | None = None
+        self.newest: Tensor | None = None  # prediction, which a repeated step takes again
         self.table: ModulationTable | None = None  # attached to the model, with a step for each row
         self.replays: tuple[Call, Call] | None = None  # called in the model's place for reused and computed steps
         self.precisions: Precisions | None = None  # of the model, where its steps are not all in its own
@@ -98,6 +99,9 @@ class Denoiser:
 
     def __call__(self, x: Tensor, row: PlanRow, time: Tensor, position: int) -> Tensor:
         """Returns the x_0 prediction at x; `time` is the row's step as a tensor on x's device."""
+        if row.repeat:
+            assert self.newest is not None
+            return self.newest
         if self.precisions is not None:
             # a step whose blocks are left out is the same in both
             self.precisions.select(row.precision if row.compute else self.precisions.known[0])
@@ -110,7 +114,8 @@ class Denoiser:
         out = self.guided(x, row, time)
         t = time.expand(x.shape[0])
         start = self.process.predict_start(out, x, t)
-        return start.clamp(-1, 1) if self.clip else start
+        self.newest = start.clamp(-1, 1) if self.clip else start
+        return self.newest
 
     def guided(self, x: Tensor, row: PlanRow, time: Tensor) -> Tensor:
         channels, batch = x.shape[2], x.shape[0]

@@ -1,5 +1,6 @@
 """Published rules of reuse that plans race against: their arithmetic, their costs, and that nothing is left behind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 
 from benchmarks.reuse.race import Race, attention_share
 from benchmarks.reuse.rules import at_steps, magcache, taylorseer, teacache, threshold_for
-from benchmarks.reuse.store import Store
+from benchmarks.reuse.store import OutOfTime, Store
 from benchmarks.reuse.tables import write_tables
-from latte_fast.calibration.reuse_errors import in_order
-from latte_fast.calibration.search import plan_of
+from latte_fast.calibration.fits import marked
+from latte_fast.calibration.paths import marks_of, stretched
 from latte_fast.modules.stack_reuse import StackReuse, extrapolation
 from latte_fast.sampling.sample import open_source
 from latte_fast.training import DiffusionConfig, ModelConfig, Trainer
@@ -54,7 +55,8 @@ def test_taylor_series_of_polynomials() -> None:
 def test_computed_steps_are_those_of_the_rule(race: Race) -> None:
     steps = [0, 1, 3, 6, 9, 11]
     by_rule = race.ruled(at_steps(steps, 1))
-    plan = plan_of(race.plain, in_order([(i, 1) for i in steps]))
+    marks = marks_of(STEPS, stretched(steps, 1, 1))
+    plan = replace(race.plain, rows=tuple(marked(row, m) for row, m in zip(race.plain.rows, marks, strict=True)))
     assert by_rule[0] == 6 and by_rule[1] == pytest.approx(race.plan("plan", plan).psnr, abs=0.01)
     for make in (lambda d: magcache(race.trajectory, d, 6, 0.1), lambda d: teacache(race.trajectory, d)):
         computed = [race.ruled(make(threshold))[0] for threshold in (1e-9, 1e9)]
@@ -82,6 +84,10 @@ def test_a_stopped_table_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "classes.json"
     store = Store(path)
     assert store.get("loss/high", lambda: {"forwards": 16.5, "psnr": 40.6, "what": "C.C"})["psnr"] == 40.6
+    late = Store(path, until=0.0)
+    assert late.get("loss/high", lambda: None) is not None
+    with pytest.raises(OutOfTime):
+        late.get("loss/fast", lambda: pytest.fail("measured after its time"))
     again = Store(path)
     again.get("loss/high", lambda: pytest.fail("measured twice"))
     for name, psnr in (("plan", 33.0), ("best mask", 30.5)):

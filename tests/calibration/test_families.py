@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import calibrate, psnr
+from latte_fast.calibration.search import calibrate
 from latte_fast.data import DataConfig
 from latte_fast.media.pixels import normalise
 from latte_fast.sampling.planned import plain_plan

@@ -1,57 +1,31 @@
-"""Fitted weights of the kept sums: how they are found, kept in a plan, and followed by every loop."""
+"""Weights of the kept sums in a plan's rows: kept in its file, and followed by every loop."""
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from latte_fast.calibration.reuse_errors import FITTED, Trajectory, allowed, picked
-from latte_fast.calibration.search import path_of, plan_of
 from latte_fast.modules.stack_reuse import StackReuse, extrapolation
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.plan import Plan, load_plan
 from latte_fast.sampling.graphs import reuse_weights
 from latte_fast.sampling.planned import plain_plan, whole_process
 
-PATH = [(0, 0), (1, FITTED), (4, FITTED), (7, 0)]
-
-
-def kept_sums(stacks: list[torch.Tensor]) -> Any:
-    """Returns what a trajectory fits weights with: the products of its sums."""
-    flat = torch.stack([picked(stack) for stack in stacks]).double()
-    own = SimpleNamespace(products=(flat @ flat.T).numpy())
-    own.fitted = lambda earlier, step: Trajectory.fitted(own, earlier, step)
-    return own
-
 
 @pytest.fixture
-def trajectory() -> Any:
-    return kept_sums(list(torch.randn(8, 3, 40, generator=torch.Generator().manual_seed(0))))
-
-
-@pytest.fixture
-def plan(trajectory: Any) -> Plan:
-    return plan_of(plain_plan(whole_process(DiffusionConfig(), True), "ddim", 8, 4.0), PATH, trajectory)
-
-
-def test_a_known_sum_is_found() -> None:
-    a, b, c = torch.randn(3, 4, 50, generator=torch.Generator().manual_seed(1))
-    found = kept_sums([a, b, c, 0.5 * c - 2 * a]).fitted([2, 1, 0], 3)
-    assert found == pytest.approx([0.5, 0.0, -2.0], abs=1e-6)
-
-
-def test_paths_and_rows(plan: Plan) -> None:
-    """A path with fitted stretches becomes rows with weights of all computed steps, three at most, and back."""
-    assert str(plan) == "ddim CCffCffC" and path_of(plan) == PATH
-    assert [len(row.weights) for row in plan.rows] == [0, 0, 2, 2, 0, 3, 3, 0]
-    assert [row.order for row in plan.rows] == [0, 0, 1, 1, 0, 2, 2, 0]
-    assert allowed(FITTED, 0) == 0 and allowed(FITTED, 1) == FITTED and allowed(2, 1) == 1
+def plan() -> Plan:
+    plan = plain_plan(whole_process(DiffusionConfig(), True), "ddim", 8, 4.0)
+    weights = {2: (1.5, -0.5), 3: (2.0, -0.9), 5: (1.25, 0.5, -0.75), 6: (1.0, 0.25, -0.125)}
+    rows = (
+        replace(row, compute=False, order=len(weights[i]) - 1, weights=weights[i]) if i in weights else row
+        for i, row in enumerate(plan.rows)
+    )
+    return replace(plan, rows=tuple(rows))
 
 
 def test_files_keep_weights(plan: Plan, tmp_path: Path) -> None:
+    assert str(plan) == "ddim CCffCffC"
     plan.save(tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan and "reused, order 2, fitted" in plan.table()
     for i, weights in ((2, (1.0,)), (5, (1.0, 2.0)), (1, (1.0,))):

@@ -10,9 +10,10 @@ import torch
 
 import latte_fast
 from latte_fast import testing
+from latte_fast.calibration.fits import marked, psnr
+from latte_fast.calibration.paths import hand_made, marks_of, stretched
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.reuse_errors import in_order
-from latte_fast.calibration.search import calibrate, hand_made, plan_of, psnr
+from latte_fast.calibration.search import calibrate
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.plan import Plan, PlanRow, digest, load_plan, plan_path
 from latte_fast.sampling.planned import plain_plan, whole_process
@@ -42,7 +43,7 @@ def source(run: Path) -> ModelSource:
     return source
 
 
-def plain(**changes: Any) -> Plan:
+def plain_of(**changes: Any) -> Plan:
     return replace(plain_plan(whole_process(DiffusionConfig(), True), "ddim", 8, 4.0), **changes)
 
 
@@ -86,9 +87,11 @@ def test_found_plans_lose_what_they_say(source: ModelSource) -> None:
     exact = source.follow(plain_plan(source.whole, "ddim", 20, 4.0), denoiser, noise)
     assert psnr(got, exact) == pytest.approx(found.psnr, abs=0.01)
     assert len(runs) == found.plan.computed
-    steps = hand_made(20, found.plan.computed)["late-dense"]
-    by_hand = plan_of(plain_plan(source.whole, "ddim", 20, 4.0), in_order([(i, 1) for i in steps]))
-    assert found.psnr >= psnr(source.follow(by_hand, denoiser, noise), exact) - 0.01
+    plain = plain_plan(source.whole, "ddim", 20, 4.0)
+    for steps in hand_made(20, found.plan.computed).values():
+        marks = marks_of(20, stretched(steps, 1, 1))
+        by_hand = replace(plain, rows=tuple(marked(row, m) for row, m in zip(plain.rows, marks, strict=True)))
+        assert found.psnr >= psnr(source.follow(by_hand, denoiser, noise), exact)
 
 
 def test_files(run: Path, tmp_path: Path) -> None:
@@ -120,15 +123,17 @@ def test_files(run: Path, tmp_path: Path) -> None:
     edited.write_text(json.dumps(body))
     with pytest.raises(ValueError, match="was changed after it was written"):
         load_plan(edited)
-    with_orders = replace(plan, rows=tuple(replace(row, weights=()) for row in plan.rows))
+    newer = {"weights": (), "fitted_correct": None, "fitted_predict": None, "repeat": False}
+    with_orders = replace(plan, rows=tuple(replace(row, **newer) for row in plan.rows))  # type: ignore[arg-type]
     with_orders.save(edited)
     body = json.loads(edited.read_text())
     del body["sha256"], body["format"]
     for row in body["rows"]:
-        del row["weights"], row["precision"]  # as format 1 has them
+        for name in (*newer, "precision"):  # which format 1 does not have
+            del row[name]
     edited.write_text(json.dumps({"format": 1, "sha256": digest(body), **body}))
     assert load_plan(edited) == with_orders
-    edited.write_text(json.dumps({"format": 2, "sha256": digest(body), **body}))
+    edited.write_text(json.dumps({"format": 3, "sha256": digest(body), **body}))
     with pytest.raises(ValueError, match=r"rows of .* must have"):
         load_plan(edited)
     edited.write_text("{}")
@@ -139,7 +144,7 @@ def test_files(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_plan_may_hold() -> None:
-    rows = plain().rows
+    rows = plain_of().rows
     reused = replace(rows[3], compute=False)
     for changed, message in (
         ((replace(rows[0], compute=False), *rows[1:]), "the first step must be computed"),
@@ -151,9 +156,9 @@ def test_what_a_plan_may_hold() -> None:
         (rows[:1], "rows must be two or more"),
     ):
         with pytest.raises(ValueError, match=message):
-            plain(rows=changed)
+            plain_of(rows=changed)
     without = [replace(row, guidance="kept") for row in (rows[2], reused)]
-    kept = plain(rows=(*rows[:2], *without, *rows[4:]))
+    kept = plain_of(rows=(*rows[:2], *without, *rows[4:]))
     assert kept.forwards == 6.5 and kept.computed == 7
 
 

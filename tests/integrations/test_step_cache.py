@@ -9,7 +9,7 @@ from torch import Tensor
 
 import latte_fast
 from latte_fast import Latte, LatteT2V, Replay, StepCache, testing
-from latte_fast.diffusion.solvers import solve
+from latte_fast.diffusion.solvers import Sum, solve
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.config import DiffusionConfig
 from latte_fast.runs.plan import Plan, weights_digest
@@ -111,6 +111,11 @@ def test_refusals(model: Latte) -> None:
     sided = replace(whole, rows=tuple(replace(row, side=2) for row in whole.rows))
     with pytest.raises(ValueError, match="plan must be of a model with one density"):
         StepCache(sided)
+    reused = plan("CC1C").rows
+    for changed in ({"fitted_correct": Sum(1.0, (0.1,))}, {"fitted_predict": Sum(1.0, (0.1,))}, {"repeat": True}):
+        row = replace(reused[2], **changed)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"solver must be the caller's, .* calibrate --loop any makes such plans"):
+            StepCache(replace(whole, rows=(*reused[:2], row, reused[3])))
     with pytest.raises(ValueError, match=r"config must be a latte_fast\.StepCache, got dict"):
         model.enable_cache({})
     with pytest.raises(ValueError, match="weights must be those that the plan was made for"):
