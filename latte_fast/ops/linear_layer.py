@@ -177,10 +177,11 @@ def _mlp_gradients(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     rows, dy = h.flatten(0, -2), dy.flatten(0, -2).contiguous()
     du, db1 = _through_gelu(dy, w2, u)
     dh = _dgrad(du, w1).view(h.shape) if needs[0] else None
+    dw1: Tensor | None = None
     if db1 is None:
         dw1, db1 = _wgrad_bias(du, rows)
-    else:
-        dw1 = _wgrad(du, rows) if needs[1] else None
+    elif needs[1]:
+        dw1 = _wgrad(du, rows)
     return dh, dw1 if needs[1] else None, db1 if needs[2] else None, _wgrad(dy, a) if needs[3] else None
 
 
