@@ -86,6 +86,15 @@ def neighbours(path: Path, count: int, every: Sequence[int] = EVERY) -> Iterator
                 yield {**path, i: Stretch(order, number)}
 
 
+def extended(path: Path, computed: int) -> Path:
+    """Returns a path with more computed steps, each in the middle of the longest stretch."""
+    out = dict(path)
+    while len(out) < computed:
+        begin, end = max(itertools.pairwise(sorted(out)), key=lambda pair: pair[1] - pair[0])
+        out[(begin + end) // 2] = out[begin]
+    return out
+
+
 def stretched(steps: Sequence[int], order: int = 1, every: int = 2) -> Path:
     """Returns the path of computed steps whose stretches are all reused alike."""
     return dict.fromkeys(steps, Stretch(order, every))

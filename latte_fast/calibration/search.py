@@ -19,6 +19,7 @@ from latte_fast.calibration.paths import (
     Marks,
     Path,
     dense_late,
+    extended,
     fewest_computed,
     hand_made,
     marks_of,
@@ -116,6 +117,7 @@ class Search:
         self.film = decode(self.trajectory.result)
         self.found: list[Found] = []
         self.shapes: dict[int, Shape] = {}  # the best by computed steps
+        self.best: dict[int, Path] = {}
 
     def tried(self, path: Path, fits: Fits) -> Found:
         """Runs a path on the samples of `fits`; those on all samples are found."""
@@ -151,7 +153,14 @@ class Search:
             best = found
         self.shapes[computed] = best
         ranked = sorted(trials.values(), key=lambda trial: -trial.psnr)
-        return max((self.tried(trial.path, self.all) for trial in ranked[:BEST]), key=lambda trial: trial.psnr)
+        paths = [trial.path for trial in ranked[:BEST]]
+        # what a few samples choose may be worse on all of them than the path of fewer steps
+        fewer = [path for path in self.best.values() if len(path) < computed]
+        if fewer:
+            paths.append(extended(max(fewer, key=len), computed))
+        best_of = max((self.tried(path, self.all) for path in paths), key=lambda trial: trial.psnr)
+        self.best[computed] = best_of.path
+        return best_of
 
     def shaped(self, shape: Shape, computed: int) -> Path:
         first = round(FIRSTS[shape.first] * self.count)
