@@ -51,7 +51,7 @@ ARROWS = {
         "locks",
     },
     "optimizers": {"ops", "distributed"},
-    "calibration": {"sampling", "runs", "modules", "files", "locks"},
+    "calibration": {"sampling", "runs", "modules", "diffusion", "files", "locks"},
     "sampling": {
         "cuda_graphs",
         "runs",
