@@ -224,6 +224,7 @@ def test_stages_are_the_most_valuable_first() -> None:
         "checks",
         "gemm",
         "tune",
+        "products",
         "ops",
         "model",
         "training",
