@@ -144,7 +144,7 @@ def test_products(clips: int, size: str, layer: str, record: Any, benchmark: Any
     benchmark.pedantic(lambda: None, rounds=1)
 
 
-def held(model: nn.Module) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Returns the bytes of a model's weights."""
     eights = [m for m in model.modules() if isinstance(m, Linear8)]
     packed = sum(m.in_features * m.out_features for m in eights if "weight" not in m._buffers)
@@ -181,7 +181,7 @@ def test_forward(batch: int, name: str, record: Any, benchmark: Any) -> None:
     for contender, model in contenders.items():
         call = Replay(model) if torch.cuda.is_available() else model
         try:
-            notes[contender] = f"{distance(call, exact, inputs)}, weights {held(model) / 1e6:.0f} MB"
+            notes[contender] = f"{distance(call, exact, inputs)}, weights {weight_bytes(model) / 1e6:.0f} MB"
             runs[contender] = no_grad(functools.partial(call, *inputs))
         except Exception as error:
             runs[contender] = f"{type(error).__name__}: {str(error).splitlines()[0]}"

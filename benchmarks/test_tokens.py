@@ -54,7 +54,7 @@ def test_decode(batch: int, compare: Any, benchmark: Any) -> None:
         contenders |= {"SDPA, static cache, torch.compile": compiled_sdpa(ours, start)}
         contenders |= {"Hugging Face's GPT-2, a CUDA graph a token": made(lambda: Gpt2Graph(start))}
     contenders |= {
-        "ours, tokens drawn": no_grad(Drawn(ours, start)),
+        "ours, tokens drawn, the first launch by launch": no_grad(Drawn(ours, start)),
         "SDPA, static cache": checked(Sdpa(ours, start)),
         "Hugging Face's GPT-2, static cache": made(lambda: Gpt2(start)),
         "a bare read of the weights": read_of(ours),

@@ -186,7 +186,7 @@ def made(make: Callable[[], Callable[[], Tensor]]) -> Callable[[], Any] | str:
     """Returns a contender, or why it cannot be made here."""
     try:
         return no_grad(make())
-    except Exception as error:  # of another library's version, which costs its own row and no other
+    except Exception as error:  # another version of the library costs its own row and no other
         return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]:.120}"
 
 

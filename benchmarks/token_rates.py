@@ -53,7 +53,7 @@ def rates(batch: int, seconds: float, compiled: bool) -> list[dict[str, Any]]:
         if compiled:
             contenders["SDPA, static cache, torch.compile"] = compiled_sdpa(ours, start)
     contenders |= {
-        "ours, tokens drawn": made(lambda: Drawn(ours, start)),
+        "ours, tokens drawn, the first launch by launch": made(lambda: Drawn(ours, start)),
         "Hugging Face's GPT-2, static cache": made(lambda: Gpt2(start)),
         "SDPA, static cache": made(lambda: Sdpa(ours, start)),
         "a bare read of the weights": read_of(ours),

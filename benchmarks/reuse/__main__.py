@@ -6,9 +6,9 @@ python -m benchmarks.reuse RUN --part budgets         PSNR by number of forwards
 python -m benchmarks.reuse RUN --part contenders      published rules at equal computed forwards
 python -m benchmarks.reuse RUN --part samplers        distance to one converged film, beside fewer steps of others
 
-The plans beside a run are taken; where there are none, they are searched first. Every figure is kept in OUT as soon as
-it is there, so that the same command goes on where it was stopped; the table and its curves are written anew at the end
-of each part.
+Plans that lie beside a run are used; where there are none, they are searched first. Every figure is kept in OUT as
+soon as it is there, so that the same command goes on where it was stopped; the table and its curves are written anew
+at the end of each part.
 """
 
 import argparse
