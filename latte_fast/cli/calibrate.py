@@ -45,10 +45,10 @@ def calibrate(
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
         device: device of the model, by default cuda where there is one.
         out: folder for the plans, instead of the run's.
-        loop: loop that follows the plans: latte-fast's (own), whose solver's sums are then fitted, or any, as StepCache
-            needs; such plans are named <name>-any-loop.
-        edges: also print what the shortest paths over the errors of single stretches lose, with cheap errors and with
-            exact ones of one sample.
+        loop: own makes plans that latte-fast sample follows; any makes plans for the loops of other libraries, which
+            StepCache needs and which lose more; their files are named <name>-any-loop.
+        edges: print also how plans do that are chosen by the error of each stretch of reused steps, once measured
+            cheaply and once exactly, on one sample.
     """
     # imported here, as --help needs neither torch's models nor matplotlib
     from latte_fast.calibration.plans import find_plans

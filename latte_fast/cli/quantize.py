@@ -37,8 +37,8 @@ def quantize(
     Args:
         run: a run's folder, one of its checkpoints, or a .pt or .safetensors file under upstream's keys.
         out: new file, .safetensors; what is not in 8 bits is written in bf16.
-        precision: fp8 is e4m3 with a scale a row, int8 integers with a scale a row, of a token transformer for weights
-            alone.
+        precision: format of weights and inputs, with a scale for each row: fp8 (e4m3, for GPUs) or int8 (for CPUs).
+            A token transformer takes int8, for its weights alone.
         layers: kinds of linear layers that become 8-bit.
         samples: number of samples drawn for the rounding; with 0, weights are rounded to nearest. Of a token
             transformer, number of sequences whose first 256 tokens are drawn before and after, to say what has changed.
