@@ -86,19 +86,21 @@ class Stored8(nn.Module):
         """The layer that this one was made of, if it was kept."""
         return self._kept[0] if self._kept else None
 
+    def dequantized(self) -> Tensor:
+        return self.weight.float() * self.weight_scale[:, None]
+
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, bias={self.bias is not None}, {self.precision}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stored8":
         # as integers they are moved, but not cast
-        dtypes = {"weight": torch.uint8, "weight_scale": torch.int32}
-        seen = {name: self._buffers[name] for name in dtypes}
-        for name, dtype in dtypes.items():
-            self._buffers[name] = seen[name].view(dtype)
+        seen = {name: t.dtype for name, t in self._buffers.items() if t is not None}
+        for name, dtype in seen.items():
+            self._buffers[name] = self._buffers[name].view(torch.uint8 if dtype.itemsize == 1 else torch.int32)
         super()._apply(fn, recurse)
-        for name in dtypes:
-            self._buffers[name] = self._buffers[name].view(seen[name].dtype)
+        for name, dtype in seen.items():
+            self._buffers[name] = self._buffers[name].view(dtype)
         if self._kept:
             self._kept[0]._apply(fn)
             self.bias = self._kept[0].bias
@@ -116,7 +118,11 @@ class Linear8(Stored8):
         keep: whether the layer is kept, for `before`.
         rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
         precision: "fp8" (e4m3) or "int8", of weight and rows.
+        input_factor: what x's channels are multiplied by before they are rounded, (K,) fp32, where the weight's columns
+            were divided by it; Rows8 that are given have it in them.
     """
+
+    input_factor: Tensor | None
 
     def __init__(
         self,
@@ -124,10 +130,12 @@ class Linear8(Stored8):
         keep: bool = True,
         rounded: tuple[Tensor, Tensor] | None = None,
         precision: str = "fp8",
+        input_factor: Tensor | None = None,
     ):
         with torch.no_grad():
             values, scale = getattr(ops, f"rows_{precision}")(layer.weight) if rounded is None else rounded
         super().__init__(layer, keep, values, scale.flatten())
+        self.register_buffer("input_factor", input_factor)
         self.precision = precision
 
     def forward(self, x: Tensor | Rows8) -> Tensor:
@@ -167,7 +175,16 @@ class Linear8(Stored8):
             raise RuntimeError(
                 "Linear8: 8-bit layers do not train; model.eval(), or latte_fast.unquantize(model) before"
             )
-        return x if isinstance(x, Rows8) else rows8(x, self.precision)
+        if isinstance(x, Rows8):
+            return x
+        factor = self.input_factor
+        # in fp32, so that x is rounded once
+        return rows8(x if factor is None else x * factor, self.precision)._replace(dtype=x.dtype)
+
+    def dequantized(self) -> Tensor:
+        """Returns the weight that the 8-bit values stand for, (N, K) in fp32."""
+        weight = super().dequantized()
+        return weight if self.input_factor is None else weight * self.input_factor
 
     def packs(self, rows: Rows8) -> bool:
         # int8 rows without AMX would end in oneDNN's reference code

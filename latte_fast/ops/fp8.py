@@ -93,7 +93,8 @@ def checked_norm(name: str, x: Tensor, shift: Tensor, scale: Tensor, eps: float)
     """Arguments of an op that normalises, as its kernels read them."""
     check_rows(name, "x", x)
     check_groups(name, x, shift=shift, scale=scale)
-    shift, scale = partners(name, x, shift=shift, scale=scale)
+    if not _both_fp32(shift, scale):
+        shift, scale = partners(name, x, shift=shift, scale=scale)
     refuse_gradient(name, x, shift, scale)
     return x, shift, scale, checked_number(name, "eps", eps)
 
@@ -113,7 +114,10 @@ def checked_fused(
     check_rows(name, "x", x)
     check_like(name, "y", y, x)
     check_groups(name, x, gate=gate, shift=shift, scale=scale)
-    y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
+    if _both_fp32(shift, scale):
+        y, gate = partners(name, x, y=y, gate=gate)
+    else:
+        y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
     if y_bias is not None:
         y_bias = checked_vector(name, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
     if pos is not None:
@@ -121,6 +125,11 @@ def checked_fused(
         pos = (pos if pos.stride(-1) == 1 else pos.contiguous()).to(x.dtype)
     refuse_gradient(name, x, y, gate, shift, scale)
     return x, y, gate, shift, scale, checked_number(name, "eps", eps), y_bias, pos
+
+
+def _both_fp32(shift: Tensor, scale: Tensor) -> bool:
+    """Returns whether a modulation is fp32, as one that holds a layer's input_factor is beside tensors of 16 bits."""
+    return shift.dtype == scale.dtype == torch.float32
 
 
 def checked_gelu(name: str, u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
