@@ -76,7 +76,7 @@ def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> 
 def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
     """Applies fc1 and tanh-GELU where fc1 or fc2 is an 8-bit layer; the result is Rows8 where fc2 is."""
     if is_8bit(fc1):
-        both = fc1.gelu(h) if precision_of((fc1, fc2)) == "int8" and fc2.input_factor is None else None
+        both = fc1.gelu(h, fc2.input_factor) if precision_of((fc1, fc2)) == "int8" else None
         if both is not None:
             return both
         u, b = fc1.product(h), fc1.bias
@@ -86,9 +86,7 @@ def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
         u, b = fc1(h), None
     if not is_8bit(fc2):
         return ops.bias_gelu(u, b)
-    if fc2.input_factor is not None:
-        return fc2.rows_of(ops.bias_gelu(u, b))
-    values, scale = op8("bias_gelu", fc2.precision, u)(u, b)
+    values, scale = op8("bias_gelu", fc2.precision, u)(u, b, factor=fc2.input_factor)
     return Rows8(values, scale, u.dtype)
 
 

@@ -149,12 +149,12 @@ class Linear8(Stored8):
             return onednn.linear(rows.values, rows.scale, self.packed(), self.weight_scale, bias, rows.dtype)
         return product(rows, self.weight, self.weight_scale, bias)
 
-    def gelu(self, x: Tensor | Rows8) -> Rows8 | None:
-        """Returns tanh-GELU of the layer's result as rows of its own precision; None where no kernel does both."""
+    def gelu(self, x: Tensor | Rows8, factor: Tensor | None) -> Rows8 | None:
+        """Returns tanh-GELU of the layer's result, times a factor (N,), as rows; None where no kernel does both."""
         rows = self.rows_of(x)
         if self.bias is None or not self.packs(rows):
             return None
-        args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), rows.dtype)
+        args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), factor, rows.dtype)
         return Rows8(*onednn.linear_gelu(*args), rows.dtype)
 
     def attention(self, x: Tensor | Rows8, heads: int, axis: str, rope: Rope | None) -> Tensor:
@@ -292,6 +292,12 @@ def readers_of(module: Any) -> tuple[Any, ...]:
     """Returns the layers that read a sublayer's input, for `add_and_norm`; none where hooks see that input."""
     layers = getattr(module, "readers", ())
     return () if not isinstance(layers, tuple) or is_changed(module) else layers
+
+
+def have_one_factor(layers: Sequence[Any]) -> bool:
+    """Returns whether Linear8s read an input that is multiplied by one factor, or all by none."""
+    first, *others = (layer.input_factor for layer in layers)
+    return all(first is f is None or (first is not None and f is not None and torch.equal(first, f)) for f in others)
 
 
 def precision_of(readers: Sequence[Any]) -> str | None:

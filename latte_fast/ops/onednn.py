@@ -128,14 +128,20 @@ def linear(
 
 
 def linear_gelu(
-    values: Tensor, scale: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor, dtype: torch.dtype
+    values: Tensor,
+    scale: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor,
+    factor: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Returns tanh-GELU of `linear` as rows of integers like `values`, and their scales."""
+    """Returns tanh-GELU of `linear` times a factor (N,) as rows of integers like `values`, and their scales."""
     count, step = weight_scale.shape[0], rows_at_once(torch.bfloat16)
     a, a_scale = empty_rows(values.new_empty((*values.shape[:-1], count)), values.dtype == torch.uint8)
     parts = (values.flatten(0, -2), scale.view(-1, 1), a.view(-1, count), a_scale.view(-1, 1))
     for x, s, to, to_scale in zip(*(part.split(step) for part in parts), strict=True):
-        bias_gelu_int8_into(multiply(x, packed, weight_scale, accumulator(dtype)), bias, s, to, to_scale)
+        bias_gelu_int8_into(multiply(x, packed, weight_scale, accumulator(dtype)), bias, factor, s, to, to_scale)
     return a, a_scale
 
 

@@ -57,7 +57,17 @@ def check(cell: dict) -> None:
         wanted = ref.norm_modulate_ref(out.double(), shift.double(), scale.double())
         assert_rounded("fused", *fused, wanted)
         added = y.double() if bias is None else y.double() + bias.double()
-        assert_rounded("gelu", *ops.bias_gelu_int8(y, bias, **form), ref.bias_gelu_ref(added, None), slack=1e-5)
+        gelu = ref.bias_gelu_ref(added, None)
+        assert_rounded("gelu", *ops.bias_gelu_int8(y, bias, **form), gelu, slack=1e-5)
+        # a modulation and GELU that hold the factor of the next layer's input, in fp32 beside 16 bits
+        shift, scale, factor = torch.randn_like(shift.float()), torch.randn_like(scale.float()), torch.rand(x.shape[-1])
+        wanted = ref.norm_modulate_ref(x.double(), shift.double(), scale.double())
+        assert_rounded("wide norm", *ops.norm_modulate_int8(x, shift, scale, **form), wanted)
+        args = (x, y, gate, shift, scale)
+        fused = ops.gate_residual_norm_modulate_int8(*args, y_bias=bias, pos=pos, **form)[1:]
+        assert_rounded("wide fused", *fused, ref.norm_modulate_ref(out.double(), shift.double(), scale.double()))
+        times = ops.bias_gelu_int8(y, bias, factor=factor, **form)
+        assert_rounded("gelu times a factor", *times, gelu * factor, slack=1e-5)
 
 
 def test_edges_are_the_oracles() -> None:
@@ -78,7 +88,7 @@ def test_scaled_rows(dtype: torch.dtype) -> None:
         want = x.double() * scale.double() + (0 if b is None else b.double())
         assert float((out.double() - want).abs().max()) <= torch.finfo(dtype).eps * float(want.abs().max())
     a, a_scale = empty_rows(x, False)
-    bias_gelu_int8_into(x, bias, scale, a, a_scale)
+    bias_gelu_int8_into(x, bias, None, scale, a, a_scale)
     assert_rounded("gelu", a, a_scale, ref.bias_gelu_ref(x.double() * scale.double() + bias.double(), None), slack=1e-5)
 
 
@@ -103,9 +113,11 @@ def test_products_by_onednn(unsigned: bool, monkeypatch: pytest.MonkeyPatch) -> 
         got = onednn.linear(rows[None], x_scale[None], packed, w_scale, b, torch.bfloat16)
         assert got.shape == (1, 21, 32) and got.dtype == torch.bfloat16
         assert float((got[0].double() - want).abs().max()) < 2.0**-7 * float(want.abs().max())
-    a, a_scale = onednn.linear_gelu(rows, x_scale / 1e4, packed, w_scale, bias, torch.bfloat16)
-    assert_rounded("gelu", a, a_scale, ref.bias_gelu_ref(exact / 1e4 + bias, None), slack=0.02)
-    assert a.dtype == rows.dtype
+    for factor in (None, torch.rand(32) + 0.5):
+        a, a_scale = onednn.linear_gelu(rows, x_scale / 1e4, packed, w_scale, bias, factor, torch.bfloat16)
+        want = ref.bias_gelu_ref(exact / 1e4 + bias, None) * (1 if factor is None else factor)
+        assert_rounded("gelu", a, a_scale, want, slack=0.02)
+        assert a.dtype == rows.dtype
 
 
 def test_what_this_processor_has_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
