@@ -29,6 +29,9 @@ class Rows8(NamedTuple):
     scale: Tensor  # (..., 1), fp32
     dtype: torch.dtype  # what a layer's result has
 
+    def dequantized(self) -> Tensor:
+        return (self.values.float() - (128 if self.values.dtype == torch.uint8 else 0)) * self.scale
+
 
 def rows8(x: Tensor, precision: str = "fp8") -> Rows8:
     values, scale = op8("rows", precision, x)(x)
@@ -135,7 +138,8 @@ class Linear8(Stored8):
         with torch.no_grad():
             values, scale = getattr(ops, f"rows_{precision}")(layer.weight) if rounded is None else rounded
         super().__init__(layer, keep, values, scale.flatten())
-        self.register_buffer("input_factor", input_factor)
+        # its own, as files hold no tensor twice
+        self.register_buffer("input_factor", None if input_factor is None else input_factor.clone())
         self.precision = precision
 
     def forward(self, x: Tensor | Rows8) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latte_fast import ops
 from latte_fast.modules.linear8 import FP8, rows8
 
 MOST = {"fp8": 448.0, "int8": 127.0}  # largest number of a precision
@@ -65,8 +64,8 @@ def smoothing(weight: Tensor, inputs: Inputs, precision: str) -> tuple[Tensor | 
     want = F.linear(x, w)
 
     def noise(factor: Tensor) -> float:
-        rows, columns = (getattr(ops, f"rows_{precision}")(t) for t in (x * factor, w / factor))
-        return float((F.linear(rows[0].float() * rows[1], columns[0].float() * columns[1]) - want).square().sum())
+        rows, columns = (rows8(t, precision).dequantized() for t in (x * factor, w / factor))
+        return float((F.linear(rows, columns) - want).square().sum())
 
     found = {e: noise(ratio**-e) for e in EXPONENTS}
     best = min(found, key=found.__getitem__)

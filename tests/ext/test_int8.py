@@ -60,12 +60,11 @@ def check(cell: dict) -> None:
         gelu = ref.bias_gelu_ref(added, None)
         assert_rounded("gelu", *ops.bias_gelu_int8(y, bias, **form), gelu, slack=1e-5)
         # a modulation and GELU that hold the factor of the next layer's input, in fp32 beside 16 bits
-        shift, scale, factor = torch.randn_like(shift.float()), torch.randn_like(scale.float()), torch.rand(x.shape[-1])
-        wanted = ref.norm_modulate_ref(x.double(), shift.double(), scale.double())
-        assert_rounded("wide norm", *ops.norm_modulate_int8(x, shift, scale, **form), wanted)
-        args = (x, y, gate, shift, scale)
-        fused = ops.gate_residual_norm_modulate_int8(*args, y_bias=bias, pos=pos, **form)[1:]
-        assert_rounded("wide fused", *fused, ref.norm_modulate_ref(out.double(), shift.double(), scale.double()))
+        wide, factor = torch.randn(2, *shift.shape), torch.rand(x.shape[-1])
+        wanted = ref.norm_modulate_ref(x.double(), *wide.double())
+        assert_rounded("wide norm", *ops.norm_modulate_int8(x, *wide, **form), wanted)
+        fused = ops.gate_residual_norm_modulate_int8(x, y, gate, *wide, y_bias=bias, pos=pos, **form)[1:]
+        assert_rounded("wide fused", *fused, ref.norm_modulate_ref(out.double(), *wide.double()))
         times = ops.bias_gelu_int8(y, bias, factor=factor, **form)
         assert_rounded("gelu times a factor", *times, gelu * factor, slack=1e-5)
 
