@@ -153,13 +153,14 @@ class Linear8(Stored8):
             return onednn.linear(rows.values, rows.scale, self.packed(), self.weight_scale, bias, rows.dtype)
         return product(rows, self.weight, self.weight_scale, bias)
 
-    def gelu(self, x: Tensor | Rows8, factor: Tensor | None) -> Rows8 | None:
-        """Returns tanh-GELU of the layer's result, times a factor (N,), as rows; None where no kernel does both."""
-        rows = self.rows_of(x)
-        if self.bias is None or not self.packs(rows):
+    def mlp(self, x: Tensor | Rows8, fc2: "Linear8") -> Tensor | None:
+        """Returns fc2, without its bias, of tanh-GELU of the layer's result; None where no kernel does all of it."""
+        if not by_onednn(x.values if isinstance(x, Rows8) else x):
             return None
-        args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), factor, rows.dtype)
-        return Rows8(*onednn.linear_gelu(*args), rows.dtype)
+        rows = self.rows_of(x)
+        if fc2.training or not self.packs(rows):
+            return None
+        return onednn.mlp(rows.values, rows.scale, self.as_packed(), fc2.as_packed(), rows.dtype)
 
     def attention(self, x: Tensor | Rows8, heads: int, axis: str, rope: Rope | None) -> Tensor:
         """Returns attention over an axis of the layer's result, which is packed q, k and v."""
@@ -193,6 +194,10 @@ class Linear8(Stored8):
     def packs(self, rows: Rows8) -> bool:
         # int8 rows without AMX would end in oneDNN's reference code
         return self.precision == "int8" and by_onednn(rows.values) and (rows.values.dtype == torch.uint8) == unsigned()
+
+    def as_packed(self) -> onednn.Layer:
+        bias = None if self.bias is None else self.bias.detach()
+        return onednn.Layer(self.packed(), self.weight_scale, bias, self.input_factor)
 
     def packed(self) -> Tensor:
         """Returns the weight as oneDNN packs it, which from now on takes its place in memory."""

@@ -112,11 +112,20 @@ def test_products_by_onednn(unsigned: bool, monkeypatch: pytest.MonkeyPatch) -> 
         got = onednn.linear(rows[None], x_scale[None], packed, w_scale, b, torch.bfloat16)
         assert got.shape == (1, 21, 32) and got.dtype == torch.bfloat16
         assert float((got[0].double() - want).abs().max()) < 2.0**-7 * float(want.abs().max())
+    # an MLP: GELU's rows are rounded to integers of their own, half a step off at most
+    second, scales = torch.randint(-127, 128, (48, 32)).to(torch.int8), torch.rand(48) + 0.5
     for factor in (None, torch.rand(32) + 0.5):
-        a, a_scale = onednn.linear_gelu(rows, x_scale / 1e4, packed, w_scale, bias, factor, torch.bfloat16)
-        want = ref.bias_gelu_ref(exact / 1e4 + bias, None) * (1 if factor is None else factor)
-        assert_rounded("gelu", a, a_scale, want, slack=0.02)
-        assert a.dtype == rows.dtype
+        fc1 = onednn.Layer(packed, w_scale, bias)
+        fc2 = onednn.Layer(onednn.pack(second), scales, torch.ones(48), factor)
+        got = onednn.mlp(rows[None], x_scale[None] / 1e4, fc1, fc2, torch.bfloat16)
+        a = ref.bias_gelu_ref(exact / 1e4 + bias, None) * (1 if factor is None else factor)
+        want = (a @ second.double().t()) * scales
+        # of 32 roundings, and of 16 bits three times on the way
+        step = a.abs().amax(-1, keepdim=True) / 127 + 2.0**-7 * a.abs()
+        most = (step @ second.double().abs().t()) * scales + 2.0**-7 * want.abs()
+        assert got.shape == (1, 21, 48) and got.dtype == torch.bfloat16
+        assert ((got[0].double() - want).abs() <= most).all()
+        assert float((got[0].double() - want).norm() / want.norm()) < 0.02
 
 
 def test_what_this_processor_has_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

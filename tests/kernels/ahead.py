@@ -85,8 +85,10 @@ def int8rows() -> None:
             x, y = meta(4, 16, 256, width, dtype=wide), meta(4, 16, 256, width, dtype=narrow)
             shift, scale, gate = meta(4, 6 * width, dtype=narrow).chunk(6, dim=-1)[:3]
             bias = meta(width, dtype=narrow)
-            # with the factor of the next layer's input the modulation is fp32
-            for b, s in {narrow: (shift, scale), torch.float32: meta(4, 2 * width).chunk(2, dim=-1)}.values():
+            int8_kernels.norm_modulate_int8_fwd(x, shift, scale, 1e-6, False)
+            int8_kernels.gate_residual_norm_modulate_int8_fwd(x, y, gate, shift, scale, 1e-6, bias, None, False)
+            if wide == torch.bfloat16:  # with the factor of the next layer's input the modulation is fp32
+                b, s = meta(4, 2 * width).chunk(2, dim=-1)
                 int8_kernels.norm_modulate_int8_fwd(x, b, s, 1e-6, False)
                 int8_kernels.gate_residual_norm_modulate_int8_fwd(x, y, gate, b, s, 1e-6, bias, None, False)
             if wide == narrow:
