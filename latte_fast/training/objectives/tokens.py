@@ -14,6 +14,7 @@ from latte_fast.data import open_dataset
 from latte_fast.data.encode_text import read_captions
 from latte_fast.data.token_clips import TokenClips
 from latte_fast.data.tokens import SOUND_TOKENS, TokenFolder
+from latte_fast.data.windows import WindowedClips
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.media import write
 from latte_fast.models.checkpoint import load_state
@@ -70,18 +71,24 @@ class TokensObjective(OneLearner):
         layout = self.layout
         what = "tokens of a gap" if layout.gap else "tokens"
         size = f"{layout.frames}x{layout.side}x{layout.side}"
+        size += f" of {layout.whole}x{layout.whole}" if layout.whole else ""
         other = "captions" if self.bpe else "sounds" if layout.sound else "no classes"
         choices = f"{len(self.classes):,} classes" if self.classes else other
         return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
 
     def items(self) -> Dataset:
-        return self.dataset
+        layout, seed = self.layout, self.config.data.seed
+        return WindowedClips(self.dataset, seed, layout.whole, layout.side) if layout.whole else self.dataset
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
         given = batch["words"] if self.layout.words else batch["label"] if self.classes else None
-        inputs, targets, start = inputs_of(self.tokens(batch), given, self.layout)
+        tokens, places = self.tokens(batch), None
+        if self.layout.whole:
+            places = self.layout.window(batch["corner"])
+            tokens = tokens.flatten(1).gather(1, places).unflatten(1, (-1, self.layout.side, self.layout.side))
+        inputs, targets, start = inputs_of(tokens, given, self.layout)
         with self.learner.autocast(inputs.device):
-            return {"loss": self.learner.call(inputs, targets, start).mean(1)}
+            return {"loss": self.learner.call(inputs, targets, start, places, self.layout.given).mean(1)}
 
     def tokens(self, batch: Batch) -> Tensor:
         """Returns the tokens (B, t, h, w) of a batch of tokens, or of films through the VQGAN."""
