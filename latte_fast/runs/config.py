@@ -179,6 +179,8 @@ class TokenTraining:
         words: number of tokens of a caption, with its start, its end and padding.
         sound: folder of `latte-fast encode-audio` with the sounds of the clips, which are given instead of classes.
         sound_vae: VQGAN of these sounds, by which samples hear theirs.
+        noise: largest share of a clip's codes in whose place the model sees random ones, so that it learns to go on
+            from a long film's mistakes; the share is drawn for each clip, and the codes to predict stay its own.
     """
 
     n_layer: int = 24
@@ -193,6 +195,7 @@ class TokenTraining:
     words: int = 256
     sound: str = ""
     sound_vae: str = ""
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "every", "words"):
@@ -200,6 +203,7 @@ class TokenTraining:
         require(self.side >= 0, "tokens.side", "at least 0", self.side)
         alone = not self.side or not (self.gap or self.every > 1)
         require(alone, "tokens.side", "0 for key frames and for a model that fills gaps", self.side)
+        require(0 <= self.noise < 1, "tokens.noise", "at least 0 and below 1", self.noise)
         rule = f"a multiple of tokens.n_head = {self.n_head}"
         require(self.n_embd % self.n_head == 0, "tokens.n_embd", rule, self.n_embd)
         require(self.every == 1 or not self.gap, "tokens.every", "1 for a model that fills gaps", self.every)

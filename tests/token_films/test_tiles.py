@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latte_fast import reference
 from latte_fast.codecs.vqgan import VQGANCodec
+from latte_fast.data.seeding import SampleKey
 from latte_fast.models.tats.chunks import latents_of, pixels_of
 from latte_fast.models.tats.files import fingerprint, save_vqgan
 from latte_fast.models.tats.transformer_files import load_transformer, save_transformer
@@ -158,6 +159,24 @@ def test_losses_equal_the_oracle(tmp_path: Path) -> None:
     got.backward(), torch.stack(want).mean().backward()
     for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_mistakes_lie_in_windows(tmp_path: Path) -> None:
+    """Random codes stand where the window's own are seen, and those to predict stay the window's."""
+    shards = write_tokens(tmp_path / "shards", side=WHOLE)
+    options = replace(OPTIONS, noise=0.5)
+    config = tiny_tokens_run(tmp_path / "run", shards, tokens=options, size=4 * WHOLE)
+    objective: Any = Trainer(config, say=lambda text: None).objective
+    item = objective.items()[SampleKey(0, 3, 3)]
+    assert item["mistakes"].shape == (4, SIDE, SIDE) and (item["mistakes"] >= 0).any()
+    batch = {name: value[None] for name, value in item.items()}
+    seen: list[Tensor] = []
+    objective.learner.call = lambda inputs, targets, *rest: (seen.extend((inputs, targets, *rest)), targets.float())[1]
+    objective.losses("model", batch, 0)
+    codes = batch["tokens"].flatten(1).gather(1, objective.layout.window(batch["corner"])) + 3
+    wrong = batch["mistakes"].flatten(1)
+    assert torch.equal(seen[1], codes) and torch.equal(seen[3], objective.layout.window(batch["corner"]))
+    assert torch.equal(seen[0][:, 1:], torch.where(wrong < 0, codes, wrong + 3)[:, :-1])
 
 
 def test_a_run_draws_whole_frames(tmp_path: Path) -> None:
