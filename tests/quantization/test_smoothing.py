@@ -15,6 +15,7 @@ from latte_fast import Latte, ops
 from latte_fast.models.checkpoint import CheckpointError, read_about
 from latte_fast.models.families import adapter_of
 from latte_fast.modules.linear8 import Linear8, Rows8, rows8
+from latte_fast.modules.residual import smoothed
 from latte_fast.ops import onednn
 from latte_fast.quantization.report import QuantizeReport
 from latte_fast.quantization.rounding import Inputs, compensated, smoothing
@@ -140,7 +141,7 @@ def test_a_channel_that_is_never_seen() -> None:
 
 # of FlexDiT all MLPs, and the qkv of its S and D blocks; the text model's q, k and v have one factor
 @torch.no_grad()
-@pytest.mark.parametrize("make", [text_model, flex_model, joint_model])
+@pytest.mark.parametrize("make", [text_model, pytest.param(flex_model, marks=pytest.mark.slow), joint_model])
 def test_families(make: Any) -> None:
     model, inputs = make()
     want = run(model, inputs)
@@ -168,6 +169,17 @@ def test_onednn_has_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "served", lambda: onednn.Served("there is no VNNI"))
     want = run(model)
     assert 0 < distance(got, want) < 0.5 * distance(want, before) + 0.01
+
+
+def test_a_modulation_keeps_fp32() -> None:
+    """16 bits of (1 + scale) * factor - 1 would lose more than the rounding to 8 bits."""
+    layer = Linear8(nn.Linear(48, 32).eval(), precision="int8", input_factor=torch.rand(48) + 0.01)
+    shift, scale = torch.randn(2, 3, 48).bfloat16()
+    wanted = shift.double() * layer.input_factor, (1 + scale.double()) * layer.input_factor - 1
+    for got, want in zip(smoothed(shift, scale, (layer,)), wanted, strict=True):
+        assert got.dtype == torch.float32 and float((got - want).abs().max()) < 1e-6
+    layer.input_factor = None
+    assert smoothed(shift, scale, (layer,)) == (shift, scale)
 
 
 @torch.no_grad()
