@@ -42,9 +42,9 @@ def gate_residual_norm_modulate_int8_fwd(
     return rows.rounded(x_out, x.dtype), h, h_scale
 
 
-def bias_gelu_int8_fwd(u: Tensor, b: Tensor, unsigned: bool) -> tuple[Tensor, Tensor]:
-    """(values (u.shape), their scales (..., 1)); u (..., M), b (M,)."""
-    return bias_gelu_fp8.launch_forward("bias_gelu_int8_fwd", u, b, torch.int8)
+def bias_gelu_int8_fwd(u: Tensor, b: Tensor, factor: Tensor | None, unsigned: bool) -> tuple[Tensor, Tensor]:
+    """(values (u.shape), their scales (..., 1)); u (..., M), b (M,), factor (M,) fp32."""
+    return bias_gelu_fp8.launch_forward("bias_gelu_int8_fwd", u, b, factor, torch.int8)
 
 
 def why_not(x: Tensor, *others: Any) -> str | None:

@@ -30,10 +30,10 @@ inline auto row_forward_int8(const Kernel<RowForward> (&levels)[kLevels]) {
 
 // scales: pointers of a's and u's
 inline auto bias_gelu_int8(const Kernel<BiasGelu> (&levels)[kLevels]) {
-  return [&levels](const RowsArg& u, const RowsArg& a_out, const GroupsArg& b, const std::array<int64_t, 2>& scales,
-                   const Shape& shape, int64_t threads) {
+  return [&levels](const RowsArg& u, const RowsArg& a_out, const GroupsArg& b, const GroupsArg& factor,
+                   const std::array<int64_t, 2>& scales, const Shape& shape, int64_t threads) {
     BiasGelu a{rows_of(u), rows_of(a_out), {}, {}, groups_of(b), {}, shape[0], shape[1], threads,
-               reinterpret_cast<float*>(scales[0]), reinterpret_cast<const float*>(scales[1])};
+               reinterpret_cast<float*>(scales[0]), reinterpret_cast<const float*>(scales[1]), groups_of(factor)};
     launch(levels, a, a.u.dtype, a.rows * a.d);
   };
 }

@@ -48,13 +48,14 @@ struct PooledNorm {
   double eps;
 };
 
-// a = GELU(u * u_scale + b), with a_scale as integers like h above; u_scale is there for these alone.
+// a = GELU(u * u_scale + b) * factor, with a_scale as integers like h above; u_scale and factor are for these alone.
 struct BiasGelu {
   Rows u, a, da, du;
   Groups b, db;
   int64_t rows, d, threads;
   float* a_scale;
   const float* u_scale;
+  Groups factor;
 };
 
 // out = x * x_scale + b, or with out_scale x as integers.

@@ -25,15 +25,17 @@ void bias_gelu_int8_fwd(const BiasGelu& a) {
   with_dtype(a.u.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     split(a.rows, a.threads, [&](int64_t begin, int64_t end) {
-      Scratch<float> bias(a.d), wide(a.d);
+      Scratch<float> bias(a.d), wide(a.d), factor(a.factor.p ? a.d : 0);
       widen<float>(a.b, 0, 0, bias, a.d);
+      if (a.factor.p) widen<float>(a.factor, 0, 0, factor, a.d);
       for (int64_t r = begin; r < end; ++r) {
         const T* u = row<T>(a.u, r);
         const Vec<float> u_scale = splat(a.u_scale ? a.u_scale[r] : 1.0f);
         a.a_scale[r] = rounded_row(a.d, wide, row<int8_t>(a.a, r), a.a.dtype == kU8,
                                    [&](int64_t i, auto n) LATTE_LAMBDA {
           const Vec<float> z = fma(load<float>(u + i, n), u_scale, load<float>(bias + i, n));
-          return gated<sizeof(T) == 2 ? 4 : 6, false>(z, exponent(z));
+          const Vec<float> v = gated<sizeof(T) == 2 ? 4 : 6, false>(z, exponent(z));
+          return a.factor.p ? v * load<float>(factor + i, n) : v;
         });
       }
     });

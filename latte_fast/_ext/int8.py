@@ -13,7 +13,8 @@ def why_not(x: Tensor, *others: Any) -> str | None:
     tensors = [x, *(t for t in others if isinstance(t, Tensor))]
     if any(t.dtype == torch.float64 for t in tensors):
         return "the C++ kernels round fp32, bf16 and fp16 to integers, got torch.float64"
-    y = others[0] if len(others) > 1 and isinstance(others[0], Tensor) and others[0].shape == x.shape else x
+    # of these ops one alone has a y, and with it the most arguments
+    y = others[0] if len(others) > 5 else x
     if x.dtype not in (torch.float32, y.dtype):
         return f"x must be fp32 or of y's dtype, got x {x.dtype} and y {y.dtype}"
     return None
@@ -70,17 +71,20 @@ def gate_residual_norm_modulate_int8_fwd(
     return x_out, h, h_scale
 
 
-def bias_gelu_int8_fwd(u: Tensor, b: Tensor, unsigned: bool) -> tuple[Tensor, Tensor]:
+def bias_gelu_int8_fwd(u: Tensor, b: Tensor, factor: Tensor | None, unsigned: bool) -> tuple[Tensor, Tensor]:
     a, a_scale = empty_rows(u, unsigned)
     if u.numel():
-        bias_gelu_int8_into(addressable(u), b, None, a, a_scale)
+        bias_gelu_int8_into(addressable(u), b, factor, None, a, a_scale)
     return a, a_scale
 
 
-def bias_gelu_int8_into(u: Tensor, b: Tensor, u_scale: Tensor | None, a: Tensor, a_scale: Tensor) -> None:
-    """Writes tanh-GELU(u * u_scale + b) as integers to a, and their scales to a_scale (..., 1)."""
+def bias_gelu_int8_into(
+    u: Tensor, b: Tensor, factor: Tensor | None, u_scale: Tensor | None, a: Tensor, a_scale: Tensor
+) -> None:
+    """Writes tanh-GELU(u * u_scale + b) * factor as integers to a, and their scales to a_scale (..., 1)."""
     pointers = (a_scale.data_ptr(), 0 if u_scale is None else u_scale.data_ptr())
-    _ext.load().bias_gelu_int8_fwd(rows(u), rows(a), groups(b), pointers, shape(u), torch.get_num_threads())
+    f = NO_GROUPS if factor is None else groups(factor)
+    _ext.load().bias_gelu_int8_fwd(rows(u), rows(a), groups(b), f, pointers, shape(u), torch.get_num_threads())
 
 
 def scale_rows(x: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -64,6 +64,10 @@ def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> 
     """
     if act is not None and not (type(act) is nn.GELU and act.approximate == "tanh" and is_untouched(act)):
         return split_bias(fc2, act(fc1(h)))
+    if precision_of((fc1, fc2)) == "int8":
+        y = fc1.mlp(h, fc2)
+        if y is not None:
+            return y, fc2.bias
     if is_8bit(fc1) or is_8bit(fc2):
         return split_bias(fc2, _gelu_for(fc2, fc1, h))
     assert isinstance(h, Tensor)
@@ -76,9 +80,6 @@ def mlp(fc1: Any, fc2: Any, h: Tensor | Rows8, act: nn.Module | None = None) -> 
 def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
     """Applies fc1 and tanh-GELU where fc1 or fc2 is an 8-bit layer; the result is Rows8 where fc2 is."""
     if is_8bit(fc1):
-        both = fc1.gelu(h) if precision_of((fc1, fc2)) == "int8" else None
-        if both is not None:
-            return both
         u, b = fc1.product(h), fc1.bias
     elif is_plain(fc1):
         u, b = F.linear(h, fc1.weight), fc1.bias
@@ -86,7 +87,7 @@ def _gelu_for(fc2: Any, fc1: Any, h: Tensor | Rows8) -> Tensor | Rows8:
         u, b = fc1(h), None
     if not is_8bit(fc2):
         return ops.bias_gelu(u, b)
-    values, scale = op8("bias_gelu", fc2.precision, u)(u, b)
+    values, scale = op8("bias_gelu", fc2.precision, u)(u, b, factor=fc2.input_factor)
     return Rows8(values, scale, u.dtype)
 
 

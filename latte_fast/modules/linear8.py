@@ -29,6 +29,9 @@ class Rows8(NamedTuple):
     scale: Tensor  # (..., 1), fp32
     dtype: torch.dtype  # what a layer's result has
 
+    def dequantized(self) -> Tensor:
+        return (self.values.float() - (128 if self.values.dtype == torch.uint8 else 0)) * self.scale
+
 
 def rows8(x: Tensor, precision: str = "fp8") -> Rows8:
     values, scale = op8("rows", precision, x)(x)
@@ -86,19 +89,21 @@ class Stored8(nn.Module):
         """The layer that this one was made of, if it was kept."""
         return self._kept[0] if self._kept else None
 
+    def dequantized(self) -> Tensor:
+        return self.weight.float() * self.weight_scale[:, None]
+
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, bias={self.bias is not None}, {self.precision}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stored8":
         # as integers they are moved, but not cast
-        dtypes = {"weight": torch.uint8, "weight_scale": torch.int32}
-        seen = {name: self._buffers[name] for name in dtypes}
-        for name, dtype in dtypes.items():
-            self._buffers[name] = seen[name].view(dtype)
+        seen = {name: t.dtype for name, t in self._buffers.items() if t is not None}
+        for name, dtype in seen.items():
+            self._buffers[name] = self._buffers[name].view(torch.uint8 if dtype.itemsize == 1 else torch.int32)
         super()._apply(fn, recurse)
-        for name in dtypes:
-            self._buffers[name] = self._buffers[name].view(seen[name].dtype)
+        for name, dtype in seen.items():
+            self._buffers[name] = self._buffers[name].view(dtype)
         if self._kept:
             self._kept[0]._apply(fn)
             self.bias = self._kept[0].bias
@@ -116,7 +121,11 @@ class Linear8(Stored8):
         keep: whether the layer is kept, for `before`.
         rounded: 8-bit values and scales (N, 1) of the weight, where they are known.
         precision: "fp8" (e4m3) or "int8", of weight and rows.
+        input_factor: what x's channels are multiplied by before they are rounded, (K,) fp32, where the weight's columns
+            were divided by it; Rows8 that are given have it in them.
     """
+
+    input_factor: Tensor | None
 
     def __init__(
         self,
@@ -124,10 +133,13 @@ class Linear8(Stored8):
         keep: bool = True,
         rounded: tuple[Tensor, Tensor] | None = None,
         precision: str = "fp8",
+        input_factor: Tensor | None = None,
     ):
         with torch.no_grad():
             values, scale = getattr(ops, f"rows_{precision}")(layer.weight) if rounded is None else rounded
         super().__init__(layer, keep, values, scale.flatten())
+        # its own, as files hold no tensor twice
+        self.register_buffer("input_factor", None if input_factor is None else input_factor.clone())
         self.precision = precision
 
     def forward(self, x: Tensor | Rows8) -> Tensor:
@@ -141,13 +153,14 @@ class Linear8(Stored8):
             return onednn.linear(rows.values, rows.scale, self.packed(), self.weight_scale, bias, rows.dtype)
         return product(rows, self.weight, self.weight_scale, bias)
 
-    def gelu(self, x: Tensor | Rows8) -> Rows8 | None:
-        """Returns tanh-GELU of the layer's result as rows of its own precision; None where no kernel does both."""
-        rows = self.rows_of(x)
-        if self.bias is None or not self.packs(rows):
+    def mlp(self, x: Tensor | Rows8, fc2: "Linear8") -> Tensor | None:
+        """Returns fc2, without its bias, of tanh-GELU of the layer's result; None where no kernel does all of it."""
+        if not by_onednn(x.values if isinstance(x, Rows8) else x):
             return None
-        args = (rows.values, rows.scale, self.packed(), self.weight_scale, self.bias.detach(), rows.dtype)
-        return Rows8(*onednn.linear_gelu(*args), rows.dtype)
+        rows = self.rows_of(x)
+        if fc2.training or not self.packs(rows):
+            return None
+        return onednn.mlp(rows.values, rows.scale, self.as_packed(), fc2.as_packed(), rows.dtype)
 
     def attention(self, x: Tensor | Rows8, heads: int, axis: str, rope: Rope | None) -> Tensor:
         """Returns attention over an axis of the layer's result, which is packed q, k and v."""
@@ -167,11 +180,24 @@ class Linear8(Stored8):
             raise RuntimeError(
                 "Linear8: 8-bit layers do not train; model.eval(), or latte_fast.unquantize(model) before"
             )
-        return x if isinstance(x, Rows8) else rows8(x, self.precision)
+        if isinstance(x, Rows8):
+            return x
+        factor = self.input_factor
+        # in fp32, so that x is rounded once
+        return rows8(x if factor is None else x * factor, self.precision)._replace(dtype=x.dtype)
+
+    def dequantized(self) -> Tensor:
+        """Returns the weight that the 8-bit values stand for, (N, K) in fp32."""
+        weight = super().dequantized()
+        return weight if self.input_factor is None else weight * self.input_factor
 
     def packs(self, rows: Rows8) -> bool:
         # int8 rows without AMX would end in oneDNN's reference code
         return self.precision == "int8" and by_onednn(rows.values) and (rows.values.dtype == torch.uint8) == unsigned()
+
+    def as_packed(self) -> onednn.Layer:
+        bias = None if self.bias is None else self.bias.detach()
+        return onednn.Layer(self.packed(), self.weight_scale, bias, self.input_factor)
 
     def packed(self) -> Tensor:
         """Returns the weight as oneDNN packs it, which from now on takes its place in memory."""
@@ -275,6 +301,12 @@ def readers_of(module: Any) -> tuple[Any, ...]:
     """Returns the layers that read a sublayer's input, for `add_and_norm`; none where hooks see that input."""
     layers = getattr(module, "readers", ())
     return () if not isinstance(layers, tuple) or is_changed(module) else layers
+
+
+def have_one_factor(layers: Sequence[Any]) -> bool:
+    """Returns whether Linear8s read an input that is multiplied by one factor, or all by none."""
+    first, *others = (layer.input_factor for layer in layers)
+    return all(first is f is None or (first is not None and f is not None and torch.equal(first, f)) for f in others)
 
 
 def precision_of(readers: Sequence[Any]) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from latte_fast import ops
@@ -42,7 +43,7 @@ def add_and_norm(
     if pending is None:
         x = x if pos is None else x + pos.to(x.dtype)
         if eight is not None:
-            values, row_scale = op8("norm_modulate", eight, x)(x, shift, scale, eps)
+            values, row_scale = op8("norm_modulate", eight, x)(x, *smoothed(shift, scale, readers), eps)
             return x, Rows8(values, row_scale, shift.dtype)
         return x, ops.norm_modulate(x, shift, scale, eps, out_dtype=shift.dtype)
     gate = pending.gate
@@ -52,6 +53,15 @@ def add_and_norm(
         gate, shift, scale = (v.repeat_interleave(groups // v.shape[0], 0) for v in (gate, shift, scale))
     if eight is not None:
         op, y, bias = op8("gate_residual_norm_modulate", eight, x), pending.y, pending.y_bias
-        x, values, row_scale = op(x, y, gate, shift, scale, eps, y_bias=bias, pos=pos)
+        x, values, row_scale = op(x, y, gate, *smoothed(shift, scale, readers), eps, y_bias=bias, pos=pos)
         return x, Rows8(values, row_scale, shift.dtype)
     return ops.gate_residual_norm_modulate(x, pending.y, gate, shift, scale, eps, y_bias=pending.y_bias, pos=pos)
+
+
+def smoothed(shift: Tensor, scale: Tensor, readers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Returns a modulation (G, D) whose result is multiplied by the factor that the readers' weights are divided by.
+
+    In fp32: 16 bits of (1 + scale) * factor - 1 would lose what the rounding to 8 bits gains.
+    """
+    factor = readers[0].input_factor
+    return (shift, scale) if factor is None else (shift * factor, torch.addcmul(factor - 1, scale, factor))

@@ -79,21 +79,23 @@ def gate_residual_norm_modulate_fp8(
     return _FUSED(*checked_fused("gate_residual_norm_modulate_fp8", x, y, gate, shift, scale, eps, y_bias, pos))
 
 
-def bias_gelu_fp8(u: Tensor, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """tanh-GELU(u + b) as 8-bit values, and the scale of each row.
+def bias_gelu_fp8(u: Tensor, b: Tensor | None = None, *, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """tanh-GELU(u + b) * factor as 8-bit values, and the scale of each row.
 
     Args:
         u: (..., M), a linear layer's result without its bias.
         b: (M,) or None.
+        factor: (M,) or None, by whose inverse the columns of the next layer's weight were multiplied.
     """
-    return _GELU(*checked_gelu("bias_gelu_fp8", u, b))
+    return _GELU(*checked_gelu("bias_gelu_fp8", u, b, factor))
 
 
 def checked_norm(name: str, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Any, ...]:
     """Arguments of an op that normalises, as its kernels read them."""
     check_rows(name, "x", x)
     check_groups(name, x, shift=shift, scale=scale)
-    shift, scale = partners(name, x, shift=shift, scale=scale)
+    if not _both_fp32(shift, scale):
+        shift, scale = partners(name, x, shift=shift, scale=scale)
     refuse_gradient(name, x, shift, scale)
     return x, shift, scale, checked_number(name, "eps", eps)
 
@@ -113,7 +115,10 @@ def checked_fused(
     check_rows(name, "x", x)
     check_like(name, "y", y, x)
     check_groups(name, x, gate=gate, shift=shift, scale=scale)
-    y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
+    if _both_fp32(shift, scale):
+        y, gate = partners(name, x, y=y, gate=gate)
+    else:
+        y, gate, shift, scale = partners(name, x, y=y, gate=gate, shift=shift, scale=scale)
     if y_bias is not None:
         y_bias = checked_vector(name, "y_bias", y_bias, x, x.shape[-1]).to(y.dtype)
     if pos is not None:
@@ -123,13 +128,19 @@ def checked_fused(
     return x, y, gate, shift, scale, checked_number(name, "eps", eps), y_bias, pos
 
 
-def checked_gelu(name: str, u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+def _both_fp32(shift: Tensor, scale: Tensor) -> bool:
+    """Returns whether a modulation is fp32, as one that holds a layer's input_factor is beside tensors of 16 bits."""
+    return shift.dtype == scale.dtype == torch.float32
+
+
+def checked_gelu(name: str, u: Tensor, b: Tensor | None, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Arguments of an op that adds a bias and applies GELU, as its kernels read them."""
     check_rows(name, "u", u)
     b = u.new_zeros(u.shape[-1]) if b is None else b
     b = checked_vector(name, "b", b, u, u.shape[-1], "M").to(u.dtype)
+    factor = None if factor is None else checked_vector(name, "factor", factor, u, u.shape[-1], "M").float()
     refuse_gradient(name, u)
-    return u, b
+    return u, b, factor
 
 
 def refuse_gradient(name: str, *tensors: Tensor) -> None:
@@ -175,9 +186,9 @@ _FUSED = KernelOp(
 
 _GELU = KernelOp(
     "bias_gelu_fp8",
-    "(Tensor u, Tensor b, str backend) -> (Tensor a, Tensor row_scale)",
+    "(Tensor u, Tensor b, Tensor? factor, str backend) -> (Tensor a, Tensor row_scale)",
     "",
-    fake=lambda u, b: empty_rows(u),
+    fake=lambda u, b, factor: empty_rows(u),
     ours=("triton",),
     reference=bias_gelu_fp8_ref,
     example=lambda sizes: {"u": sizes.tokens(widths=4), "b": sizes.randn(4 * sizes.width)},

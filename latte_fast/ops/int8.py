@@ -83,15 +83,18 @@ def gate_residual_norm_modulate_int8(
     return _FUSED(*args, _checked_flag(name, unsigned))
 
 
-def bias_gelu_int8(u: Tensor, b: Tensor | None = None, *, unsigned: bool = False) -> tuple[Tensor, Tensor]:
-    """tanh-GELU(u + b) as integers, and the scale of each row.
+def bias_gelu_int8(
+    u: Tensor, b: Tensor | None = None, *, factor: Tensor | None = None, unsigned: bool = False
+) -> tuple[Tensor, Tensor]:
+    """tanh-GELU(u + b) * factor as integers, and the scale of each row.
 
     Args:
         u: (..., M), a linear layer's result without its bias.
         b: (M,) or None.
+        factor: (M,) or None, by whose inverse the columns of the next layer's weight were multiplied.
         unsigned: whether values are uint8 and 128 more.
     """
-    return _GELU(*checked_gelu("bias_gelu_int8", u, b), _checked_flag("bias_gelu_int8", unsigned))
+    return _GELU(*checked_gelu("bias_gelu_int8", u, b, factor), _checked_flag("bias_gelu_int8", unsigned))
 
 
 def linear_int8(
@@ -199,9 +202,9 @@ _FUSED = KernelOp(
 
 _GELU = KernelOp(
     "bias_gelu_int8",
-    "(Tensor u, Tensor b, bool unsigned, str backend) -> (Tensor a, Tensor row_scale)",
+    "(Tensor u, Tensor b, Tensor? factor, bool unsigned, str backend) -> (Tensor a, Tensor row_scale)",
     "",
-    fake=lambda u, b, unsigned: _integers(u, unsigned),
+    fake=lambda u, b, factor, unsigned: _integers(u, unsigned),
     reference=bias_gelu_int8_ref,
     home="int8",
     example=lambda sizes: {"u": sizes.tokens(widths=4), "b": sizes.randn(4 * sizes.width)},

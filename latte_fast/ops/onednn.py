@@ -127,16 +127,32 @@ def linear(
     return out.to(dtype).view(*rows, count)
 
 
-def linear_gelu(
-    values: Tensor, scale: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Returns tanh-GELU of `linear` as rows of integers like `values`, and their scales."""
-    count, step = weight_scale.shape[0], rows_at_once(torch.bfloat16)
-    a, a_scale = empty_rows(values.new_empty((*values.shape[:-1], count)), values.dtype == torch.uint8)
-    parts = (values.flatten(0, -2), scale.view(-1, 1), a.view(-1, count), a_scale.view(-1, 1))
-    for x, s, to, to_scale in zip(*(part.split(step) for part in parts), strict=True):
-        bias_gelu_int8_into(multiply(x, packed, weight_scale, accumulator(dtype)), bias, s, to, to_scale)
-    return a, a_scale
+class Layer(NamedTuple):
+    """A linear layer of int8 as its products read it."""
+
+    packed: Tensor
+    weight_scale: Tensor  # (N,)
+    bias: Tensor | None  # (N,)
+    input_factor: Tensor | None = None  # (K,), what its input was multiplied by
+
+
+def mlp(values: Tensor, scale: Tensor, fc1: Layer, fc2: Layer, dtype: torch.dtype) -> Tensor:
+    """Returns fc2 of tanh-GELU of fc1, without fc2's bias; values (..., K), scale (..., 1).
+
+    Some rows at a time, which stay in the caches from fc1's product to fc2's sums.
+    """
+    hidden, count = len(fc1.weight_scale), len(fc2.weight_scale)
+    wide, step = accumulator(dtype), rows_at_once(torch.bfloat16)
+    values, rows = values.flatten(0, -2), values.shape[:-1]
+    out = torch.empty((len(values), count), dtype=wide)
+    bias = torch.zeros(hidden) if fc1.bias is None else fc1.bias
+    a, a_scale = empty_rows(values.new_empty((min(step, len(values)), hidden)), values.dtype == torch.uint8)
+    for x, s, to in zip(values.split(step), scale.view(-1, 1).split(step), out.split(step), strict=True):
+        part, part_scale = a[: len(x)], a_scale[: len(x)]
+        u = multiply(x, fc1.packed, fc1.weight_scale, wide)
+        bias_gelu_int8_into(u, bias, fc2.input_factor, s, part, part_scale)
+        scale_rows(multiply(part, fc2.packed, fc2.weight_scale, wide), part_scale, None, to)
+    return out.to(dtype).view(*rows, count)
 
 
 def attention(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latte_fast import backends
 from latte_fast.modules.hooks import is_untouched
@@ -23,12 +23,14 @@ from latte_fast.modules.linear import is_plain, join8
 from latte_fast.modules.linear8 import STEP, Linear8, Stored8, why_emulated
 from latte_fast.modules.linear_int8 import LinearInt8
 from latte_fast.quantization.report import LayerReport, QuantizeReport, relative_error, signal_to_noise
-from latte_fast.quantization.rounding import Inputs, compensated
+from latte_fast.quantization.rounding import Inputs, compensated, smoothing
 
 # attributes of the modules whose layers become 8-bit, by dtype; a model has modules with one of them
 DTYPES: dict[str, tuple[str, ...]] = {"fp8": ("products",), "int8": ("products", "weight_only")}
 # kinds of layers by attribute, and those that become 8-bit by default
 KINDS = {"products": ("qkv", "proj", "fc1", "fc2"), "weight_only": ("qkv", "proj", "fc1", "fc2", "head")}
+# whose inputs an op writes that can even out channels on the way, and an input that was never seen
+SMOOTHED, NOTHING = ("qkv", "fc1", "fc2"), Inputs()
 DEFAULT = {"products": ("qkv", "fc1", "fc2"), "weight_only": KINDS["weight_only"]}
 
 
@@ -39,6 +41,7 @@ def quantize(
     layers: Iterable[str] | None = None,
     keep: bool = True,
     calibrate: Callable[[nn.Module], object] | None = None,
+    smooth: bool | None = None,
 ) -> QuantizeReport:
     """Gives a model's linear layers 8-bit weights and inputs, in place; for inference alone.
 
@@ -56,16 +59,22 @@ def quantize(
             16 bits; the report says how much they take.
         calibrate: function that calls the model on what it will see, a sampling of a few clips, say; weights are then
             rounded so that errors on these inputs cancel, and the report has each layer's signal-to-noise ratio.
+        smooth: whether the channels of an input are evened out before they are rounded, and the weight's columns take
+            up the difference; needs `calibrate`. By default with int8, whose steps are all alike.
 
     Returns:
         What became of each layer: taken, or kept in 16 bits and why, and the error of its weight.
     """
     kinds = _check(model, dtype, layers, calibrate)
+    smooth = (calibrate is not None and dtype == "int8") if smooth is None else smooth
+    if smooth and calibrate is None:
+        raise ValueError("quantize: smooth must be False without calibrate, which shows what the channels hold")
     report = QuantizeReport()
     seen = {} if calibrate is None else _inputs(model, kinds, calibrate, dtype)
     for owner, prefix in owners(model, DTYPES[dtype]):
         attribute = attribute_of(owner, DTYPES[dtype])
         made: dict[str, list[Linear8]] = {}
+        factors = _factors(owner, prefix, seen, dtype) if smooth else {}
         for path, kind in getattr(owner, attribute).items():
             layer = submodule(owner, path)
             if layer is None:
@@ -79,19 +88,24 @@ def quantize(
             inputs = seen.pop(name, None)
             gram = None if inputs is None else inputs.gram
             eight: Stored8
+            gain = 0.0
             if attribute == "weight_only":
                 eight = LinearInt8(layer, keep)
             else:
-                rounded = None if gram is None else compensated(layer.weight.detach(), gram, dtype)
-                eight = Linear8(layer, keep, rounded, dtype)
+                factor, gain = factors.get(name, (None, 0.0))
+                weight = layer.weight.detach()
+                if factor is not None and gram is not None:
+                    weight, gram = weight / factor, gram * factor * factor[:, None]
+                rounded = None if gram is None else compensated(weight, gram, dtype)
+                eight = Linear8(layer, keep, rounded, dtype, factor)
                 made.setdefault(kind, []).append(eight)
             replace(owner, path, eight)
             report.count(layer.weight, eight, keep)
-            error = relative_error(eight.weight.float() * eight.weight_scale[:, None], layer.weight)
+            error = relative_error(eight.dequantized(), layer.weight)
             snr = None
             if isinstance(eight, Linear8) and inputs is not None and inputs.rows:
                 snr = signal_to_noise(eight, layer, inputs.rows)
-            report.layers[name] = LayerReport(kind, error=error, snr=snr)
+            report.layers[name] = LayerReport(kind, error=error, snr=snr, gain=gain)
         # q, k and v of separate layers become one product
         if len(made.get("qkv", ())) == 3:
             join8(made["qkv"])
@@ -217,6 +231,20 @@ def _inputs(
     if seen and all(inputs.gram is None for inputs in seen.values()):
         raise ValueError("quantize: calibrate must call the model, whose layers saw nothing")
     return seen
+
+
+def _factors(owner: Any, prefix: str, seen: dict[str, Inputs], dtype: str) -> dict[str, tuple[Tensor | None, float]]:
+    """Returns what `smoothing` gives for an owner's layers, by name; layers of one kind read one input."""
+    groups: dict[str, list[str]] = {}
+    for path, kind in getattr(owner, "products", {}).items():
+        if kind in SMOOTHED and seen.get(f"{prefix}.{path}".strip("."), NOTHING).rows:
+            groups.setdefault(kind, []).append(path)
+    found = {}
+    for paths in groups.values():
+        names = [f"{prefix}.{path}".strip(".") for path in paths]
+        weight = torch.cat([submodule(owner, path).weight.detach() for path in paths])
+        found.update(dict.fromkeys(names, smoothing(weight, seen[names[0]], dtype)))
+    return found
 
 
 def _why_not(layer: Any, dtype: str, attribute: str) -> str | None:

@@ -17,6 +17,7 @@ class LayerReport:
     kept: str = ""
     error: float = 0.0  # of the weight: norm of the difference over the norm
     snr: float | None = None  # signal-to-noise ratio of the layer's result in dB, where it was calibrated
+    gain: float = 0.0  # what smoothing gave of it in dB, of weights rounded to nearest
 
 
 @dataclass
@@ -58,6 +59,8 @@ class QuantizeReport:
             if errors:
                 ratios = [layer.snr for layer in self.layers.values() if layer.kind == kind and layer.snr is not None]
                 mean = f", signal-to-noise ratio {sum(ratios) / len(ratios):.1f} dB" if ratios else ""
+                gains = [layer.gain for layer in self.layers.values() if layer.kind == kind and layer.gain]
+                mean += f", {sum(gains) / len(ratios):.1f} dB by smoothing" if gains else ""
                 lines.append(f"  {kind}: {len(errors)} layers, error of the weights {max(errors):.2%} at most{mean}")
         reasons: dict[str, list[str]] = {}
         for name, why in self.kept.items():

@@ -125,9 +125,10 @@ def added_once(x: Tensor, y: Tensor, gate: Tensor, y_bias: Tensor | None, pos: T
     return (out if pos is None else out + pos).to(x.dtype)
 
 
-def bias_gelu_fp8_ref(u: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Applies rows_fp8_ref to tanh-GELU(u + b), which is not rounded before."""
-    return rows_fp8_ref(bias_gelu_ref(widened(u), b))
+def bias_gelu_fp8_ref(u: Tensor, b: Tensor | None, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Applies rows_fp8_ref to tanh-GELU(u + b) * factor, which is not rounded before."""
+    a = bias_gelu_ref(widened(u), b)
+    return rows_fp8_ref(a if factor is None else a * factor)
 
 
 def rows_int8_ref(x: Tensor, unsigned: bool = False) -> tuple[Tensor, Tensor]:
@@ -168,9 +169,12 @@ def gate_residual_norm_modulate_int8_ref(
     return out, *norm_modulate_int8_ref(out, shift, scale, eps, unsigned=unsigned)
 
 
-def bias_gelu_int8_ref(u: Tensor, b: Tensor | None, unsigned: bool = False) -> tuple[Tensor, Tensor]:
-    """Applies rows_int8_ref to tanh-GELU(u + b), which is not rounded before."""
-    return rows_int8_ref(bias_gelu_ref(widened(u), b), unsigned)
+def bias_gelu_int8_ref(
+    u: Tensor, b: Tensor | None, factor: Tensor | None = None, unsigned: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Applies rows_int8_ref to tanh-GELU(u + b) * factor, which is not rounded before."""
+    a = bias_gelu_ref(widened(u), b)
+    return rows_int8_ref(a if factor is None else a * factor, unsigned)
 
 
 def linear_int8_ref(

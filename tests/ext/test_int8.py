@@ -57,7 +57,16 @@ def check(cell: dict) -> None:
         wanted = ref.norm_modulate_ref(out.double(), shift.double(), scale.double())
         assert_rounded("fused", *fused, wanted)
         added = y.double() if bias is None else y.double() + bias.double()
-        assert_rounded("gelu", *ops.bias_gelu_int8(y, bias, **form), ref.bias_gelu_ref(added, None), slack=1e-5)
+        gelu = ref.bias_gelu_ref(added, None)
+        assert_rounded("gelu", *ops.bias_gelu_int8(y, bias, **form), gelu, slack=1e-5)
+        # a modulation and GELU that hold the factor of the next layer's input, in fp32 beside 16 bits
+        wide, factor = torch.randn(2, *shift.shape), torch.rand(x.shape[-1])
+        wanted = ref.norm_modulate_ref(x.double(), *wide.double())
+        assert_rounded("wide norm", *ops.norm_modulate_int8(x, *wide, **form), wanted)
+        fused = ops.gate_residual_norm_modulate_int8(x, y, gate, *wide, y_bias=bias, pos=pos, **form)[1:]
+        assert_rounded("wide fused", *fused, ref.norm_modulate_ref(out.double(), *wide.double()))
+        times = ops.bias_gelu_int8(y, bias, factor=factor, **form)
+        assert_rounded("gelu times a factor", *times, gelu * factor, slack=1e-5)
 
 
 def test_edges_are_the_oracles() -> None:
@@ -78,7 +87,7 @@ def test_scaled_rows(dtype: torch.dtype) -> None:
         want = x.double() * scale.double() + (0 if b is None else b.double())
         assert float((out.double() - want).abs().max()) <= torch.finfo(dtype).eps * float(want.abs().max())
     a, a_scale = empty_rows(x, False)
-    bias_gelu_int8_into(x, bias, scale, a, a_scale)
+    bias_gelu_int8_into(x, bias, None, scale, a, a_scale)
     assert_rounded("gelu", a, a_scale, ref.bias_gelu_ref(x.double() * scale.double() + bias.double(), None), slack=1e-5)
 
 
@@ -103,9 +112,20 @@ def test_products_by_onednn(unsigned: bool, monkeypatch: pytest.MonkeyPatch) -> 
         got = onednn.linear(rows[None], x_scale[None], packed, w_scale, b, torch.bfloat16)
         assert got.shape == (1, 21, 32) and got.dtype == torch.bfloat16
         assert float((got[0].double() - want).abs().max()) < 2.0**-7 * float(want.abs().max())
-    a, a_scale = onednn.linear_gelu(rows, x_scale / 1e4, packed, w_scale, bias, torch.bfloat16)
-    assert_rounded("gelu", a, a_scale, ref.bias_gelu_ref(exact / 1e4 + bias, None), slack=0.02)
-    assert a.dtype == rows.dtype
+    # an MLP: GELU's rows are rounded to integers of their own, half a step off at most
+    second, scales = torch.randint(-127, 128, (48, 32)).to(torch.int8), torch.rand(48) + 0.5
+    for factor in (None, torch.rand(32) + 0.5):
+        fc1 = onednn.Layer(packed, w_scale, bias)
+        fc2 = onednn.Layer(onednn.pack(second), scales, torch.ones(48), factor)
+        got = onednn.mlp(rows[None], x_scale[None] / 1e4, fc1, fc2, torch.bfloat16)
+        a = ref.bias_gelu_ref(exact / 1e4 + bias, None) * (1 if factor is None else factor)
+        want = (a @ second.double().t()) * scales
+        # of 32 roundings, and of 16 bits three times on the way
+        step = a.abs().amax(-1, keepdim=True) / 127 + 2.0**-7 * a.abs()
+        most = (step @ second.double().abs().t()) * scales + 2.0**-7 * want.abs()
+        assert got.shape == (1, 21, 48) and got.dtype == torch.bfloat16
+        assert ((got[0].double() - want).abs() <= most).all()
+        assert float((got[0].double() - want).norm() / want.norm()) < 0.02
 
 
 def test_what_this_processor_has_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ def fp8() -> None:
                 )
             if wide == narrow:
                 u = meta(4, 16, 256, 4 * width, dtype=narrow)
-                bias_gelu_fp8.bias_gelu_fp8_fwd(u, u[0, 0, 0])
+                for factor in (None, meta(4 * width)):
+                    bias_gelu_fp8.bias_gelu_fp8_fwd(u, u[0, 0, 0], factor)
                 rows_fp8.rows_fp8_fwd(x)
 
 
@@ -86,9 +87,14 @@ def int8rows() -> None:
             bias = meta(width, dtype=narrow)
             int8_kernels.norm_modulate_int8_fwd(x, shift, scale, 1e-6, False)
             int8_kernels.gate_residual_norm_modulate_int8_fwd(x, y, gate, shift, scale, 1e-6, bias, None, False)
+            if wide == torch.bfloat16:  # with the factor of the next layer's input the modulation is fp32
+                b, s = meta(4, 2 * width).chunk(2, dim=-1)
+                int8_kernels.norm_modulate_int8_fwd(x, b, s, 1e-6, False)
+                int8_kernels.gate_residual_norm_modulate_int8_fwd(x, y, gate, b, s, 1e-6, bias, None, False)
             if wide == narrow:
                 u = meta(4, 16, 256, 4 * width, dtype=narrow)
-                int8_kernels.bias_gelu_int8_fwd(u, u[0, 0, 0], False)
+                for factor in (None, meta(4 * width)):
+                    int8_kernels.bias_gelu_int8_fwd(u, u[0, 0, 0], factor, False)
                 int8_kernels.rows_int8_fwd(x, False)
     for rows in (256, 4096, 32768):
         for width in (1152, 768, 384):

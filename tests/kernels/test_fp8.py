@@ -51,7 +51,14 @@ def check(case: dict) -> None:
         if rows.interpreted() and wide == torch.bfloat16:  # whose x' is rounded after the kernel
             out = R.gate_residual_ref(x.double(), y.double() + bias, gate.double()) + (0 if pos is None else pos)
         assert_rounded("fused", *fused, norm(out, shift, scale))
-        assert_rounded("gelu", *ops.bias_gelu_fp8(y, bias), R.bias_gelu_ref(y.double(), bias.double()))
+        # a modulation and GELU that hold the factor of the next layer's input
+        shift, scale, factor = (randn(*s, seed=7) for s in (shift.shape, scale.shape, (D,)))
+        assert_rounded("wide norm", *ops.norm_modulate_fp8(x, shift, scale), norm(x, shift, scale))
+        wide_fused = ops.gate_residual_norm_modulate_fp8(x, y, gate, shift, scale, y_bias=bias, pos=pos)[1:]
+        assert_rounded("wide fused", *wide_fused, norm(out, shift, scale))
+        gelu = R.bias_gelu_ref(y.double(), bias.double())
+        assert_rounded("gelu", *ops.bias_gelu_fp8(y, bias), gelu)
+        assert_rounded("gelu times a factor", *ops.bias_gelu_fp8(y, bias, factor=factor), gelu * factor)
         assert same_bits(ops.rows_fp8(y), R.rows_fp8_ref(y))
 
 

@@ -22,7 +22,10 @@ def test_oracle_rounds_to_nearest(dtype: torch.dtype) -> None:
     out, *h = R.gate_residual_norm_modulate_fp8_ref(x, y, gate, shift, scale, y_bias=gate[0], pos=x[0])
     exact = R.norm_modulate_ref(out.double(), shift.double(), scale.double())
     assert_rounded("fused", *h, exact)
-    assert_rounded("gelu", *R.bias_gelu_fp8_ref(x, gate[0]), R.bias_gelu_ref(x.double(), gate[0].double()))
+    exact = R.bias_gelu_ref(x.double(), gate[0].double())
+    assert_rounded("gelu", *R.bias_gelu_fp8_ref(x, gate[0]), exact)
+    factor = torch.rand(72) + 0.5
+    assert_rounded("gelu times a factor", *R.bias_gelu_fp8_ref(x, gate[0], factor), exact * factor)
 
 
 def test_a_scale_too_small_is_seen() -> None:

@@ -26,7 +26,9 @@ def test_oracle_rounds_to_nearest(unsigned: bool, dtype: torch.dtype) -> None:
     )
     assert_rounded("fused", *h, R.norm_modulate_ref(out.double(), shift.double(), scale.double()))
     exact = R.bias_gelu_ref(x.double(), gate[0].double())
-    assert_rounded("gelu", *R.bias_gelu_int8_ref(x, gate[0], unsigned), exact)
+    assert_rounded("gelu", *R.bias_gelu_int8_ref(x, gate[0], None, unsigned), exact)
+    factor = torch.rand(72) + 0.5
+    assert_rounded("gelu times a factor", *R.bias_gelu_int8_ref(x, gate[0], factor, unsigned), exact * factor)
 
 
 def test_a_scale_too_small_and_cut_values_are_seen() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latte_fast import ops
 from latte_fast.modules.linear import joined, joined8, joined_product, mlp, split_bias, weight_of
-from latte_fast.modules.linear8 import Rows8, product, rows8
+from latte_fast.modules.linear8 import Rows8, product
 from latte_fast.modules.prompt_cache import PromptCache
 from latte_fast.modules.residual import Pending, add_and_norm, resolve
 from latte_fast.modules.sequence import Shards
@@ -67,7 +67,7 @@ def self_attention(attn: nn.Module, h: Tensor | Rows8, axis: str) -> Tensor:
     layers = (attn.to_q, attn.to_k, attn.to_v)
     packed8 = joined8(layers)
     if packed8 is not None:
-        qkv = product(h if isinstance(h, Rows8) else rows8(h, layers[0].precision), *packed8)
+        qkv = product(layers[0].rows_of(h), *packed8)
         return ops.axis_attention_qkv(qkv.unflatten(-1, (3, attn.heads, -1)), axis)
     whole = None if isinstance(h, Rows8) else joined_product(layers, h)
     if whole is not None:
