@@ -12,7 +12,7 @@ from benchmarks.reuse.race import HELD_OUT, Race, Result, attention_share, secon
 from benchmarks.reuse.store import Store
 from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import TIERS, open_search
+from latte_fast.calibration.search import TIERS, calibrate, open_search
 from latte_fast.data.shapes import CLASSES
 from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media.pixels import normalise
@@ -22,8 +22,10 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.sample import open_source
 
 STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
+SAMPLERS = ("ddim", "dpm++", "unipc")
 SEARCHED: dict[str, Any] = {"count": 16, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
-FEWER = (8, 10, 12, 14, 17, 20, 25)  # steps of the samplers beside the converged film
+FEWER = (8, 10, 12, 14, 16, 20, 25)  # steps of the samplers beside the converged film
+CONTENDED = (8, 10, 12, 14, 16, 20, 25)  # computed steps of the published rules
 
 
 class Parts:
@@ -69,14 +71,14 @@ class Parts:
             search = open_search(self.source, request, progress=True)
             for n in missing:
                 self.store.check_time()
-                plan = search.refined(search.budget(n)).plan
+                plan = search.budget(n).plan
                 self.store.put(f"budget/{n}/plan", self.loss(self.race.plan("", plan), plan))
         for n in budgets:
             self.store.get(f"budget/{n}/best mask", lambda n=n: as_figure(self.race.masks(n)))
 
     def contenders(self) -> None:
         """Published rules with as many computed steps, and those that reuse attention alone at their own cost."""
-        for n in self.given.budgets:
+        for n in set(self.given.budgets) & set(CONTENDED):
             self.store.check_time()
             if f"contender/{n}/TaylorSeer" not in self.store.figures:
                 for result in self.race.contenders(n):
@@ -92,20 +94,22 @@ class Parts:
             self.store.check_time()
             torch.save(Race(self.source, "dpm++", CONVERGED, GUIDANCE, self.samples).exact, kept)
         converged = torch.load(kept, map_location=self.given.device)
-        for method in ("ddim", "dpm++", "unipc"):
+        for method in SAMPLERS:
             for steps in (*FEWER, STEPS):
                 name = f"converged/{method}/{steps} steps"
                 self.store.get(name, lambda m=method, s=steps: self.distance(m, s, converged))
-            if f"converged/{method}/25 of 50" in self.store.figures:
+        for method in SAMPLERS:
+            if f"calibrated/{method}/fast" in self.store.figures:
                 continue
-            request = Request(**SEARCHED | {"method": method})
-            search = open_search(self.source, request, progress=True)
+            self.store.check_time()
+            found, curve = calibrate(self.source, Request(**SEARCHED | {"method": method}), progress=True)
             race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
-            for n in FEWER:
-                self.store.check_time()
-                plan = search.refined(search.budget(n), 20).plan
-                film = race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
-                self.store.put(f"converged/{method}/{n} of 50", round(psnr(film, converged), 2))
+            plans = {f"converged/{method}/{at.plan.computed} of 50": at for at in (*curve, *found.values())}
+            for name, at in plans.items():
+                film = race.film(self.source.follow(at.plan, race.denoiser(), race.noise, tables=True))
+                self.store.put(name, round(psnr(film, converged), 2))
+            for quality, at in found.items():
+                self.store.put(f"calibrated/{method}/{quality}", self.loss(race.plan("", at.plan), at.plan))
 
     def distance(self, method: str, steps: int, converged: torch.Tensor) -> float:
         return round(psnr(Race(self.source, method, steps, GUIDANCE, self.samples).exact, converged), 2)
