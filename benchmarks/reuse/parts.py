@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.reuse.race import HELD_OUT, Race, Result, attention_share, seconds
 from benchmarks.reuse.store import Store
+from latte_fast.calibration.fewer_steps import OTHERS
 from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.plans import find_plans
 from latte_fast.calibration.search import TIERS, calibrate, open_search
@@ -22,9 +23,8 @@ from latte_fast.sampling.request import Request
 from latte_fast.sampling.sample import open_source
 
 STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
-SAMPLERS = ("ddim", "dpm++", "unipc")
 SEARCHED: dict[str, Any] = {"count": 16, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
-FEWER = (8, 10, 12, 14, 16, 20, 25)  # steps of the samplers beside the converged film
+FEWER = (8, 10, 12, 16, 20, 25)  # steps of the samplers beside the converged film
 CONTENDED = (8, 10, 12, 14, 16, 20, 25)  # computed steps of the published rules
 
 
@@ -63,18 +63,22 @@ class Parts:
         return {"forwards": result.forwards, "psnr": round(result.psnr, 2), "what": str(plan).split()[-1]}
 
     def budgets(self) -> None:
-        """The best plan of each number of forwards, beside the best mask made by hand."""
+        """The plan of each number of forwards, beside the best mask made by hand; and its distance to convergence."""
         budgets = self.given.budgets
-        missing = [n for n in budgets if f"budget/{n}/plan" not in self.store.figures]
+        missing = [n for n in budgets if f"converged/ddim/{n} of 50" not in self.store.figures]
         if missing:
-            request = Request(**SEARCHED)
-            search = open_search(self.source, request, progress=True)
+            search = open_search(self.source, Request(**SEARCHED), progress=True)
             for n in missing:
                 self.store.check_time()
                 plan = search.budget(n).plan
-                self.store.put(f"budget/{n}/plan", self.loss(self.race.plan("", plan), plan))
+                film = self.film(self.race, plan)
+                self.store.put(f"budget/{n}/plan", self.loss(self.race.result("", plan, film), plan))
+                self.store.put(f"converged/ddim/{n} of 50", self.to_converged(film))
         for n in budgets:
             self.store.get(f"budget/{n}/best mask", lambda n=n: as_figure(self.race.masks(n)))
+
+    def film(self, race: Race, plan: Plan) -> torch.Tensor:
+        return race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
 
     def contenders(self) -> None:
         """Published rules with as many computed steps, and those that reuse attention alone at their own cost."""
@@ -87,32 +91,39 @@ class Parts:
             for result in self.race.broadcasts(attention_share(self.source.adapter.config)):
                 self.store.put(f"broadcast/{result.name}", as_figure(result))
 
-    def samplers(self) -> None:
-        """Distances to one converged film: of fewer steps of other samplers, and of plans on top of each sampler."""
+    @functools.cached_property
+    def converged(self) -> torch.Tensor:
         kept = self.store.path.with_suffix(".converged.pt")
         if not kept.is_file():
             self.store.check_time()
             torch.save(Race(self.source, "dpm++", CONVERGED, GUIDANCE, self.samples).exact, kept)
-        converged = torch.load(kept, map_location=self.given.device)
-        for method in SAMPLERS:
+        film: torch.Tensor = torch.load(kept, map_location=self.given.device)
+        return film
+
+    def to_converged(self, film: torch.Tensor) -> float:
+        return round(psnr(film, self.converged), 2)
+
+    def samplers(self) -> None:
+        """Distances to one converged film: of fewer steps of each sampler, and of plans on top of the others."""
+        for method in ("ddim", *OTHERS):
             for steps in (*FEWER, STEPS):
                 name = f"converged/{method}/{steps} steps"
-                self.store.get(name, lambda m=method, s=steps: self.distance(m, s, converged))
-        for method in SAMPLERS:
+                self.store.get(name, lambda m=method, s=steps: self.to_converged(self.race_of(m, s).exact))
+        for method in OTHERS:
             if f"calibrated/{method}/fast" in self.store.figures:
                 continue
             self.store.check_time()
             found, curve = calibrate(self.source, Request(**SEARCHED | {"method": method}), progress=True)
-            race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
-            plans = {f"converged/{method}/{at.plan.computed} of 50": at for at in (*curve, *found.values())}
-            for name, at in plans.items():
-                film = race.film(self.source.follow(at.plan, race.denoiser(), race.noise, tables=True))
-                self.store.put(name, round(psnr(film, converged), 2))
+            race = self.race_of(method, STEPS)
+            for at in (*curve, *found.values()):
+                film = self.film(race, at.plan)
+                self.store.put(f"converged/{method}/{at.plan.computed} of 50", self.to_converged(film))
             for quality, at in found.items():
-                self.store.put(f"calibrated/{method}/{quality}", self.loss(race.plan("", at.plan), at.plan))
+                result = race.result("", at.plan, self.film(race, at.plan))
+                self.store.put(f"calibrated/{method}/{quality}", self.loss(result, at.plan))
 
-    def distance(self, method: str, steps: int, converged: torch.Tensor) -> float:
-        return round(psnr(Race(self.source, method, steps, GUIDANCE, self.samples).exact, converged), 2)
+    def race_of(self, method: str, steps: int) -> Race:
+        return Race(self.source, method, steps, GUIDANCE, self.samples)
 
     def seconds(self) -> None:
         """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""

@@ -59,7 +59,10 @@ class Race:
 
     def plan(self, name: str, plan: Plan) -> Result:
         latents = self.source.follow(plan, self.denoiser(), self.noise, tables=True)
-        return Result(name, plan.forwards * self.whole, psnr(self.film(latents), self.exact))
+        return self.result(name, plan, self.film(latents))
+
+    def result(self, name: str, plan: Plan, film: Tensor) -> Result:
+        return Result(name, plan.forwards * self.whole, psnr(film, self.exact))
 
     @property
     def whole(self) -> float:

@@ -38,7 +38,7 @@ SHAPED = (0.2, 0.3)  # shares of computed steps for which the shape is chosen
 RUNS = 8  # runs that refine a plan
 EDGES, FEW = 2, 6  # samples whose stretches are measured, where that is asked for, and of the plans run for it
 NEAR = 1.5  # dB below a tier from which a plan is refined
-MARGIN = 0.5  # dB that other samples may lose more, where the standard error of the mean is below it
+MARGIN = 0.5  # standard errors of the mean, and dB at least, that a plan has to be above a tier
 ENDS = 0.06  # dB that each call of the model's two ends has to gain, as a step more that is computed gains about 1 dB
 ENOUGH = 3  # plans that reach the highest tier, at which the curve ends
 # exponents of the computed steps' density, and lengths of the first stretch: by how much of all steps over the root of
@@ -86,11 +86,11 @@ class Found:
 
     @property
     def sure(self) -> float:
-        """The expected PSNR less its standard error over the samples: what others will have, which vary as these do."""
+        """The expected PSNR less half its standard error over the samples, as others vary as these do."""
         of = self.each if self.unseen is None else self.unseen
         if of is None or len(of) < 2:
             return self.expected - MARGIN
-        return self.expected - max(MARGIN, float(of.std()) / math.sqrt(len(of)))
+        return self.expected - MARGIN * max(1.0, float(of.std()) / math.sqrt(len(of)))
 
     def measured_plan(self) -> Plan:
         """Returns the plan with what was measured."""
