@@ -28,6 +28,7 @@ class Use(IntEnum):
     DENSITY = 8  # the interval of time steps that an update trains
     TOKEN = 9  # the tokens of a generated film, by latent frame
     FRAME_TIME = 10  # the time steps of a training sample's frames, where each has its own
+    MISTAKE = 11  # the random codes that a training sample has in place of some of its own
 
 
 def generator(seed: int, number: int, use: Use = Use.NOISE, step: int = 0) -> np.random.Generator:
@@ -40,6 +41,17 @@ def normal(seed: int, number: int, shape: Sequence[int], use: Use = Use.NOISE, s
     """Draws N(0, 1) in fp32 on the CPU."""
     drawn = generator(seed, number, use, step).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
+
+
+def mistakes(seed: int, number: int, shape: Sequence[int], codes: int, most: float) -> Tensor:
+    """Draws codes that take the place of a training sample's own, int64, and -1 where its own stays.
+
+    Each code is replaced with the same probability, which is drawn for the sample between 0 and `most`.
+    """
+    source = generator(seed, number, Use.MISTAKE)
+    share = most * source.random()
+    replaced = source.random(tuple(shape)) < share
+    return torch.from_numpy(np.where(replaced, source.integers(codes, size=tuple(shape)), -1))
 
 
 class StepNoise:

@@ -171,12 +171,16 @@ class TokenTraining:
         n_embd: width.
         every: distance of a clip's latent frames that the model sees: 1 takes all, 4 key frames for a hierarchy.
         gap: whether the model fills the latent frames between the first and the last of a clip, as a hierarchy needs.
+        side: height and width in codes of the window of a frame that the model sees, drawn anew for each clip; 0 is the
+            whole frame.
         classes: whether the class of a clip is given to the model, where the data has classes.
         captions: JSON file of captions by clip, as `latte-fast encode-text` takes, which are given instead of classes.
         bpe: CLIP's vocabulary of byte pairs, bpe_simple_vocab_16e6.txt.gz, by which captions become tokens.
         words: number of tokens of a caption, with its start, its end and padding.
         sound: folder of `latte-fast encode-audio` with the sounds of the clips, which are given instead of classes.
         sound_vae: VQGAN of these sounds, by which samples hear theirs.
+        noise: largest share of a clip's codes in whose place the model sees random ones, so that it learns to go on
+            from a long film's mistakes; the share is drawn for each clip, and the codes to predict stay its own.
     """
 
     n_layer: int = 24
@@ -184,16 +188,22 @@ class TokenTraining:
     n_embd: int = 1024
     every: int = 1
     gap: bool = False
+    side: int = 0
     classes: bool = True
     captions: str = ""
     bpe: str = ""
     words: int = 256
     sound: str = ""
     sound_vae: str = ""
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "every", "words"):
             require(getattr(self, name) >= 1, f"tokens.{name}", "at least 1", getattr(self, name))
+        require(self.side >= 0, "tokens.side", "at least 0", self.side)
+        alone = not self.side or not (self.gap or self.every > 1)
+        require(alone, "tokens.side", "0 for key frames and for a model that fills gaps", self.side)
+        require(0 <= self.noise < 1, "tokens.noise", "at least 0 and below 1", self.noise)
         rule = f"a multiple of tokens.n_head = {self.n_head}"
         require(self.n_embd % self.n_head == 0, "tokens.n_embd", rule, self.n_embd)
         require(self.every == 1 or not self.gap, "tokens.every", "1 for a model that fills gaps", self.every)

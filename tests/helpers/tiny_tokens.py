@@ -78,7 +78,7 @@ def tiny_tokens_run(out: str | Path, shards: str | Path = "", **changes: Any) ->
         write_tokens(folder)
     given: dict[str, Any] = {
         "objective": "tokens",
-        "tokens": TokenTraining(n_layer=2, n_head=2, n_embd=16),
+        "tokens": TokenTraining(n_layer=2, n_head=2, n_embd=16, noise=0.4),
         "data": DataConfig(kind="tokens", path=str(folder), interval=1, flip=True),
         "optim": OptimConfig(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01, clip=1.0, ema=0.9),
         "frames": 8,

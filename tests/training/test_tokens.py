@@ -16,6 +16,7 @@ from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data import DataConfig, open_dataset
 from latte_fast.data.encode_sounds import encode_sounds
 from latte_fast.data.item import DataError
+from latte_fast.diffusion.noise import mistakes
 from latte_fast.models.checkpoint import read_checkpoint
 from latte_fast.models.tats.files import save_vqgan
 from latte_fast.runs.codec import open_vqgan
@@ -46,6 +47,8 @@ CELLS = [
     pytest.param({"classes": False}, 8, (0, 16), id="without-classes"),
     pytest.param({"gap": True}, 10, (4, 16), id="gap"),
     pytest.param({"every": 4}, 18, (0, 12), id="key-frames"),
+    pytest.param({"every": 4, "noise": 0.8}, 18, (0, 12), id="key-frames-noise"),
+    pytest.param({"gap": True, "noise": 0.8}, 10, (4, 16), id="gap-noise"),
 ]
 
 
@@ -53,7 +56,10 @@ CELLS = [
 def test_losses_equal_the_oracle(
     tmp_path: Path, changes: dict[str, Any], frames: int, learned: tuple[int, int]
 ) -> None:
-    """In float64, by the formula on all logits: condition, shifted codes, and for a gap nothing of its ends."""
+    """In float64, by the formula on all logits: condition, shifted codes, and for a gap nothing of its ends.
+
+    With noise the model sees the random codes of each sample's number, and learns the clip's own.
+    """
     options = replace(SMALL, **changes)
     trainer = Trainer(tiny_tokens_run(tmp_path / "run", tokens=options, frames=frames), say=quiet)
     model: Any = trainer.objective.learners["model"].model.double()
@@ -63,10 +69,16 @@ def test_losses_equal_the_oracle(
     oracle = reference.token_transformer.TokenTransformer(**given, n_layer=2, n_head=2, n_embd=16).double()
     oracle.load_state_dict(model.state_dict())
     kept = batch["tokens"][:, :: options.every]
-    codes = kept.flatten(1) + (3 if options.classes else 0)
+    first = 3 if options.classes else 0
+    codes = seen = kept.flatten(1) + first
+    if options.noise:
+        wrong = torch.stack([mistakes(0, number, kept.shape[1:], 24, options.noise) for number in range(4)])
+        assert torch.equal(batch["mistakes"], wrong)
+        seen = torch.where(wrong < 0, kept, wrong).flatten(1) + first
+        assert 0.1 < (seen != codes).float().mean() < 0.8
     label = batch["label"] if options.classes else torch.zeros(4, dtype=torch.int64)
     assert codes.shape[1] == model.config.block_size and label.unique().numel() == (3 if options.classes else 1)
-    logits = oracle(torch.cat([label[:, None], codes[:, :-1]], 1))
+    logits = oracle(torch.cat([label[:, None], seen[:, :-1]], 1))
     every = nn.functional.cross_entropy(logits.movedim(-1, 1), codes, reduction="none")
     want = every[:, learned[0] : learned[1]].mean(1)
     got = trainer.losses("model", batch)["loss"]
@@ -265,6 +277,8 @@ def test_another_vocabulary_is_refused(tmp_path: Path, whole: Path) -> None:
         Trainer(tiny_tokens_run(tmp_path / "run", shards, **given), say=quiet)
     with pytest.raises(ValueError, match=r"tokens\.every must be 1 for a model that fills gaps, got 4"):
         TokenTraining(every=4, gap=True)
+    with pytest.raises(ValueError, match=r"tokens\.noise must be at least 0 and below 1, got 1\.5"):
+        TokenTraining(noise=1.5)
     with pytest.raises(ValueError, match=r"tokens\.n_embd must be a multiple of tokens\.n_head = 16, got 100"):
         TokenTraining(n_embd=100)
 

@@ -12,8 +12,11 @@ from torch.utils.data import Dataset
 from latte_fast.codecs.clip_bpe import ClipBPE
 from latte_fast.data import open_dataset
 from latte_fast.data.encode_text import read_captions
+from latte_fast.data.seeding import SampleKey
 from latte_fast.data.token_clips import TokenClips
 from latte_fast.data.tokens import SOUND_TOKENS, TokenFolder
+from latte_fast.data.windows import WindowedClips
+from latte_fast.diffusion.noise import mistakes
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.media import write
 from latte_fast.models.checkpoint import load_state
@@ -30,6 +33,17 @@ from latte_fast.token_films.source import TokenOptions, TokenSource
 from latte_fast.training.learner import Learner
 from latte_fast.training.loader import Batch
 from latte_fast.training.objectives.objective import OneLearner
+
+
+class Mistaken(Dataset):
+    """Clips with the random codes that the model sees in place of theirs, drawn by (seed, sample number)."""
+
+    def __init__(self, dataset: Any, config: TrainConfig, layout: TokenLayout):
+        self.dataset, self.seed, self.most, self.codes = dataset, config.seed, config.tokens.noise, layout.n_codes
+        self.shape = (layout.frames, layout.side, layout.side)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        return self.dataset[key] | {"mistakes": mistakes(self.seed, key.number, self.shape, self.codes, self.most)}
 
 
 class TokensObjective(OneLearner):
@@ -70,18 +84,25 @@ class TokensObjective(OneLearner):
         layout = self.layout
         what = "tokens of a gap" if layout.gap else "tokens"
         size = f"{layout.frames}x{layout.side}x{layout.side}"
+        size += f" of {layout.whole}x{layout.whole}" if layout.whole else ""
         other = "captions" if self.bpe else "sounds" if layout.sound else "no classes"
         choices = f"{len(self.classes):,} classes" if self.classes else other
         return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
 
     def items(self) -> Dataset:
-        return self.dataset
+        layout, seed = self.layout, self.config.data.seed
+        clips = WindowedClips(self.dataset, seed, layout.whole, layout.side) if layout.whole else self.dataset
+        return Mistaken(clips, self.config, layout) if self.options.noise else clips
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
         given = batch["words"] if self.layout.words else batch["label"] if self.classes else None
-        inputs, targets, start = inputs_of(self.tokens(batch), given, self.layout)
+        tokens, places = self.tokens(batch), None
+        if self.layout.whole:
+            places = self.layout.window(batch["corner"])
+            tokens = tokens.flatten(1).gather(1, places).unflatten(1, (-1, self.layout.side, self.layout.side))
+        inputs, targets, start = inputs_of(tokens, given, self.layout, batch.get("mistakes"))
         with self.learner.autocast(inputs.device):
-            return {"loss": self.learner.call(inputs, targets, start).mean(1)}
+            return {"loss": self.learner.call(inputs, targets, start, places, self.layout.given).mean(1)}
 
     def tokens(self, batch: Batch) -> Tensor:
         """Returns the tokens (B, t, h, w) of a batch of tokens, or of films through the VQGAN."""
@@ -115,14 +136,19 @@ class TokensObjective(OneLearner):
         self.ranks.barrier()
 
 
-def inputs_of(tokens: Tensor, given: Tensor | None, layout: TokenLayout) -> tuple[Tensor, Tensor, int]:
+def inputs_of(
+    tokens: Tensor, given: Tensor | None, layout: TokenLayout, wrong: Tensor | None = None
+) -> tuple[Tensor, Tensor, int]:
     """Returns a batch's inputs, its targets, and the first row that predicts one.
 
     A row predicts the token after it. A model that fills gaps learns the tokens between the ends alone: the ends see
-    each other, so that nothing is to be learned of them.
+    each other, so that nothing is to be learned of them. `wrong` are the codes that stand in the inputs in place of the
+    clips' own, -1 for those that stay.
     """
-    sequence = layout.sequence(tokens[:, :: layout.every], given)
-    inputs, targets = sequence[:, :-1], sequence[:, layout.given :]
+    tokens = tokens[:, :: layout.every]
+    targets = layout.sequence(tokens, given)[:, layout.given :]
+    seen = tokens if wrong is None else torch.where(wrong < 0, tokens, wrong)
+    inputs = layout.sequence(seen, given)[:, :-1]
     if not layout.gap:
         return inputs, targets, layout.given - 1
     size = layout.per_frame
