@@ -174,7 +174,7 @@ class Search:
 
     def climbed(self, best: Shape, numbers: Sequence[int]) -> Shape:
         """Moves one choice of a shape after the other as long as the mean PSNR rises."""
-        choices = {"exponent": EXPONENTS, "first": FIRSTS, "every": self.every}
+        choices: dict[str, Sequence[float]] = {"exponent": EXPONENTS, "first": FIRSTS, "every": self.every}
 
         def at(shape: Shape) -> float:
             return sum(self.tried(self.shaped(shape, n)).value for n in numbers)
