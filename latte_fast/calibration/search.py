@@ -304,7 +304,7 @@ def calibrate(
 
     Args:
         source: model, its conditions and its decoder.
-        request: sampler, steps and guidance; its first `count` samples are what the loss is measured on.
+        request: sampler, steps and guidance; plans are searched on its first `count` samples and judged on later ones.
         tiers: least PSNR in dB by name; by default TIERS, or none with speeds.
         progress: whether to show progress bars.
         speeds: by name, how many times fewer forwards than with every step computed; the best plan of each is found.

@@ -40,7 +40,7 @@ def calibrate(
         steps: number of sampling steps.
         method: sampler.
         guidance: scale of classifier-free guidance, 1 is none; by default 4, without classes 1.
-        samples: number of samples that the loss is measured on.
+        samples: number of samples that plans are searched on; twice as many others say what a plan loses.
         seed: seed of their noise.
         weights: the EMA of the weights (ema), or the weights themselves (model).
         vae: folder of a diffusers AutoencoderKL, or identity for pixels; by default the VAE of the run.
