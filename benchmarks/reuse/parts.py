@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.reuse.race import HELD_OUT, Race, Result, attention_share, seconds
 from benchmarks.reuse.store import Store
+from latte_fast.calibration.fewer_steps import OTHERS
 from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import TIERS, open_search
+from latte_fast.calibration.search import TIERS, calibrate, open_search
 from latte_fast.data.shapes import CLASSES
 from latte_fast.evaluation.shapes_classifier import share_recognised, train_recogniser
 from latte_fast.media.pixels import normalise
@@ -23,7 +24,8 @@ from latte_fast.sampling.sample import open_source
 
 STEPS, GUIDANCE, CONVERGED = 50, 4.0, 1000
 SEARCHED: dict[str, Any] = {"count": 16, "steps": STEPS, "scale": GUIDANCE}  # what a search of plans draws
-FEWER = (8, 10, 12, 14, 17, 20, 25)  # steps of the samplers beside the converged film
+FEWER = (8, 10, 12, 16, 20, 25)  # steps of the samplers beside the converged film
+CONTENDED = (8, 10, 12, 14, 16, 20, 25)  # computed steps of the published rules
 
 
 class Parts:
@@ -61,22 +63,26 @@ class Parts:
         return {"forwards": result.forwards, "psnr": round(result.psnr, 2), "what": str(plan).split()[-1]}
 
     def budgets(self) -> None:
-        """The best plan of each number of forwards, beside the best mask made by hand."""
+        """The plan of each number of forwards, beside the best mask made by hand; and its distance to convergence."""
         budgets = self.given.budgets
-        missing = [n for n in budgets if f"budget/{n}/plan" not in self.store.figures]
+        missing = [n for n in budgets if f"converged/ddim/{n} of 50" not in self.store.figures]
         if missing:
-            request = Request(**SEARCHED)
-            search = open_search(self.source, request, progress=True)
+            search = open_search(self.source, Request(**SEARCHED), progress=True)
             for n in missing:
                 self.store.check_time()
-                plan = search.refined(search.budget(n)).plan
-                self.store.put(f"budget/{n}/plan", self.loss(self.race.plan("", plan), plan))
+                plan = search.budget(n).plan
+                film = self.film(self.race, plan)
+                self.store.put(f"budget/{n}/plan", self.loss(self.race.result("", plan, film), plan))
+                self.store.put(f"converged/ddim/{n} of 50", self.to_converged(film))
         for n in budgets:
             self.store.get(f"budget/{n}/best mask", lambda n=n: as_figure(self.race.masks(n)))
 
+    def film(self, race: Race, plan: Plan) -> torch.Tensor:
+        return race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
+
     def contenders(self) -> None:
         """Published rules with as many computed steps, and those that reuse attention alone at their own cost."""
-        for n in self.given.budgets:
+        for n in set(self.given.budgets) & set(CONTENDED):
             self.store.check_time()
             if f"contender/{n}/TaylorSeer" not in self.store.figures:
                 for result in self.race.contenders(n):
@@ -85,30 +91,39 @@ class Parts:
             for result in self.race.broadcasts(attention_share(self.source.adapter.config)):
                 self.store.put(f"broadcast/{result.name}", as_figure(result))
 
-    def samplers(self) -> None:
-        """Distances to one converged film: of fewer steps of other samplers, and of plans on top of each sampler."""
+    @functools.cached_property
+    def converged(self) -> torch.Tensor:
         kept = self.store.path.with_suffix(".converged.pt")
         if not kept.is_file():
             self.store.check_time()
             torch.save(Race(self.source, "dpm++", CONVERGED, GUIDANCE, self.samples).exact, kept)
-        converged = torch.load(kept, map_location=self.given.device)
-        for method in ("ddim", "dpm++", "unipc"):
+        film: torch.Tensor = torch.load(kept, map_location=self.given.device)
+        return film
+
+    def to_converged(self, film: torch.Tensor) -> float:
+        return round(psnr(film, self.converged), 2)
+
+    def samplers(self) -> None:
+        """Distances to one converged film: of fewer steps of each sampler, and of plans on top of the others."""
+        for method in ("ddim", *OTHERS):
             for steps in (*FEWER, STEPS):
                 name = f"converged/{method}/{steps} steps"
-                self.store.get(name, lambda m=method, s=steps: self.distance(m, s, converged))
-            if f"converged/{method}/25 of 50" in self.store.figures:
+                self.store.get(name, lambda m=method, s=steps: self.to_converged(self.race_of(m, s).exact))
+        for method in OTHERS:
+            if f"calibrated/{method}/fast" in self.store.figures:
                 continue
-            request = Request(**SEARCHED | {"method": method})
-            search = open_search(self.source, request, progress=True)
-            race = Race(self.source, method, STEPS, GUIDANCE, self.samples)
-            for n in FEWER:
-                self.store.check_time()
-                plan = search.refined(search.budget(n), 20).plan
-                film = race.film(self.source.follow(plan, race.denoiser(), race.noise, tables=True))
-                self.store.put(f"converged/{method}/{n} of 50", round(psnr(film, converged), 2))
+            self.store.check_time()
+            found, curve = calibrate(self.source, Request(**SEARCHED | {"method": method}), progress=True)
+            race = self.race_of(method, STEPS)
+            for at in (*curve, *found.values()):
+                film = self.film(race, at.plan)
+                self.store.put(f"converged/{method}/{at.plan.computed} of 50", self.to_converged(film))
+            for quality, at in found.items():
+                result = race.result("", at.plan, self.film(race, at.plan))
+                self.store.put(f"calibrated/{method}/{quality}", self.loss(result, at.plan))
 
-    def distance(self, method: str, steps: int, converged: torch.Tensor) -> float:
-        return round(psnr(Race(self.source, method, steps, GUIDANCE, self.samples).exact, converged), 2)
+    def race_of(self, method: str, steps: int) -> Race:
+        return Race(self.source, method, steps, GUIDANCE, self.samples)
 
     def seconds(self) -> None:
         """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reuse.broadcast import Broadcasting, Faster, Pyramid, broadcasting
-from benchmarks.reuse.rules import Rule, Ruled, at_steps, magcache, taylorseer, teacache, threshold_for
+from benchmarks.reuse.rules import Rule, Ruled, at_steps, computed_by, magcache, taylorseer, teacache, threshold_for
 from latte_fast.calibration.fits import psnr
 from latte_fast.calibration.paths import hand_made
 from latte_fast.calibration.trajectory import Trajectory
@@ -41,6 +41,7 @@ class Race:
         self.noise = source.noise(self.numbers, source.shape, 0)
         keywords = source.adapter.step_keywords(steps)
         self.plain = plain_plan(source.whole, method, steps, scale, keywords)
+        self.tea: dict[float, tuple[int, float]] = {}  # of TeaCache, by threshold
         self.exact = self.film(source.follow(self.plain, self.denoiser(), self.noise))
 
     def denoiser(self) -> Denoiser:
@@ -58,7 +59,10 @@ class Race:
 
     def plan(self, name: str, plan: Plan) -> Result:
         latents = self.source.follow(plan, self.denoiser(), self.noise, tables=True)
-        return Result(name, plan.forwards * self.whole, psnr(self.film(latents), self.exact))
+        return self.result(name, plan, self.film(latents))
+
+    def result(self, name: str, plan: Plan, film: Tensor) -> Result:
+        return Result(name, plan.forwards * self.whole, psnr(film, self.exact))
 
     @property
     def whole(self) -> float:
@@ -92,7 +96,7 @@ class Race:
             steps, found, note = max(tries, key=lambda t: t[1])
             return Result(name, steps, found, note)
 
-        tea = threshold_for(lambda d: self.ruled(teacache(self.trajectory, d)), computed, 1e-3, 1e2)
+        tea = threshold_for(self.teacache, computed, *self.bracket(computed))
         tries = [] if tea is None else [(tea[1], tea[2], f"threshold {tea[0]:.3g}")]
         yield best("TeaCache", tries)
         tries = []
@@ -100,12 +104,15 @@ class Race:
             for retention in (0.2, 0.04):
                 if retention * count > computed:
                     continue
-                mag = threshold_for(
-                    lambda d, k=most, r=retention: self.ruled(magcache(self.trajectory, d, k, r)),  # type: ignore[misc]
-                    computed, 1e-4, 1e2, rounds=10,
-                )  # fmt: skip
+
+                def rule(threshold: float, k: int = most, r: float = retention) -> Rule:
+                    return magcache(self.trajectory, threshold, k, r)
+
+                # what it computes depends on the step alone, so thresholds are tried without the model
+                mag = threshold_for(lambda d, rule=rule: (computed_by(rule(d), count), None), computed, 1e-4, 1e2)  # type: ignore[misc]
                 if mag is not None:
-                    tries.append((mag[1], mag[2], f"at most {most} in a row, first {retention:.0%} computed"))
+                    note = f"at most {most} in a row, first {retention:.0%} computed"
+                    tries.append((*self.ruled(rule(mag[0])), note))
         yield best("MagCache", tries)
         tries = []
         for first in (1, 3):
@@ -115,6 +122,18 @@ class Race:
                 ran, found = self.ruled(taylorseer(steps, order))
                 tries.append((ran, found, f"order {order}, first {first} computed"))
         yield best("TaylorSeer", tries)
+
+    def teacache(self, threshold: float) -> tuple[int, float]:
+        """Returns what `ruled` does for TeaCache at a threshold, each of which is run once."""
+        if threshold not in self.tea:
+            self.tea[threshold] = self.ruled(teacache(self.trajectory, threshold))
+        return self.tea[threshold]
+
+    def bracket(self, computed: int) -> tuple[float, float]:
+        """Returns the thresholds nearest to this many computed steps that were run already."""
+        low = max((d for d, (steps, _) in self.tea.items() if steps > computed), default=1e-3)
+        high = min((d for d, (steps, _) in self.tea.items() if steps < computed), default=1e2)
+        return low, high
 
     def broadcasts(self, share: float) -> Iterator[Result]:
         """Yields the schedules that reuse attention alone, at the cost that they have."""

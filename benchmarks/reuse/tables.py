@@ -12,7 +12,7 @@ RULES = ("TeaCache", "MagCache", "TaylorSeer")
 
 
 def write_tables(out: Path, stores: Sequence[Store]) -> None:
-    """Writes reuse.md, and reuse-<run>.png for each run where matplotlib is installed."""
+    """Writes reuse.md, and reuse-<run>.png and samplers-<run>.png for each run where matplotlib is installed."""
     lines = [line for store in stores for line in lines_of(store)]
     (out / "reuse.md").write_text("\n".join(lines) + "\n")
     try:
@@ -22,6 +22,8 @@ def write_tables(out: Path, stores: Sequence[Store]) -> None:
     for store in stores:
         if store.below("budget/"):
             plot(plt, store, out / f"reuse-{store.path.stem}.png")
+        if store.below("converged/"):
+            plot_samplers(plt, store, out / f"samplers-{store.path.stem}.png")
 
 
 def lines_of(store: Store) -> Iterator[str]:
@@ -39,7 +41,8 @@ def lines_of(store: Store) -> Iterator[str]:
             faster = middle["exact"] / took
             yield f"| {name} | {span} | {faster:.2f}x | {score['psnr']} | {score['recognised']:.1%} |"
         yield ""
-    for name, f in store.below("loss/").items():
+    of_samplers = store.below("calibrated/").items()
+    for name, f in (*store.below("loss/").items(), *((name.replace("/", ", "), f) for name, f in of_samplers)):
         yield f"- {name}: {f['forwards']:g} forwards, {f['psnr']} dB, `{f['what']}`"
     yield ""
     budgets = by_number(store.below("budget/"), store.below("contender/"))
@@ -56,7 +59,7 @@ def lines_of(store: Store) -> Iterator[str]:
     converged = store.below("converged/")
     if converged:
         methods = list(dict.fromkeys(name.split("/")[0] for name in converged))
-        counts = [int(name.split("/")[1].split()[0]) for name in converged if name.endswith("steps")]
+        counts = [int(name.split("/")[1].split()[0]) for name in converged]
         heads = [f"{m}, {what}" for m in methods for what in ("fewer steps", "plan of 50")]
         yield f"\n| forwards | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}"
         for n in sorted(set(counts)):
@@ -95,6 +98,25 @@ def plot(plt: Any, store: Store, path: Path) -> None:
         axis.axhline(level, color="0.8", linewidth=0.8, zorder=0)
     axis.set_xlabel("forwards of the 50 of every step")
     axis.set_ylabel("PSNR to the films of every step, dB")
+    axis.set_title(store.path.stem)
+    axis.legend(frameon=False)
+    finish(plt, figure, path)
+
+
+def plot_samplers(plt: Any, store: Store, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(6, 4))
+    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for name, distance in store.below("converged/").items():
+        method, what = name.split("/")
+        number, kind = what.split(" ", 1)
+        points.setdefault((method, kind), []).append((int(number), distance))
+    colours = dict(zip(dict.fromkeys(method for method, _ in points), ("C2", "C0", "C3"), strict=False))
+    for (method, kind), places in points.items():
+        line, label = ("--", f"{method}, fewer steps") if kind == "steps" else ("-", f"{method}, plan of 50 steps")
+        axis.plot(*zip(*sorted(places), strict=True), color=colours[method], linestyle=line, marker="o", markersize=3,
+                  label=label)  # fmt: skip
+    axis.set_xlabel("forwards")
+    axis.set_ylabel("PSNR to the converged films, dB")
     axis.set_title(store.path.stem)
     axis.legend(frameon=False)
     finish(plt, figure, path)

@@ -1,9 +1,9 @@
-"""Runs plans whose sums are fitted on the way, at each computed step, to the run that computed every step.
+"""Runs plans whose sums are fitted on the way, step by step, to the run that computed every step.
 
-A computed step shows how far the reused steps before it went wrong, as its prediction is another than theirs led to
-expect. So x is mended by a sum of it and of the predictions before, as a solver's corrector mends it, and the step
-itself is taken by such a sum as well. The weights are least squares over all samples: a few numbers for each computed
-step, in closed form, which hold on other samples.
+From the first reused step on, each step is taken by a sum of x and of the last predictions. A computed step shows how
+far the reused steps before it went wrong, as its prediction is another than theirs led to expect. So there x is first
+mended by such a sum, as a solver's corrector mends it. The weights are least squares over all samples: a few numbers
+for each step, in closed form, which hold on other samples.
 """
 
 import math
@@ -20,8 +20,10 @@ from latte_fast.diffusion.solvers import Sum
 from latte_fast.modules.stack_reuse import StackReuse
 from latte_fast.runs.plan import Plan, PlanRow
 
-RIDGE = 1e-3  # pull towards the sampler's own sums, as a share of each part's size
-PREDICTIONS = 3  # in a sum
+RIDGE = 1e-4  # pull towards the sampler's own sums, as a share of each part's size
+PREDICTIONS = 3  # in a sum, those that were taken again counted once
+HISTORY = 32  # latest predictions that a sum may reach back to
+SETTLED = 3  # computed steps after a change at which it has to be ahead, or the run is given up
 
 
 class State(NamedTuple):
@@ -32,12 +34,14 @@ class State(NamedTuple):
     predictions: list[Tensor]  # the newest first
     kept: list[tuple[float, Tensor]]
     led: Sum  # the sum that made x out of the base
+    error: float = 0.0  # mean logarithm of the deviation of x from the run that computed every step
 
 
 class Fits:
     """Runs marks on the samples of a trajectory, and fits their sums.
 
-    A run starts from the first step in which it differs from the run that was kept.
+    A run starts from the first step in which it differs from the run that was kept, and may be given up where it is
+    behind that run soon after the last such step.
 
     Args:
         trajectory: run that computed every step.
@@ -54,9 +58,22 @@ class Fits:
 
     def run(self, marks: Marks) -> tuple[Plan, Tensor]:
         """Returns the plan with its fitted numbers, and the latents that it makes."""
-        before, states, rows = self.kept
-        first = next((i for i, (a, b) in enumerate(zip(marks, before, strict=False)) if a != b), len(before))
-        states, rows = states[: first + 1], rows[:first]
+        made = self.run_ahead(marks, math.inf)
+        assert made is not None
+        return made
+
+    def run_ahead(self, marks: Marks, settled: float = SETTLED) -> tuple[Plan, Tensor] | None:
+        """Runs marks as `run` does; returns None where x is farther off than in the kept run.
+
+        Args:
+            marks: steps of a plan.
+            settled: computed steps, after the last one that differs from the kept run, at which both are compared.
+        """
+        before, known, rows = self.kept
+        differ = [i for i, (a, b) in enumerate(zip(marks, before, strict=False)) if a != b]
+        first = differ[0] if differ else len(before)
+        states, rows = known[: first + 1], rows[:first]
+        waits = settled if before else math.inf
         reuse = StackReuse()
         reuse.kept = states[-1].kept
         self.denoiser.reuse = reuse
@@ -66,6 +83,11 @@ class Fits:
                 row, state = self.step(marks, i, states[-1], reuse)
                 rows.append(row)
                 states.append(state)
+                waits -= marks[i] == "C" and bool(differ) and i > differ[-1]
+                if waits <= 0:
+                    if state.error >= known[i + 1].error:
+                        return None
+                    waits = math.inf
         self.tried = (marks, states, rows)
         return replace(self.trajectory.plan, rows=tuple(rows)), states[-1].x
 
@@ -77,29 +99,44 @@ class Fits:
         trajectory = self.trajectory
         row = marked(trajectory.plan.rows[i], marks[i])
         start = self.denoiser(state.x, row, trajectory.times[i], i)
-        predictions = [start, *state.predictions][:PREDICTIONS]
-        fits = self.sums and row.compute and marks[:i].strip("C") != ""
-        if fits and marks[i - 1] != "C":
+        predictions = [start, *state.predictions][:HISTORY]
+        fits = self.sums and marks[: i + 1].strip("C") != ""
+        if fits and row.compute and marks[i - 1] != "C":
             # unfitted, x stays as it is, or is mended as the sampler has it
             own = row.correct or Sum(state.led.keep, (0.0, *state.led.weights))
             row = replace(row, fitted_correct=self.fitted(state.base, predictions, trajectory.bases[i], own))
         correct = row.fitted_correct or row.correct
         base = state.x if correct is None else correct(state.base, predictions)
-        if fits:
-            row = replace(row, fitted_predict=self.fitted(base, predictions, trajectory.after(i), row.predict))
+        after = trajectory.after(i)
+        # a step that a repeated one follows needs no fit, as both take the same predictions
+        if fits and marks[i + 1 : i + 2] != "-":
+            row = replace(row, fitted_predict=self.fitted(base, predictions, after, row.predict))
         predict = row.fitted_predict or row.predict
-        return row, State(predict(base, predictions), base, predictions, reuse.kept, predict)
+        x = predict(base, predictions)
+        error = float((x - after).pow(2).flatten(1).mean(1).clamp_min(1e-30).log().mean())
+        return row, State(x, base, predictions, reuse.kept, predict, error)
 
     def fitted(self, base: Tensor, predictions: Sequence[Tensor], target: Tensor, own: Sum) -> Sum:
-        """Returns the sum of a base and predictions that comes nearest to a target, pulled towards a given sum."""
-        parts = torch.stack([x.flatten() for x in (base, *predictions)]).double()
-        given = [own.keep, *own.weights, *[0.0] * len(parts)][: len(parts)]
-        start = torch.tensor(given, dtype=torch.float64)
+        """Returns the sum of a base and predictions that comes nearest to a target, pulled towards a given sum.
+
+        Of predictions that were taken again, the newest place has the weight.
+        """
+        places = [i for i, x in enumerate(predictions) if all(x is not newer for newer in predictions[:i])]
+        places = places[:PREDICTIONS]
+        parts = torch.stack([x.flatten() for x in (base, *(predictions[i] for i in places))]).double()
+        # the given sum's weights at the place of the same prediction
+        given = [0.0] * len(predictions)
+        for i, weight in enumerate(own.weights[: len(predictions)]):
+            given[max(at for at in places if at <= i)] += weight
+        start = torch.tensor([own.keep, *(given[i] for i in places)], dtype=torch.float64)
         left = target.flatten().double() - start.to(parts.device) @ parts
         normal, right = (parts @ parts.T).cpu(), (parts @ left).cpu()
         size = normal.diagonal().sqrt().clamp_min(1e-30)
         normal = normal / size[:, None] / size + self.ridge * torch.eye(len(parts), dtype=torch.float64)
-        keep, *weights = (start + torch.linalg.solve(normal, right / size) / size).tolist()
+        keep, *found = (start + torch.linalg.solve(normal, right / size) / size).tolist()
+        weights = [0.0] * (places[-1] + 1)
+        for i, weight in zip(places, found, strict=True):
+            weights[i] = weight
         return Sum(keep, tuple(weights))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 ORDERS = (0, 1, 2)
-EVERY = (1, 2, 3)
+EVERY = (1, 2, 3, 0)
 FARTHEST = 3  # steps that a computed step is moved at once
 
 Marks = str  # a letter a step, as `latte_fast.runs.plan.mark` says
@@ -16,7 +16,8 @@ class Stretch(NamedTuple):
     """How the steps after a computed one are reused."""
 
     order: int = 1  # of the extrapolation
-    every: int = 2  # the model's two ends are called at every such step; between, the newest prediction is repeated
+    # the model's two ends are called at every such step, 0 at none; between, the newest prediction is repeated
+    every: int = 2
 
 
 Path = dict[int, Stretch]  # computed steps, each with how the stretch after it is reused
@@ -31,7 +32,7 @@ def marks_of(count: int, path: Path) -> Marks:
             stretch, since, computed = path[i], 0, computed + 1
             out.append("C")
         else:
-            out.append("-" if since % stretch.every else str(min(stretch.order, computed - 1)))
+            out.append("-" if not stretch.every or since % stretch.every else str(min(stretch.order, computed - 1)))
             since += 1
     return "".join(out)
 
@@ -84,15 +85,6 @@ def neighbours(path: Path, count: int, every: Sequence[int] = EVERY) -> Iterator
         for order, number in itertools.product(ORDERS, every):
             if after > i + 1 and (order, number) != path[i] and (number == 1 or number < after - i):
                 yield {**path, i: Stretch(order, number)}
-
-
-def extended(path: Path, computed: int) -> Path:
-    """Returns a path with more computed steps, each in the middle of the longest stretch."""
-    out = dict(path)
-    while len(out) < computed:
-        begin, end = max(itertools.pairwise(sorted(out)), key=lambda pair: pair[1] - pair[0])
-        out[(begin + end) // 2] = out[begin]
-    return out
 
 
 def stretched(steps: Sequence[int], order: int = 1, every: int = 2) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from latte_fast.calibration.fewer_steps import beside_fewer_steps
 from latte_fast.calibration.search import FEWEST, Found, Loop, budget_of, calibrate
 from latte_fast.files import atomic
 from latte_fast.locks import one_writer
@@ -33,8 +34,12 @@ def find_plans(
     progress: bool = False,
     loop: Loop = "own",
     edges: Callable[[str], object] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> dict[Path, Found]:
-    """Calibrates a run and writes its plans and curves; returns what was found by file. Same names are replaced."""
+    """Calibrates a run and writes its plans and curves; returns what was found by file. Same names are replaced.
+
+    `say` is told how each plan does beside fewer steps of other samplers.
+    """
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"calibrate: run must be the folder of a run, got {run}")
@@ -61,6 +66,9 @@ def find_plans(
                 best.measured_plan().save(partial)
             written[path] = best
         write_curve(folder, curve, found)
+        if say is not None:
+            for line in beside_fewer_steps(source, request, found):
+                say(line)
     return written
 
 
@@ -70,7 +78,7 @@ def write_curve(folder: Path, curve: list[Found], tiers: dict[str, Found]) -> No
     lines.append("|---|---|---|---|")
     for found in [*curve, *tiers.values()]:
         marks = str(found.plan).split()[-1]
-        lines.append(f"| {found.plan.computed} | {found.speed:.2f}x | {found.psnr:.2f} | `{marks}` |")
+        lines.append(f"| {found.plan.computed} | {found.speed:.2f}x | {found.expected:.2f} | `{marks}` |")
     with atomic(folder / "curves.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
     try:
@@ -78,10 +86,10 @@ def write_curve(folder: Path, curve: list[Found], tiers: dict[str, Found]) -> No
     except RuntimeError:
         return
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    axis.plot([found.speed for found in curve], [found.psnr for found in curve], marker="o", markersize=3)
+    axis.plot([found.speed for found in curve], [found.expected for found in curve], marker="o", markersize=3)
     for name, found in tiers.items():
-        axis.annotate(name, (found.speed, found.psnr), textcoords="offset points", xytext=(6, 6))
-        axis.plot([found.speed], [found.psnr], marker="D", color="C1")
+        axis.annotate(name, (found.speed, found.expected), textcoords="offset points", xytext=(6, 6))
+        axis.plot([found.speed], [found.expected], marker="D", color="C1")
     axis.set_xlabel("forwards of all steps / forwards of the plan")
     axis.set_ylabel("PSNR to the films that compute every step, dB")
     axis.grid(alpha=0.3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.reuse.race import Race, attention_share
-from benchmarks.reuse.rules import at_steps, magcache, taylorseer, teacache, threshold_for
+from benchmarks.reuse.rules import at_steps, computed_by, magcache, taylorseer, teacache, threshold_for
 from benchmarks.reuse.store import OutOfTime, Store
 from benchmarks.reuse.tables import write_tables
 from latte_fast.calibration.fits import marked
@@ -61,6 +61,9 @@ def test_computed_steps_are_those_of_the_rule(race: Race) -> None:
     for make in (lambda d: magcache(race.trajectory, d, 6, 0.1), lambda d: teacache(race.trajectory, d)):
         computed = [race.ruled(make(threshold))[0] for threshold in (1e-9, 1e9)]
         assert computed[0] == STEPS and computed[1] <= 4
+    for threshold in (0.01, 0.1):  # found without the model
+        rule = magcache(race.trajectory, threshold, 6, 0.1)
+        assert computed_by(magcache(race.trajectory, threshold, 6, 0.1), STEPS) == race.ruled(rule)[0]
     found = threshold_for(lambda d: race.ruled(magcache(race.trajectory, d, 6, 0.1)), 6, 1e-4, 1e2)
     assert found is not None and found[1] >= 6
 
@@ -68,6 +71,8 @@ def test_computed_steps_are_those_of_the_rule(race: Race) -> None:
 def test_every_contender_is_run(race: Race) -> None:
     assert [r.name for r in race.contenders(6)] == ["TeaCache", "MagCache", "TaylorSeer"]
     assert race.masks(6).psnr > 0
+    low, high = race.bracket(6)
+    assert 1e-3 <= low < high <= 1e2 and race.tea
     share = attention_share(race.source.adapter.config)
     assert 0.3 < share < 0.5
     own = [block.attn for block in race.net.blocks]

@@ -56,7 +56,7 @@ def follows(source: ModelSource, path: Path, **given: Any) -> None:
     request = Request(count=1, steps=STEPS, **given)
     found, _ = calibrate(source, request, {"some": 12.0})
     best = found["some"]
-    assert best.psnr >= 12.0 and best.plan.computed < len(best.plan.rows)
+    assert best.expected >= 12.0 and best.unseen is not None and best.plan.computed < len(best.plan.rows)
     best.measured_plan().save(path)
     ran: list[int] = []
     blocks: Any = getattr(source.network, "blocks", ())

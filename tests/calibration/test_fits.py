@@ -59,6 +59,18 @@ def test_a_known_sum_is_found() -> None:
     assert (kept.keep, *kept.weights) == pytest.approx((0.7, 0.2, 0.0, 0.0), abs=1e-9)
 
 
+def test_a_prediction_that_was_taken_again_counts_once() -> None:
+    """Its newest place has the weight, and sums reach back beyond the places of the others."""
+    base, *parts = torch.randn(5, 3, 50, generator=torch.Generator().manual_seed(0))
+    target = 0.5 * base - 2 * parts[0] + 3 * parts[2]
+    fitted: Any = Fits.fitted
+    again = [parts[0], parts[0], parts[1], parts[1], parts[1], parts[2], parts[3]]
+    found = fitted(SimpleNamespace(ridge=1e-12), base, again, target, Sum(1.0, (1.0,)))
+    assert (found.keep, *found.weights) == pytest.approx((0.5, -2.0, 0.0, 0.0, 0.0, 0.0, 3.0), abs=1e-5)
+    kept = fitted(SimpleNamespace(ridge=1e12), base, again, target, Sum(0.7, (0.2, 0.1, 0.4)))
+    assert (kept.keep, *kept.weights) == pytest.approx((0.7, 0.3, 0.0, 0.4, 0.0, 0.0, 0.0), abs=1e-9)
+
+
 @pytest.mark.parametrize("method", ["ddim", "dpm++", "unipc", "heun"])
 def test_a_strong_pull_leaves_the_sampler(method: str, source: ModelSource) -> None:
     """What sums are pulled towards is the sampler's own step, mended as the sampler mends it."""
@@ -86,6 +98,23 @@ def test_a_run_starts_where_it_differs(trajectory: Trajectory) -> None:
     assert fits.run(MARKS)[0] == Fits(trajectory).run(MARKS)[0]
 
 
+def test_a_run_that_falls_behind_is_given_up(trajectory: Trajectory) -> None:
+    """Compared at a computed step after the last one that differs; a run that is ahead there goes on to the end."""
+    fits = Fits(trajectory)
+    fits.run(MARKS)
+    fits.keep()
+    states = fits.kept[1]
+    errors = [
+        float((s.x - x).pow(2).flatten(1).mean(1).clamp_min(1e-30).log().mean())
+        for s, x in zip(states[1:], [*trajectory.x[1:], trajectory.result], strict=True)
+    ]
+    assert [s.error for s in states[1:]] == pytest.approx(errors, rel=1e-4)
+    assert fits.run_ahead("C0-000000C1-CC", 2) is None and fits.tried is fits.kept
+    ahead = "CCCCCCC" + MARKS[7:]
+    made = fits.run_ahead(ahead, 1)
+    assert made is not None and made[0] == fits.run(ahead)[0]
+
+
 def test_plans_hold_what_was_fitted(source: ModelSource, trajectory: Trajectory, tmp_path: Path) -> None:
     """A stored plan makes the films of the fit, and other samples lose less with it than without fits."""
     plan, x = Fits(trajectory).run(MARKS)
@@ -94,7 +123,9 @@ def test_plans_hold_what_was_fitted(source: ModelSource, trajectory: Trajectory,
     assert loaded == plan and str(plan) == f"ddim {MARKS}" and plan.fitted_sums and plan.computed == 6
     assert "prediction taken again" in plan.table()
     fitted = [i for i, row in enumerate(plan.rows) if row.fitted_correct]
-    assert fitted == [3, 7, 9, 12] and plan.rows[13].fitted_predict and not plan.rows[5].fitted_predict
+    assert fitted == [3, 7, 9, 12]
+    # from the first reused step on, but for a step whose prediction the next one takes again
+    assert [i for i, row in enumerate(plan.rows) if not row.fitted_predict] == [0, 1, 4, 10]
     numbers = range(40, 48)
     condition = source.condition_for(numbers, 0)
     noise = source.noise(numbers, source.shape, 0)

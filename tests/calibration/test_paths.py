@@ -2,7 +2,7 @@
 
 import pytest
 
-from latte_fast.calibration.paths import Stretch, dense_late, extended, hand_made, marks_of, neighbours, stretched
+from latte_fast.calibration.paths import Stretch, dense_late, hand_made, marks_of, neighbours, stretched
 
 
 @pytest.mark.parametrize("count", [8, 50, 51])
@@ -25,13 +25,8 @@ def test_dense_late_is_the_mask_by_hand() -> None:
 
 def test_marks() -> None:
     """Orders that too few computed steps allow are lowered; of a stretch each so many steps call the model."""
-    path = {0: Stretch(2, 1), 3: Stretch(2, 2), 7: Stretch(2, 3), 12: Stretch()}
-    assert marks_of(13, path) == "C00C1-1C2--2C"
-
-
-def test_extended_in_the_longest_stretches() -> None:
-    path = extended({0: Stretch(0, 3), 8: Stretch(), 13: Stretch()}, 5)
-    assert path == {0: Stretch(0, 3), 4: Stretch(0, 3), 8: Stretch(), 10: Stretch(), 13: Stretch()}
+    path = {0: Stretch(2, 1), 3: Stretch(2, 2), 7: Stretch(2, 3), 12: Stretch(2, 0), 15: Stretch()}
+    assert marks_of(16, path) == "C00C1-1C2--2C--C"
 
 
 def test_neighbours() -> None:

@@ -10,10 +10,10 @@ import torch
 
 import latte_fast
 from latte_fast import testing
-from latte_fast.calibration.fits import marked, psnr
+from latte_fast.calibration.fits import each_psnr, marked, psnr
 from latte_fast.calibration.paths import hand_made, marks_of, stretched
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import calibrate
+from latte_fast.calibration.search import calibrate, open_search
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.plan import Plan, PlanRow, digest, load_plan, plan_path
 from latte_fast.sampling.planned import plain_plan, whole_process
@@ -72,7 +72,7 @@ def test_found_plans_lose_what_they_say(source: ModelSource) -> None:
     request = Request(count=2, steps=20)
     tiers, curve = calibrate(source, request, {"some": 25.0})
     found = tiers["some"]
-    assert found.psnr >= 25 and found.plan.computed < 20
+    assert found.sure >= 25 and found.plan.computed < 20
     with pytest.raises(ValueError, match=r"psnr must be at most the .* dB that reuse reaches here, got 190"):
         calibrate(source, Request(count=1, steps=12), {"some": 190.0})
     assert [f.plan.computed for f in curve] == sorted({f.plan.computed for f in curve})
@@ -94,10 +94,35 @@ def test_found_plans_lose_what_they_say(source: ModelSource) -> None:
         assert found.psnr >= psnr(source.follow(by_hand, denoiser, noise), exact)
 
 
+def test_a_plan_is_judged_on_other_samples(source: ModelSource) -> None:
+    """What is promised is the mean of samples that were not searched on, less half its standard error."""
+    search = open_search(source, Request(count=2, steps=12))
+    found = search.measured_at(8)
+    numbers = range(2, 6)
+    condition = source.condition_for(numbers, 0)
+    noise = source.noise(numbers, source.shape, 0)
+    exact, film = (
+        source.follow(plan, source.denoiser(source.model, condition.given, condition.null, 4.0), noise)
+        for plan in (plain_plan(source.whole, "ddim", 12, 4.0), found.plan)
+    )
+    want = each_psnr(film, exact)
+    assert found.unseen is not None
+    torch.testing.assert_close(found.unseen, want, rtol=0, atol=1e-3)
+    assert found.measured_plan().measured["psnr"] == pytest.approx(float(want.mean()), abs=0.01)
+    assert found.sure == pytest.approx(float(want.mean()) - 0.5 * max(1.0, float(want.std()) / 2), abs=1e-3)
+    calls = sum(not row.compute and not row.repeat for row in found.plan.rows)
+    assert found.value == pytest.approx(found.psnr - 0.06 * calls)
+    for budgets, least in (([8, 9], found.sure - 0.1), ([8], found.sure + 20)):
+        reached = search.tier(budgets, least)
+        assert reached is (found if least < found.sure else None)
+
+
 def test_files(run: Path, tmp_path: Path) -> None:
     """calibrate writes plans and curves beside the run; sample follows them, and refuses those of other weights."""
-    written = find_plans(run, psnr=20.0, steps=12, samples=2)
+    lines: list[str] = []
+    written = find_plans(run, psnr=20.0, steps=12, samples=2, say=lines.append)
     (path,) = written
+    assert len(lines) == 1 and "psnr-20: to the converged films" in lines[0] and "nearer" in lines[0]
     assert path == run / "plans" / "psnr-20.json" and (run / "plans" / "curves.md").is_file()
     assert plan_path(run, "psnr-20") == str(path) and plan_path(run, "exact") == ""
     plan = load_plan(path)
