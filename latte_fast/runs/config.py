@@ -171,6 +171,8 @@ class TokenTraining:
         n_embd: width.
         every: distance of a clip's latent frames that the model sees: 1 takes all, 4 key frames for a hierarchy.
         gap: whether the model fills the latent frames between the first and the last of a clip, as a hierarchy needs.
+        side: height and width in codes of the window of a frame that the model sees, drawn anew for each clip; 0 is the
+            whole frame.
         classes: whether the class of a clip is given to the model, where the data has classes.
         captions: JSON file of captions by clip, as `latte-fast encode-text` takes, which are given instead of classes.
         bpe: CLIP's vocabulary of byte pairs, bpe_simple_vocab_16e6.txt.gz, by which captions become tokens.
@@ -187,6 +189,7 @@ class TokenTraining:
     n_embd: int = 1024
     every: int = 1
     gap: bool = False
+    side: int = 0
     classes: bool = True
     captions: str = ""
     bpe: str = ""
@@ -198,6 +201,9 @@ class TokenTraining:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "every", "words"):
             require(getattr(self, name) >= 1, f"tokens.{name}", "at least 1", getattr(self, name))
+        require(self.side >= 0, "tokens.side", "at least 0", self.side)
+        alone = not self.side or not (self.gap or self.every > 1)
+        require(alone, "tokens.side", "0 for key frames and for a model that fills gaps", self.side)
         require(0 <= self.noise < 1, "tokens.noise", "at least 0 and below 1", self.noise)
         rule = f"a multiple of tokens.n_head = {self.n_head}"
         require(self.n_embd % self.n_head == 0, "tokens.n_embd", rule, self.n_embd)

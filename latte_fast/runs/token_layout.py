@@ -40,13 +40,17 @@ def layout_of(
     least = 3 if options.gap else 2 if options.every > 1 else 1
     rule = f"at least {least} latent frames of {frame_factor}, {options.every} apart"
     require(frames >= least, "frames", rule, config.frames)
+    whole = config.size // factor
+    rule = f"at most the {whole} codes of a frame of {config.size} pixels"
+    require(options.side <= whole, "tokens.side", rule, options.side)
+    side = options.side or whole
     conditions = bpe.size if bpe else sounds.n_codes if sounds is not None else classes
     words = options.words if bpe else 0
     if sounds is not None:
         words = frames * dataset.sounds[0].shape[1]
     return TokenLayout(
         frames=frames,
-        side=config.size // factor,
+        side=side,
         n_codes=int(known.n_codes),
         conditions=conditions,
         every=options.every,
@@ -58,4 +62,5 @@ def layout_of(
         bpe=bpe.digest if bpe else "",
         sound=sounds.fingerprint if sounds is not None else "",
         fps=sounds.fps if sounds is not None else 0.0,
+        whole=whole if side < whole else 0,
     )

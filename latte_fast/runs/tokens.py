@@ -41,6 +41,7 @@ class TokenLayout:
         bpe: digits of the vocabulary of captions.
         sound: digits of the VQGAN of sounds.
         fps: frames a second of the films that the sounds belong to.
+        whole: height and width of a film's latent frame, of which the model sees windows; 0 where it sees all.
     """
 
     frames: int
@@ -56,6 +57,7 @@ class TokenLayout:
     bpe: str = ""
     sound: str = ""
     fps: float = 0.0
+    whole: int = 0
 
     @property
     def given(self) -> int:
@@ -71,6 +73,23 @@ class TokenLayout:
     def per_frame(self) -> int:
         return self.side * self.side
 
+    @property
+    def film_side(self) -> int:
+        """Height and width of a film's latent frame in codes."""
+        return self.whole or self.side
+
+    def window(self, corner: Tensor) -> Tensor:
+        """Returns the places (B, t h w) of windows in a film's codes, whose upper left corners are (B, 2) of (y, x)."""
+        at = torch.arange(self.side, device=corner.device)
+        rows, columns = corner[:, :1] + at, corner[:, 1:] + at  # (B, side)
+        inside = rows[:, :, None] * self.film_side + columns[:, None]  # (B, side, side)
+        return self.film_places(inside.flatten(1))
+
+    def film_places(self, inside: Tensor) -> Tensor:
+        """Returns the places (B, t n) in all frames of a block, of places (B, n) in one."""
+        frames = torch.arange(self.frames, device=inside.device) * self.film_side**2
+        return (frames[:, None] + inside[:, None]).flatten(1)
+
     def model(self, n_layer: int, n_head: int, n_embd: int) -> TransformerConfig:
         """Returns the configuration of a transformer of these sizes; the last code is predicted and never seen.
 
@@ -78,7 +97,8 @@ class TokenLayout:
         """
         unmasked = self.per_frame if self.gap else 0
         codes, block = self.conditions + self.n_codes, self.frames * self.per_frame + self.words
-        return TransformerConfig(codes, block, n_layer, n_head, n_embd, unmasked)
+        table = (self.frames, self.whole, self.whole) if self.whole else None
+        return TransformerConfig(codes, block, n_layer, n_head, n_embd, unmasked, table)
 
     def sequence(self, tokens: Tensor, given: Tensor | None) -> Tensor:
         """Returns condition and codes (B, n + t h w) as numbers of the vocabulary, of tokens (B, t, h, w).

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from latte_fast.files import atomic
 from latte_fast.models.tats.decoder import Context, causal_context, gap_context
-from latte_fast.runs.tokens import TrainedTokens
+from latte_fast.runs.tokens import TokenLayout, TrainedTokens
 from latte_fast.token_films.draw import Drawing, uniforms
 from latte_fast.token_films.schedule import Span
 from latte_fast.token_films.steps import Steps
+from latte_fast.token_films.tiles import Tile, tiles, to_draw
 
 Tick = Callable[..., object]  # called with a number of steps
 # seconds between writes of a film's tokens
@@ -79,6 +80,7 @@ class Drawer:
         tick: function that is called after each token.
         kept: what draws the tokens of a number of sequences, kept for the next Drawer of the same transformer.
         sounds: tokens of each sample's sound, (t, n), where a sound is the condition.
+        overlap: codes that neighbouring windows of a frame share, where the model sees windows; 0 is half of them.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Drawer:
         tick: Tick,
         kept: dict[int, Steps] | None = None,
         sounds: Sequence[Tensor] = (),
+        overlap: int = 0,
     ):
         self.model, self.layout = trained.model, trained.layout
         self.device = self.model.pos_emb.device
@@ -99,6 +102,7 @@ class Drawer:
         self.numbers, self.seed, self.how, self.tick = list(numbers), seed, how, tick
         self._kept = {} if kept is None else kept
         self.sounds = list(sounds)
+        self.tiles = tiles_of(self.layout, overlap)
 
     def _given(self, first: int) -> Tensor:
         """Returns the conditions of a window that begins at a latent frame: of a sound that of all the block's frames.
@@ -114,8 +118,12 @@ class Drawer:
     def spans(self, tokens: Tensor, spans: Sequence[Span]) -> Iterator[Part]:
         """Yields the parts that draw spans of films (B, frames, h w); frames are those that the model sees."""
         for span in spans:
-            steps = (span.stop - span.start) * self.layout.per_frame
-            yield Part(steps, lambda span=span: self._span(tokens, span))  # type: ignore[misc]
+            for tile in self.tiles:
+                first, last = to_draw(tile, span.stop - span.start)
+                yield Part(last - first, lambda span=span, tile=tile: self._windowed(tokens, span, tile))  # type: ignore[misc]
+            if not self.tiles:
+                steps = (span.stop - span.start) * self.layout.per_frame
+                yield Part(steps, lambda span=span: self._span(tokens, span))  # type: ignore[misc]
 
     def _span(self, tokens: Tensor, span: Span) -> None:
         known = tokens[:, span.context : span.start].flatten(1) + self.layout.conditions
@@ -124,6 +132,25 @@ class Drawer:
         places = [frame * self.layout.every for frame in frames]
         rows = list(range(len(self.numbers)))
         tokens[:, span.start : span.stop] = self._draw(context, [(row, places) for row in rows])
+
+    def _windowed(self, tokens: Tensor, span: Span, tile: Tile) -> None:
+        """Draws what a window of new frames lacks, after its part of the frames before and what others have drawn."""
+        inside, frames = tile.places.to(tokens.device), range(span.start, span.stop)
+        first, last = to_draw(tile, len(frames))
+        window = tokens[:, span.context : span.stop, inside]  # (B, frames, side * side)
+        before = (span.start - span.context) * len(inside) + first
+        given = torch.cat([self._given(span.context), window.flatten(1)[:, :before] + self.layout.conditions], 1)
+        places = self.layout.film_places(inside[None])[0]
+        context = replace(causal_context(given), places=places, conditions=self.layout.given)
+        new = window[:, span.start - span.context :].flatten(1)
+        drawn = tile.drawn.repeat(len(frames)).to(new.device)
+        held = torch.where(drawn, new, -1)[:, first:last]
+        shares = torch.stack(
+            [uniforms(self.seed, self.numbers, frame, self.layout.film_side**2)[:, tile.places] for frame in frames], 1
+        ).flatten(1)[:, first:last]
+        steps = self._steps(len(self.numbers))
+        new[:, first:last] = steps.draw(context, shares.to(self.device), self.tick, held)
+        tokens[:, span.start : span.stop, inside] = new.unflatten(1, (len(frames), -1))
 
     def gaps(self, tokens: Tensor, spans: Sequence[Span], at_once: int, reading: str) -> Iterator[Part]:
         """Yields the parts that fill gaps of films, up to `at_once` gaps of any of the films in one."""
@@ -156,8 +183,16 @@ class Drawer:
         """Returns what draws a number of sequences; one at a time holds its cache."""
         if batch not in self._kept:
             self._kept.clear()
-            self._kept[batch] = Steps(self.model, batch, self.layout.conditions, self.layout.n_codes, self.how)
+            layout = self.layout
+            self._kept[batch] = Steps(
+                self.model, batch, layout.conditions, layout.n_codes, self.how, holds=bool(self.tiles)
+            )
         return self._kept[batch]
+
+
+def tiles_of(layout: TokenLayout, overlap: int) -> list[Tile]:
+    """Returns the windows of a film's frame; none for a model that sees whole frames."""
+    return tiles(layout.whole, layout.side, overlap) if layout.whole else []
 
 
 def mark_of(held: object, numbers: Sequence[int]) -> str:

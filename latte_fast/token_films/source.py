@@ -18,9 +18,10 @@ from latte_fast.runs.tokens import TokenLayout, TrainedTokens
 from latte_fast.sampling.chunks import labels_of
 from latte_fast.sampling.request import Request
 from latte_fast.token_films.draw import Drawing
-from latte_fast.token_films.films import Drawer, Films, Part, Tick, draw, mark_of
+from latte_fast.token_films.films import Drawer, Films, Part, Tick, draw, mark_of, tiles_of
 from latte_fast.token_films.schedule import Span, gaps, windows
 from latte_fast.token_films.steps import Steps
+from latte_fast.token_films.tiles import to_draw
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class TokenOptions:
         top_p: probability of the tokens that can be drawn, the likeliest first; 1 is all.
         context: number of latent frames that a window of a long film begins with.
         stride: number of latent frames that a window adds.
+        overlap: number of codes that neighbouring windows of a frame share, for a model that sees windows of frames; 0
+            is half a window.
         between: run of a model that fills the gaps of a hierarchy, where the drawing one draws key frames.
         reading: what the model between sees: trained, as in its training; or released, as the authors' sampler shows
             it, which is used with their weights.
@@ -47,6 +50,7 @@ class TokenOptions:
     top_p: float = 0.92
     context: int = 1
     stride: int = 1
+    overlap: int = 0
     between: str = ""
     reading: Literal["trained", "released"] = "trained"
     gaps: int = 16
@@ -58,6 +62,8 @@ class TokenOptions:
         for name in ("context", "stride", "gaps", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample: tokens.{name} must be at least 1, got {getattr(self, name)}")
+        if self.overlap < 0:
+            raise ValueError(f"sample: tokens.overlap must be at least 0, got {self.overlap}")
         if self.reading not in ("trained", "released"):
             raise ValueError(f"sample: tokens.reading must be trained or released, got {self.reading!r}")
 
@@ -92,6 +98,10 @@ class TokenSource:
     ):
         check_models(trained, codec, between)
         check_sounds(trained.layout, sounds)
+        self.tiles = tiles_of(trained.layout, options.overlap)
+        if options.overlap and not self.tiles:
+            rule = "0 for a model that sees whole frames"
+            raise ValueError(f"sample: tokens.overlap must be {rule}, got {options.overlap}")
         self.sounds = [sound.long() for sound in sounds]
         self.trained, self.codec, self.options, self.between = trained, codec, options, between
         self.drawing = options.drawing
@@ -114,9 +124,8 @@ class TokenSource:
     def notes(self, request: Request) -> dict[str, Any]:
         kept = {name: getattr(request, name) for name in ("count", "batch", "seed", "frames", "format", "fps")}
         # what films do not depend on, or what may be moved, is left out
-        options = {
-            name: x for name, x in asdict(self.options).items() if name not in ("between", "chunk", "bpe", "sound_vae")
-        }
+        left = ("between", "chunk", "bpe", "sound_vae", *(() if self.tiles else ("overlap",)))
+        options = {name: x for name, x in asdict(self.options).items() if name not in left}
         heard = [zlib.crc32(sound.numpy().tobytes()) for sound in self.sounds]
         kept |= {f"tokens.{name}": x for name, x in options.items()}
         return kept | ({"sounds": heard} if heard else {})
@@ -158,6 +167,9 @@ class TokenSource:
         """Returns the number of steps that the films of a batch take: tokens one after the other."""
         spans, between = self.schedule(request)
         size = self.trained.layout.per_frame
+        if self.tiles:
+            ranges = [to_draw(tile, span.stop - span.start) for span in spans for tile in self.tiles]
+            return sum(last - first for first, last in ranges)
         groups = -(-len(between) * request.batch // self.options.gaps)
         return spans[-1].stop * size + groups * (self.trained.layout.every - 1) * size
 
@@ -166,18 +178,18 @@ class TokenSource:
         """Draws the tokens of samples `numbers`, (B, t, h, w); the file `keep` holds them while they are drawn."""
         layout, labels = self.trained.layout, self._labels(numbers, request.seed)
         spans, between = self.schedule(request)
-        films = Films(torch.zeros(len(numbers), self.frames(request), layout.per_frame, dtype=torch.int64))
+        films = Films(torch.zeros(len(numbers), self.frames(request), layout.film_side**2, dtype=torch.int64))
         films.tokens = films.tokens.to(self.trained.model.pos_emb.device)
         given = (labels, numbers, request.seed, self.drawing, tick)
         sounds = [self.sounds[number % len(self.sounds)] for number in numbers] if self.sounds else ()
-        first = Drawer(self.trained, *given, self._kept[0], sounds)
+        first = Drawer(self.trained, *given, self._kept[0], sounds, self.options.overlap)
         parts: list[Part] = list(first.spans(films.tokens[:, :: layout.every], spans))
         if self.between is not None:
             fill = Drawer(self.between, *given, self._kept[1])
             parts += fill.gaps(films.tokens, between, self.options.gaps, self.options.reading)
         mark = mark_of(self._contents(request), numbers) if keep else ""
         draw(films, parts, keep, mark, tick)
-        return films.tokens.unflatten(2, (layout.side, layout.side))
+        return films.tokens.unflatten(2, (layout.film_side, layout.film_side))
 
     def _contents(self, request: Request) -> Any:
         """Returns what a request's files are known by; the digest of all weights is taken once."""

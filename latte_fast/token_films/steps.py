@@ -28,10 +28,12 @@ class Steps:
         first: number of the first code in the vocabulary.
         codes: number of codes.
         how: how tokens are drawn from their probabilities.
+        holds: whether some tokens may be there already, between those that are drawn.
     """
 
-    def __init__(self, model: TokenTransformer, batch: int, first: int, codes: int, how: Drawing):
+    def __init__(self, model: TokenTransformer, batch: int, first: int, codes: int, how: Drawing, holds: bool = False):
         self.model, self.batch, self.first, self.codes, self.how = model, batch, first, codes, how
+        self.holds = holds
         self._begin()
 
     @torch.no_grad()
@@ -42,6 +44,7 @@ class Steps:
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.shares = torch.zeros(count, self.batch, dtype=torch.float64, device=device)
         self.drawn = torch.zeros(count, self.batch, dtype=torch.int64, device=device)
+        self.held = torch.full_like(self.drawn, -1) if self.holds else None
         self._key = self._weights()
         self._replay: Callable[[], None] | None = None
         # a capture runs steps, from place 0 of the empty cache on
@@ -49,12 +52,19 @@ class Steps:
             self._replay, _ = replay.capture(self._step, device, replay.new_pool())
 
     @torch.no_grad()
-    def draw(self, context: Context, shares: Tensor, tick: Tick) -> Tensor:
-        """Returns the codes (B, n) that the numbers `shares` (B, n) in [0, 1) choose, one after the other."""
+    def draw(self, context: Context, shares: Tensor, tick: Tick, held: Tensor | None = None) -> Tensor:
+        """Returns the codes (B, n) that the numbers `shares` (B, n) in [0, 1) choose, one after the other.
+
+        Where `held` (B, n) has a code and not -1, it stands in place of a drawn one.
+        """
         if self._key != self._weights():
             self._begin()
         count = shares.shape[1]
         self.shares[:count].copy_(shares.t())
+        if self.held is not None:
+            self.held.fill_(-1)
+            if held is not None:
+                self.held[:count].copy_(held.t())
         self.place.zero_()
         self._pick(self.decoder.start(context))
         tick(1)
@@ -75,6 +85,9 @@ class Steps:
         """Draws a code of each sequence, keeps it, and makes it the next step's token."""
         share = self.shares.index_select(0, self.place)[0]
         code = pick(logits[:, self.first : self.first + self.codes], share, self.how)
+        if self.held is not None:
+            held = self.held.index_select(0, self.place)[0]
+            code = torch.where(held < 0, code, held)
         self.drawn.index_copy_(0, self.place, code[None])
         self.token.copy_(code + self.first)
         self.place.add_(1)

@@ -34,6 +34,9 @@ class Context:
         prefix: number of first tokens that all of them see; the rest is causal.
         row: row whose logits the first token is drawn from.
         after: position of the first token that is drawn.
+        places: place in the second table of positions, counted in the flat table, of each code of the window, of which
+            the first comes after `conditions` tokens; None for a model that sees whole frames.
+        conditions: number of tokens before the first code.
     """
 
     tokens: Tensor
@@ -41,6 +44,8 @@ class Context:
     prefix: int
     row: int
     after: int
+    places: Tensor | None = None
+    conditions: int = 1
 
 
 class Decoder:
@@ -66,6 +71,10 @@ class Decoder:
         self.filled = 0  # tokens in the cache
         self.position = 0  # of the next token
         self.at = torch.zeros(2, dtype=torch.int64, device=weight.device)  # both, where a step reads them
+        # (block, D), the weights themselves unless a second table is added
+        self.positions = model.pos_emb.detach()[0]
+        if config.vtokens_pos is not None:
+            self.positions = self.positions.clone()
         self._bind()
 
     @torch.no_grad()
@@ -82,9 +91,23 @@ class Decoder:
         ]
         self._bind()
         self.seek(count, context.after)
+        self._place(context)
         places = torch.tensor(context.positions, device=tokens.device)
-        x = self.model.tok_emb(tokens) + self.model.pos_emb[:, places]
+        x = self.model.tok_emb(tokens) + self.positions[places]
         return self._logits(self._run(x, context.prefix), context.row)
+
+    def _place(self, context: Context) -> None:
+        """Adds the second table's part to the positions, in place, as a graph may read them."""
+        places, table = context.places, self.model.config.vtokens_pos
+        if table is None:
+            if places is not None:
+                raise ValueError("Decoder: places must be None for a model without vtokens_pos, got some")
+            self.positions = self.model.pos_emb.detach()[0]
+            return
+        self.positions.copy_(self.model.pos_emb[0])
+        if places is not None:
+            here = self.positions[context.conditions :][: len(places)]
+            here += self.model.vtokens_pos_emb[0].flatten(0, 2)[places[: len(here)].to(here.device)]
 
     def seek(self, filled: int, position: int) -> None:
         """Says how many of the cache's tokens count, and which position the next one has."""
@@ -97,7 +120,7 @@ class Decoder:
         self.reserve()
         if self.plain:
             return self.advance(tokens)
-        x = self.model.tok_emb(tokens[:, None]) + self.model.pos_emb[:, self.position - 1 : self.position]
+        x = self.model.tok_emb(tokens[:, None]) + self.positions[self.position - 1 : self.position]
         return self._logits(self._run(x, 0), 0)
 
     def reserve(self) -> None:
@@ -111,7 +134,7 @@ class Decoder:
     def advance(self, tokens: Tensor) -> Tensor:
         """Computes a step of an unchanged model from what lies on the device alone; see `step`."""
         model, filled, shape = self.model, self.at[:1], (3, self.model.config.n_head, -1)
-        x = model.tok_emb(tokens) + model.pos_emb[0].index_select(0, self.at[1:])  # (B, D)
+        x = model.tok_emb(tokens) + self.positions.index_select(0, self.at[1:])  # (B, D)
         calls, attend = self.calls, self.attend
         for layer, cache in zip(self.layers, self.cache, strict=True):
             qkv = calls[0](x, *layer[0]).unflatten(1, shape)  # (B, 3, H, K)

@@ -117,7 +117,7 @@ class TokenTransformer(nn.Module):
         tokens: Tensor,
         targets: Tensor | None = None,
         start: int = 0,
-        box: Box | None = None,
+        box: Box | Tensor | None = None,
         conditions: int = 1,
     ) -> Tensor:
         """Returns the logits (B, L, vocab_size) of tokens (B, L), or the losses of `targets`.
@@ -127,7 +127,8 @@ class TokenTransformer(nn.Module):
             targets: the tokens (B, n) that rows start .. start + n - 1 predict; their cross-entropy (B, n) in fp32 is
                 returned, and no more than a part of the logits exists at a time.
             start: first row that predicts.
-            box: where the codes lie in the second table of positions: (start, stop) in time, height and width.
+            box: where the codes lie in the second table of positions: (start, stop) in time, height and width; or the
+                place of each, (B, n), counted in the flat table.
             conditions: number of conditions, which that table leaves alone.
         """
         x = self.hidden(tokens, box, conditions)
@@ -138,7 +139,7 @@ class TokenTransformer(nn.Module):
             return cross_entropy(rows, self.head.weight, targets)
         return F.cross_entropy(self.head(rows).movedim(-1, 1).float(), targets, reduction="none")
 
-    def hidden(self, tokens: Tensor, box: Box | None = None, conditions: int = 1) -> Tensor:
+    def hidden(self, tokens: Tensor, box: Box | Tensor | None = None, conditions: int = 1) -> Tensor:
         """Returns what the head multiplies, (B, L, D)."""
         check_tokens(tokens, self.config)
         length = tokens.shape[1]
@@ -160,10 +161,16 @@ class TokenTransformer(nn.Module):
             x = torch.cat([x[:, :front], x[:, front + back :], x[:, front : front + back]], 1)
         return self.ln_f(x)
 
-    def _boxed(self, box: Box, length: int) -> Tensor:
-        """Returns a box of the second table of positions, (1, length, D)."""
+    def _boxed(self, box: Box | Tensor, length: int) -> Tensor:
+        """Returns a part of the second table of positions, (1 or B, length, D)."""
         if self.config.vtokens_pos is None:
-            raise ValueError(f"TokenTransformer: box must be None for a model without vtokens_pos, got {box}")
+            got = f"places {tuple(box.shape)}" if isinstance(box, Tensor) else box
+            raise ValueError(f"TokenTransformer: box must be None for a model without vtokens_pos, got {got}")
+        if isinstance(box, Tensor):
+            if box.dim() != 2 or box.shape[1] < length:
+                rule = f"(B, n) places of the {length} codes of the input"
+                raise ValueError(f"TokenTransformer: box must hold {rule}, got {tuple(box.shape)}")
+            return F.embedding(box[:, :length], self.vtokens_pos_emb[0].flatten(0, 2))
         rule = f"inside the table's {self.config.vtokens_pos}"
         if not all(0 <= a < b <= n for (a, b), n in zip(box, self.config.vtokens_pos, strict=True)):
             raise ValueError(f"TokenTransformer: box must be {rule}, got {box}")

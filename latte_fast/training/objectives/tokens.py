@@ -15,6 +15,7 @@ from latte_fast.data.encode_text import read_captions
 from latte_fast.data.seeding import SampleKey
 from latte_fast.data.token_clips import TokenClips
 from latte_fast.data.tokens import SOUND_TOKENS, TokenFolder
+from latte_fast.data.windows import WindowedClips
 from latte_fast.diffusion.noise import mistakes
 from latte_fast.distributed.ranks import Ranks
 from latte_fast.media import write
@@ -85,18 +86,25 @@ class TokensObjective(OneLearner):
         layout = self.layout
         what = "tokens of a gap" if layout.gap else "tokens"
         size = f"{layout.frames}x{layout.side}x{layout.side}"
+        size += f" of {layout.whole}x{layout.whole}" if layout.whole else ""
         other = "captions" if self.bpe else "sounds" if layout.sound else "no classes"
         choices = f"{len(self.classes):,} classes" if self.classes else other
         return f"TokenTransformer of {count:,} parameters for {size} {what}, {self.length:,} clips with {choices}"
 
     def items(self) -> Dataset:
-        return Mistaken(self.dataset, self.config, self.layout) if self.options.noise else self.dataset
+        layout, seed = self.layout, self.config.data.seed
+        clips = WindowedClips(self.dataset, seed, layout.whole, layout.side) if layout.whole else self.dataset
+        return Mistaken(clips, self.config, layout) if self.options.noise else clips
 
     def losses(self, learner: str, batch: Batch, step: int) -> dict[str, Tensor]:
         given = batch["words"] if self.layout.words else batch["label"] if self.classes else None
-        inputs, targets, start = inputs_of(self.tokens(batch), given, self.layout, batch.get("mistakes"))
+        tokens, places = self.tokens(batch), None
+        if self.layout.whole:
+            places = self.layout.window(batch["corner"])
+            tokens = tokens.flatten(1).gather(1, places).unflatten(1, (-1, self.layout.side, self.layout.side))
+        inputs, targets, start = inputs_of(tokens, given, self.layout, batch.get("mistakes"))
         with self.learner.autocast(inputs.device):
-            losses = self.learner.call(inputs, targets, start)  # (B, n)
+            losses = self.learner.call(inputs, targets, start, places, self.layout.given)  # (B, n)
         if "given" not in batch or self.layout.gap:
             return {"loss": losses.mean(1)}
         # of frames with mistakes nothing is learned, or a model would expect some in what it has just drawn
