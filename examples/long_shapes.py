@@ -22,10 +22,15 @@ from torch import Tensor
 
 from latte_fast.cli.demo import NAMES, WANTED, demo_config
 from latte_fast.evaluation.frechet import Moments, frechet_distance, moments
-from latte_fast.evaluation.shapes_classifier import Recogniser, shapes_batch, train_recogniser
+from latte_fast.evaluation.shapes_classifier import (
+    Recogniser,
+    film_features,
+    recognised_clips,
+    shapes_batch,
+    train_recogniser,
+)
 from latte_fast.long_films.request import LongOptions
 from latte_fast.long_films.sample import draw_films, open_long
-from latte_fast.media.pixels import normalise
 from latte_fast.media.write import write_mp4
 from latte_fast.training import TrainConfig, Trainer, alone
 
@@ -69,12 +74,10 @@ def judge(films: Tensor, classifier: Recogniser, real: Moments) -> tuple[list[fl
     """Returns for each quarter of the films the share of windows that is recognised, and their Frechet distance."""
     labels = torch.arange(len(NAMES)).repeat(len(films) // len(NAMES))
     shares, distances = [], []
-    for quarter in normalise(films.movedim(-1, -3)).chunk(4, dim=1):
-        windows = quarter.unflatten(1, (-1, FRAMES)).flatten(0, 1)  # (B n, f, 3, H, W)
-        wanted = labels.repeat_interleave(len(windows) // len(labels))
-        features = classifier.embed(windows)
-        shares.append((classifier.head(features).argmax(1) == wanted).float().mean().item())
-        distances.append(frechet_distance(moments(features), real))
+    for quarter in films.chunk(4, dim=1):
+        features = film_features(classifier, quarter, FRAMES)  # (B, n, 128)
+        shares.append(recognised_clips(classifier, features, labels).float().mean().item())
+        distances.append(frechet_distance(moments(features.flatten(0, 1)), real))
     return shares, distances
 
 

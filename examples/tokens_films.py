@@ -7,7 +7,7 @@ give the distance of real clips to real clips, and what the VQGAN decodes of the
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from latte_fast.cli.demo import NAMES, WANTED
 from latte_fast.data.shapes import clip
 from latte_fast.evaluation.detector import Detector
 from latte_fast.evaluation.frechet import frechet_distance, moments
-from latte_fast.evaluation.shapes_classifier import Recogniser
+from latte_fast.evaluation.shapes_classifier import Recogniser, film_features, recognised_clips
 from latte_fast.media.pixels import normalise, to_pixels
 from latte_fast.media.write import write_mp4, write_sheet
 from latte_fast.models.tats.chunks import decode_in_chunks
@@ -49,8 +49,7 @@ def real_films(count: int, frames: int, seed: int) -> Tensor:
 @torch.no_grad()
 def recognised(classifier: Recogniser, films: Tensor, labels: Tensor) -> tuple[float, list[float]]:
     """Returns the share of all clips of films, uint8 (B, F, H, W, 3), that are classified right; and by class."""
-    clips = normalise(films.movedim(-1, -3)).unflatten(1, (-1, CLIP))  # (B, n, f, 3, H, W)
-    right = classifier(clips.flatten(0, 1)).argmax(1).view(clips.shape[:2]) == labels[:, None]
+    right = recognised_clips(classifier, film_features(classifier, films, CLIP), labels)
     by_class = [right[labels == label].float().mean().item() for label in labels.unique()]
     return right.float().mean().item(), by_class
 
@@ -69,8 +68,7 @@ class Judges:
     @torch.no_grad()
     def __call__(self, window: Tensor) -> dict[str, Tensor]:
         frames = window.movedim(-1, -3)  # (B, F, 3, H, W)
-        clips = normalise(frames).unflatten(1, (-1, CLIP)).flatten(0, 1)
-        found = {"classifier": torch.cat([self.classifier.embed(part) for part in clips.split(512)])}
+        found = {"classifier": film_features(self.classifier, window, CLIP).flatten(0, 1)}
         if self.detector is not None:
             found["transnetv2"] = torch.cat([self.detector(part) for part in frames.split(32)])
         return found
@@ -82,26 +80,48 @@ def windows_of(films: Tensor, count: int, frames: int) -> list[Tensor]:
     return [films[:, first : first + WINDOW] for first in starts]
 
 
-def draw(out: Path, kind: str, count: int, frames: int, options: TokenOptions, ranks: Ranks) -> tuple[Tensor, float]:
+@dataclass(frozen=True)
+class Work:
+    """Long films: folder of the runs, their VQGAN and noise, number and frames of films, and how they are drawn."""
+
+    out: Path
+    vqgan: Path
+    noise: float
+    count: int
+    frames: int
+    options: TokenOptions
+    ranks: Ranks
+
+    def named(self, kind: str) -> str:
+        how = self.options
+        return f"{kind}-{self.frames}-{how.top_p:g}-{how.temperature:g}-{how.context}-noise-{self.noise:g}"
+
+
+def run_of(out: Path, part: str, noise: float) -> Path:
+    """Returns the folder of a transformer's run."""
+    return out / f"{part}-noise-{noise:g}"
+
+
+def draw(work: Work, kind: str) -> tuple[Tensor, float]:
     """Draws films, or goes on with those that are there; returns them, (B, F, H, W, 3), and the seconds it took."""
-    gpu = ranks.device.type == "cuda"
-    folder = out / f"{kind}-{frames}-{options.top_p:g}-{options.context}"
+    gpu = work.ranks.device.type == "cuda"
+    folder, options = work.out / work.named(kind), work.options
     if kind == "hierarchy":
-        options = replace(options, between=str(out / "gaps"), gaps=512 if gpu else 16)
-    run = out / ("keys" if kind == "hierarchy" else "films")
-    request = Request(count=count, batch=count if gpu else len(NAMES), frames=reachable(frames), format="npz")
+        options = replace(options, between=str(run_of(work.out, "gaps", work.noise)), gaps=512 if gpu else 64)
+    run = run_of(work.out, "keys" if kind == "hierarchy" else "films", work.noise)
+    request = Request(count=work.count, batch=work.count, frames=reachable(work.frames), format="npz")
     begin = time.perf_counter()
     dtype = torch.bfloat16 if gpu else torch.float32
-    sample_tokens(run, "ema", None, NAMES, dtype, options, request, folder, ranks, resume=True)
+    sample_tokens(run, "ema", None, NAMES, dtype, options, request, folder, work.ranks, resume=True)
     seconds = time.perf_counter() - begin
     videos = [torch.from_numpy(np.load(file)["video"]) for file in sorted(folder.glob("*.npz"))]
     return torch.stack(videos), seconds
 
 
 @torch.no_grad()
-def through_tokens(out: Path, films: Tensor, ranks: Ranks) -> Tensor:
+def through_tokens(vqgan: Path, films: Tensor, ranks: Ranks) -> Tensor:
     """Returns what the VQGAN decodes of the films' tokens."""
-    codec = open_vqgan(str(out / "vqgan"), ranks.device)
+    codec = open_vqgan(str(vqgan), ranks.device)
     made = []
     for some in films.split(8):
         tokens = codec.tokens(normalise(some.movedim(-1, -3)))
@@ -110,34 +130,32 @@ def through_tokens(out: Path, films: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat(made)
 
 
-def judge(
-    out: Path, count: int, frames: int, windows: int, options: TokenOptions, classifier: Recogniser, ranks: Ranks
-) -> dict[str, dict]:
+def judge(work: Work, windows: int, classifier: Recogniser) -> dict[str, dict]:
     """Judges real films, what the VQGAN decodes of them, and those drawn by the hierarchy and by a sliding window."""
-    judges = Judges(classifier, ranks)
-    file = out / f"films-{frames}-{options.top_p:g}-{options.context}.json"
-    against = judges(real_films(count, WINDOW, 1 << 30))
-    labels = torch.arange(count) % len(NAMES)
-    real = real_films(count, reachable(frames), 1 << 31)
+    judges = Judges(classifier, work.ranks)
+    file = work.out / f"{work.named('judged')}.json"
+    against = judges(real_films(work.count, WINDOW, 1 << 30))
+    labels = torch.arange(work.count) % len(NAMES)
+    real = real_films(work.count, reachable(work.frames), 1 << 31)
     results: dict[str, dict] = {}
     for kind in KINDS:
         begin = time.perf_counter()
         seconds = 0.0
         if kind in ("real", "decoded"):
-            films = real if kind == "real" else through_tokens(out, real, ranks)
+            films = real if kind == "real" else through_tokens(work.vqgan, real, work.ranks)
         else:
-            films, seconds = draw(out, kind, count, frames, options, ranks)
-        cut = windows_of(films, windows, frames)
+            films, seconds = draw(work, kind)
+        cut = windows_of(films, windows, work.frames)
         results[kind] = curves(cut, judges, against)
         results[kind] |= {
             "recognised": [recognised(classifier, window, labels)[0] for window in cut],
-            "drawn_s": seconds, "judged_s": time.perf_counter() - begin - seconds, "films": count,
+            "drawn_s": seconds, "judged_s": time.perf_counter() - begin - seconds, "films": work.count,
         }  # fmt: skip
         file.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{kind}: {results[kind]}", flush=True)
         if kind != "decoded":
-            show(out / kind, films[: len(NAMES), :frames])
-    plot(out / "curve.png", results)
+            show(work.out / kind, films[: len(NAMES), : work.frames])
+    plot(work.out / "curve.png", results)
     return results
 
 

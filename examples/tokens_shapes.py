@@ -1,12 +1,14 @@
 """Films of moving shapes, made of tokens: a 3D-VQGAN, a transformer, and the two transformers of a hierarchy.
 
-python examples/tokens_shapes.py --out tokens-shapes --at-once     some minutes on one GPU
-python examples/tokens_shapes.py --out tokens-shapes --vqgan-steps 100 --steps 100 --films 8 --frames 64
+python examples/tokens_shapes.py --out tokens-shapes --at-once         some minutes on one GPU
+python examples/tokens_shapes.py --out tokens-shapes --sizes small     on a CPU, a quarter of the tokens
+python examples/tokens_shapes.py --out tokens-shapes --noise 0.2       the same VQGAN and tokens, other transformers
 
 Shapes leave on one side and come back on the other, so that a film of any length shows its class. The first transformer
-draws films by a sliding window, the second key frames of which the third fills the gaps. A classifier of the same
-shapes has to recognise at least 80 % of short clips, by shape and direction; films of 512 frames are judged window by
-window, by tokens_films.py. A run that was stopped goes on with the same command.
+draws films by a sliding window, the second key frames of which the third fills the gaps. All three are trained on parts
+of long films, and with `--noise` on frames that have mistakes in them. A classifier of the same shapes has
+to recognise at least 80 % of short clips, by shape and direction; films of 512 frames are judged window by window, by
+tokens_films.py. A run that was stopped goes on with the same command.
 """
 
 import argparse
@@ -14,8 +16,10 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import tokens_data
 import tokens_films
 import torch
 import vqgan_run
@@ -27,6 +31,7 @@ from latte_fast.data.shapes import DIRECTIONS
 from latte_fast.evaluation.shapes_classifier import Recogniser, train_recogniser
 from latte_fast.media.write import write_mp4, write_sheet
 from latte_fast.models.tats.config import VQGANConfig
+from latte_fast.runs.codec import open_vqgan
 from latte_fast.runs.config import CONFIG, TokenTraining
 from latte_fast.sampling.request import Request
 from latte_fast.token_films.sample import open_tokens
@@ -34,34 +39,80 @@ from latte_fast.token_films.source import TokenOptions
 from latte_fast.training import OptimConfig, Ranks, TrainConfig, Trainer, start
 
 SIZE, CLIP = tokens_films.SIZE, tokens_films.CLIP
-VQGAN_FRAMES, VQGAN_STEPS, STEPS = 16, 1500, 2500
+VQGAN_FRAMES = 16
 # frames of a clip, distance of the latent frames that are seen, and whether the gap between the ends is filled
-PARTS = {"films": (8, 1, False), "keys": (32, 4, False), "gaps": (10, 1, True)}
+PARTS = {"films": (8, 1, False), "keys": (26, 4, False), "gaps": (10, 1, True)}
 PER_CLASS, RECOGNISED = 24, 0.8
 
 
-def data() -> DataConfig:
-    return DataConfig(kind="shapes", clips=1_000_000, outlines=OUTLINES, endless=True)
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the VQGAN and of the transformers, and how long they are trained.
+
+    Args:
+        vqgan: the VQGAN; its tokens are `tokens_films.FACTOR` frames each.
+        restart: count of a code below which it starts again; with more codes than a batch has tokens it is small.
+        vqgan_batch: clips of the VQGAN's update.
+        vqgan_steps: number of updates of the VQGAN.
+        stored: number of films whose tokens the transformers are trained on.
+        steps: number of updates of each transformer.
+        batch: clips of a transformer's update.
+        lr: largest learning rate of a transformer.
+        layers, heads, width: of a transformer.
+    """
+
+    vqgan: VQGANConfig
+    restart: float
+    vqgan_batch: int
+    vqgan_steps: int
+    stored: int
+    steps: int
+    batch: int
+    lr: float
+    layers: int
+    heads: int
+    width: int
 
 
-def vqgan_config(out: Path, steps: int) -> TrainConfig:
-    """A 3D-VQGAN of 144 tokens for two frames, in clips that are long enough to show it a film's middle."""
-    model = VQGANConfig(n_hiddens=16, downsample=(2, 2, 2), embedding_dim=16, n_codes=512)
-    return vqgan_run.settings(out / "vqgan", model, data(), VQGAN_FRAMES, SIZE, steps, batch=8, saves=4)
+# 144 tokens for two frames, and 36
+SIZES = {
+    "large": Sizes(VQGANConfig(16, (2, 2, 2), 16, 512), 1.0, 8, 1500, 8192, 2500, 48, 1e-3, 4, 8, 256),
+    "small": Sizes(VQGANConfig(8, (2, 4, 4), 16, 1024), 0.1, 4, 4000, 4096, 1500, 32, 2e-3, 3, 4, 128),
+}
 
 
-def tokens_config(out: Path, part: str, sizes: TokenTraining, steps: int, batch: int, gpu: bool) -> TrainConfig:
-    """A transformer whose clips the VQGAN encodes as they are drawn."""
-    frames = PARTS[part][0]
+def sizes_of(given: argparse.Namespace) -> Sizes:
+    names = ("vqgan_steps", "stored", "steps", "batch", "layers", "heads", "width")
+    return replace(SIZES[given.sizes], **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
+
+
+def vqgan_config(out: Path, sizes: Sizes) -> TrainConfig:
+    """A 3D-VQGAN on clips that are long enough to show it a film's middle."""
+    data = DataConfig(kind="shapes", clips=1_000_000, outlines=OUTLINES, endless=True)
+    config = vqgan_run.settings(
+        out / "vqgan", sizes.vqgan, data, VQGAN_FRAMES, SIZE, sizes.vqgan_steps, sizes.vqgan_batch, saves=4
+    )
+    return replace(config, vqgan=replace(config.vqgan, restart=sizes.restart))
+
+
+def tokens_config(given: argparse.Namespace, part: str, sizes: Sizes, gpu: bool) -> TrainConfig:
+    """A transformer on parts of the films whose tokens are stored."""
+    frames, every, gap = PARTS[part]
+    model = TokenTraining(sizes.layers, sizes.heads, sizes.width, every, gap, noise=given.noise)
     optim = OptimConfig(
-        lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, rate="cosine", warmup=min(100, steps), clip=1.0, ema=0.995,
-        ema_warmup=True,
+        lr=sizes.lr, betas=(0.9, 0.95), weight_decay=0.01, rate="cosine", warmup=min(100, sizes.steps), clip=1.0,
+        ema=0.995, ema_warmup=True,
     )  # fmt: skip
     return TrainConfig(
-        out=str(out / part), objective="tokens", tokens=sizes, vae=str(out / "vqgan"), data=data(), optim=optim,
-        frames=frames, size=SIZE, steps=steps, batch=batch, save_every=max(1, steps // 4), keep=1, log_every=50,
-        precision="bf16-weights" if gpu else "fp32",
+        out=str(tokens_films.run_of(given.out, part, given.noise)), objective="tokens", tokens=model,
+        vae=str(vqgan_of(given)), data=DataConfig(kind="tokens", path=str(given.out / "tokens"), interval=1),
+        optim=optim, frames=frames, size=SIZE, steps=sizes.steps, batch=sizes.batch,
+        save_every=max(1, sizes.steps // 4), keep=1, log_every=50, precision="bf16-weights" if gpu else "fp32",
     )  # fmt: skip
+
+
+def vqgan_of(given: argparse.Namespace) -> Path:
+    return given.vqgan or given.out / "vqgan"
 
 
 def train(config: TrainConfig, ranks: Ranks) -> None:
@@ -85,17 +136,16 @@ def train_parts(given: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def train_part(given: argparse.Namespace, part: str, ranks: Ranks) -> None:
-    _, every, gap = PARTS[part]
-    sizes = TokenTraining(given.layers, given.heads, given.width, every, gap)
-    gpu = ranks.device.type == "cuda"
-    train(tokens_config(given.out, part, sizes, given.steps, given.batch, gpu), ranks)
+    train(tokens_config(given, part, sizes_of(given), ranks.device.type == "cuda"), ranks)
 
 
-def judge_clips(out: Path, classifier: Recogniser, per_class: int, options: TokenOptions, ranks: Ranks) -> dict:
+def judge_clips(
+    out: Path, run: Path, classifier: Recogniser, per_class: int, options: TokenOptions, ranks: Ranks
+) -> dict:
     """Draws clips of every class; returns the share that the classifier recognises, and tokens a second."""
     gpu = ranks.device.type == "cuda"
     dtype = torch.bfloat16 if gpu else torch.float32
-    source = open_tokens(out / "films", "ema", None, NAMES, dtype, options, ranks.device)
+    source = open_tokens(run, "ema", None, NAMES, dtype, options, ranks.device)
     count = per_class * len(NAMES)
     request = Request(count=count, batch=count if gpu else len(NAMES), frames=PARTS["films"][0])
     source.tokens(request, range(request.batch), lambda n: None)  # compiles kernels and captures the step
@@ -125,18 +175,28 @@ def show(out: Path, videos: Tensor) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("tokens-shapes"), help="folder of the four runs")
-    parser.add_argument("--vqgan-steps", type=int, default=VQGAN_STEPS, help="number of updates of the VQGAN")
-    parser.add_argument("--steps", type=int, default=STEPS, help="number of updates of each transformer")
-    parser.add_argument("--batch", type=int, default=48, help="clips of a transformer's update")
-    parser.add_argument("--layers", type=int, default=4, help="blocks of a transformer")
-    parser.add_argument("--heads", type=int, default=8, help="heads of a transformer")
-    parser.add_argument("--width", type=int, default=256, help="width of a transformer")
+    parser.add_argument("--sizes", choices=tuple(SIZES), default="large", help="sizes of the networks and their runs")
+    parser.add_argument("--noise", type=float, default=0.0, help="largest share of random codes in training")
+    parser.add_argument("--vqgan", type=Path, help="run of a VQGAN that is used in place of one trained here")
+    for name, text in (
+        ("vqgan-steps", "number of updates of the VQGAN"),
+        ("stored", "number of films whose tokens the transformers are trained on"),
+        ("steps", "number of updates of each transformer"),
+        ("batch", "clips of a transformer's update"),
+        ("layers", "blocks of a transformer"),
+        ("heads", "heads of a transformer"),
+        ("width", "width of a transformer"),
+    ):
+        parser.add_argument(f"--{name}", type=int, help=f"{text}; by default that of --sizes")
     parser.add_argument("--at-once", action="store_true", help="train the three transformers at the same time")
-    parser.add_argument("--only", choices=("vqgan", *PARTS), help="train this network and judge nothing")
+    parser.add_argument(
+        "--only", choices=("tokens", *PARTS), help="end after the tokens, or train this transformer alone"
+    )
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="number of short clips drawn of each class")
     parser.add_argument("--films", type=int, default=64, help="number of long films of each kind")
     parser.add_argument("--frames", type=int, default=512, help="frames of a long film, at least 32")
     parser.add_argument("--windows", type=int, default=16, help="number of windows that a long film is judged by")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divisor of the logits")
     parser.add_argument("--top-p", type=float, default=0.98, help="probability of the tokens that can be drawn")
     parser.add_argument("--context", type=int, default=1, help="latent frames that a window begins with, up to 3")
     parser.add_argument("--classifier-steps", type=int, default=400, help="number of updates of the classifier")
@@ -148,11 +208,14 @@ def main() -> None:
     begin = time.perf_counter()
     file = given.out / "judged.json"
     with start() as ranks:
-        if given.only in (None, "vqgan"):
-            train(vqgan_config(given.out, given.vqgan_steps), ranks)
+        if given.only in PARTS:
+            train_part(given, given.only, ranks)
+            return
+        if given.vqgan is None:
+            train(vqgan_config(given.out, sizes_of(given)), ranks)
+        codec = open_vqgan(str(vqgan_of(given)), ranks.device)
+        tokens_data.write_tokens(given.out / "tokens", codec, sizes_of(given).stored, SIZE)
         if given.only is not None:
-            if given.only in PARTS:
-                train_part(given, given.only, ranks)
             return
         seconds = {"vqgan_s": round(time.perf_counter() - begin)}
         train_parts(given, ranks)
@@ -160,13 +223,16 @@ def main() -> None:
         classifier, on_clips = train_recogniser(
             CLIP, SIZE, WANTED, steps=given.classifier_steps, progress=True, endless=True
         )
-        options = TokenOptions(top_k=0, top_p=given.top_p, context=given.context)
-        found = judge_clips(given.out, classifier, given.per_class, options, ranks)
-        found |= {"top_p": given.top_p, "classifier_on_clips": on_clips, **seconds}
+        options = TokenOptions(given.temperature, top_k=0, top_p=given.top_p, context=given.context)
+        run = tokens_films.run_of(given.out, "films", given.noise)
+        found = judge_clips(given.out, run, classifier, given.per_class, options, ranks)
+        found |= {"noise": given.noise, "top_p": given.top_p, "temperature": given.temperature}
+        found |= {"classifier_on_clips": on_clips, **seconds}
         file.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{found['recognised']:.0%} recognised, {on_clips:.0%} of real clips")
         print(f"{found['tokens_per_s']:.0f} tokens a second at batch {found['batch']}", flush=True)
-        long = tokens_films.judge(given.out, given.films, given.frames, given.windows, options, classifier, ranks)
+        work = tokens_films.Work(given.out, vqgan_of(given), given.noise, given.films, given.frames, options, ranks)
+        long = tokens_films.judge(work, given.windows, classifier)
     found |= {"films": long, "seconds": round(time.perf_counter() - begin)}
     file.write_text(json.dumps(found, indent=1) + "\n")
     print(tokens_films.table(long))

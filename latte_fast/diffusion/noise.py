@@ -43,15 +43,21 @@ def normal(seed: int, number: int, shape: Sequence[int], use: Use = Use.NOISE, s
     return torch.from_numpy(drawn)
 
 
-def mistakes(seed: int, number: int, shape: Sequence[int], codes: int, most: float) -> Tensor:
-    """Draws codes that take the place of a training sample's own, int64, and -1 where its own stays.
+def mistakes(
+    seed: int, number: int, shape: Sequence[int], codes: int, most: float, ends: bool = False
+) -> tuple[Tensor, int]:
+    """Draws codes that take the place of a training sample's own (frames, ...) int64, and how many frames have them.
 
-    Each code is replaced with the same probability, which is drawn for the sample between 0 and `most`.
+    -1 stands where a code stays. Half of the samples stay as they are; of the others a number of first frames have
+    mistakes, or with `ends` the first frame and the last. Their share is drawn for the sample between 0 and `most`.
     """
     source = generator(seed, number, Use.MISTAKE)
-    share = most * source.random()
+    frames, share = int(source.integers(1, shape[0])), most * source.random()
+    frames = frames if source.random() < 0.5 else 0
     replaced = source.random(tuple(shape)) < share
-    return torch.from_numpy(np.where(replaced, source.integers(codes, size=tuple(shape)), -1))
+    drawn = torch.from_numpy(np.where(replaced, source.integers(codes, size=tuple(shape)), -1))
+    drawn[slice(1, -1) if ends and frames else slice(frames, None)] = -1
+    return drawn, frames
 
 
 class StepNoise:

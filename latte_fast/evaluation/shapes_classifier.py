@@ -75,6 +75,19 @@ def train_recogniser(
 
 
 @torch.no_grad()
+def film_features(model: Recogniser, films: Tensor, frames: int) -> Tensor:
+    """Returns the features of the clips of films, uint8 (B, F, H, W, 3), one after the other: (B, F / frames, 128)."""
+    clips = normalise(films.movedim(-1, -3)).unflatten(1, (-1, frames))  # (B, n, f, 3, H, W)
+    return torch.stack([model.embed(film) for film in clips])
+
+
+@torch.no_grad()
+def recognised_clips(model: Recogniser, features: Tensor, labels: Tensor) -> Tensor:
+    """Returns which clips of films show the film's label (B,), by their features: (B, n)."""
+    return model.head(features).argmax(2) == labels[:, None]
+
+
+@torch.no_grad()
 def share_recognised(model: Recogniser, video: Tensor, labels: Tensor) -> float:
     """Returns the share of clips that are classified right."""
     return (model(video).argmax(1) == labels).float().mean().item()

@@ -179,8 +179,9 @@ class TokenTraining:
         words: number of tokens of a caption, with its start, its end and padding.
         sound: folder of `latte-fast encode-audio` with the sounds of the clips, which are given instead of classes.
         sound_vae: VQGAN of these sounds, by which samples hear theirs.
-        noise: largest share of a clip's codes in whose place the model sees random ones, so that it learns to go on
-            from a long film's mistakes; the share is drawn for each clip, and the codes to predict stay its own.
+        noise: largest share of random codes in the frames that a clip goes on from, so that the model learns to go on
+            from a long film's mistakes: in half of the clips, with a share drawn for each, and of which nothing is
+            learned; or in the ends of a gap.
     """
 
     n_layer: int = 24

@@ -36,14 +36,16 @@ from latte_fast.training.objectives.objective import OneLearner
 
 
 class Mistaken(Dataset):
-    """Clips with the random codes that the model sees in place of theirs, drawn by (seed, sample number)."""
+    """Clips with random codes in the frames that the model goes on from, drawn by (seed, sample number)."""
 
     def __init__(self, dataset: Any, config: TrainConfig, layout: TokenLayout):
-        self.dataset, self.seed, self.most, self.codes = dataset, config.seed, config.tokens.noise, layout.n_codes
-        self.shape = (layout.frames, layout.side, layout.side)
+        self.dataset, self.seed = dataset, config.seed
+        shape = (layout.frames, layout.side, layout.side)
+        self.how = (shape, layout.n_codes, config.tokens.noise, layout.gap)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        return self.dataset[key] | {"mistakes": mistakes(self.seed, key.number, self.shape, self.codes, self.most)}
+        wrong, frames = mistakes(self.seed, key.number, *self.how)
+        return self.dataset[key] | {"mistakes": wrong, "given": torch.tensor(frames)}
 
 
 class TokensObjective(OneLearner):
@@ -102,7 +104,12 @@ class TokensObjective(OneLearner):
             tokens = tokens.flatten(1).gather(1, places).unflatten(1, (-1, self.layout.side, self.layout.side))
         inputs, targets, start = inputs_of(tokens, given, self.layout, batch.get("mistakes"))
         with self.learner.autocast(inputs.device):
-            return {"loss": self.learner.call(inputs, targets, start, places, self.layout.given).mean(1)}
+            losses = self.learner.call(inputs, targets, start, places, self.layout.given)  # (B, n)
+        if "given" not in batch or self.layout.gap:
+            return {"loss": losses.mean(1)}
+        # of frames with mistakes nothing is learned, or a model would expect some in what it has just drawn
+        learned = torch.arange(losses.shape[1], device=losses.device) >= self.layout.per_frame * batch["given"][:, None]
+        return {"loss": (losses * learned).sum(1) / learned.sum(1)}
 
     def tokens(self, batch: Batch) -> Tensor:
         """Returns the tokens (B, t, h, w) of a batch of tokens, or of films through the VQGAN."""
