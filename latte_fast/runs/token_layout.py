@@ -37,7 +37,7 @@ def layout_of(
     require(config.size % factor == 0, "size", f"a multiple of the VQGAN's {factor}", config.size)
     require(config.frames % frame_factor == 0, "frames", f"a multiple of the VQGAN's {frame_factor}", config.frames)
     frames = len(range(0, config.frames // frame_factor, options.every))
-    least = 3 if options.gap else 2 if options.every > 1 else 1
+    least = 3 if options.gap else 2 if options.every > 1 or options.noise else 1
     rule = f"at least {least} latent frames of {frame_factor}, {options.every} apart"
     require(frames >= least, "frames", rule, config.frames)
     whole = config.size // factor

@@ -253,6 +253,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pretrained": "nowhere.ckpt"}, "pretrained must be an existing file, got 'nowhere.ckpt'"),
     ({"frames": 4, "tokens": replace(SMALL, gap=True)}, "frames must be at least 3 latent frames of 2, 1 apart"),
     ({"frames": 4, "tokens": replace(SMALL, every=4)}, "frames must be at least 2 latent frames of 2, 4 apart"),
+    ({"frames": 2, "tokens": replace(SMALL, noise=0.2)}, "frames must be at least 2 latent frames of 2, 1 apart"),
 ]
 
 
