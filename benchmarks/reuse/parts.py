@@ -51,13 +51,17 @@ class Parts:
 
     def plans(self) -> None:
         """Calibrates, and measures what the plans lose on other samples."""
+        self.searched()
+        for quality in TIERS:
+            plan = self.plan(quality)
+            self.store.get(f"loss/{quality}", lambda p=plan: self.loss(self.race.plan("", p), p))
+
+    def searched(self) -> None:
+        """Searches the run's plans where they do not lie beside it."""
         if not all((self.run / PLANS / f"{q}.json").is_file() for q in TIERS):
             self.store.check_time()
             spent, _ = seconds(lambda: find_plans(self.run, progress=True, device=self.given.device))
             self.store.put("calibrate, seconds", round(spent, 1))
-        for quality in TIERS:
-            plan = self.plan(quality)
-            self.store.get(f"loss/{quality}", lambda p=plan: self.loss(self.race.plan("", p), p))
 
     def loss(self, result: Result, plan: Plan) -> dict[str, object]:
         return {"forwards": result.forwards, "psnr": round(result.psnr, 2), "what": str(plan).split()[-1]}
@@ -127,6 +131,7 @@ class Parts:
 
     def seconds(self) -> None:
         """Seconds of each quality end to end, in turns; and the share of its samples that is recognised."""
+        self.searched()
         adapter = self.source.adapter
         self.source.wanted = list(range(adapter.choices))
         common: dict[str, Any] = {"count": self.batch, "batch": self.batch, "steps": STEPS, "scale": GUIDANCE}

@@ -21,6 +21,7 @@ from latte_fast.calibration.paths import (
     Path,
     dense_late,
     fewest_computed,
+    hand_made,
     marks_of,
     neighbours,
     stretched,
@@ -162,8 +163,15 @@ class Search:
         return replace(found, unseen=each_psnr(self.decode(latents), self.unseen_film))
 
     def budget(self, computed: int) -> Found:
-        """Returns the plan with this many computed steps that has the shape of all."""
-        return self.tried(self.shaped(self.shape, computed))
+        """Returns the better of two plans with this many computed steps: of the shape of all, and of a mask by hand.
+
+        The mask that is dense late is the best of those without fits. Where steps are rounded to serves one number of
+        them better than the next, for either of the two.
+        """
+        shaped = self.tried(self.shaped(self.shape, computed))
+        steps = hand_made(self.count, computed)["late-dense"]
+        mask = self.tried(stretched(steps, 1, self.every[self.shape.every]))
+        return mask if better(mask.gained, shaped.gained) else shaped
 
     @functools.cached_property
     def shape(self) -> Shape:
