@@ -99,7 +99,7 @@ def plot(plt: Any, store: Store, path: Path) -> None:
     axis.set_xlabel("forwards of the 50 of every step")
     axis.set_ylabel("PSNR to the films of every step, dB")
     axis.set_title(store.path.stem)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right")
     finish(plt, figure, path)
 
 
@@ -118,5 +118,5 @@ def plot_samplers(plt: Any, store: Store, path: Path) -> None:
     axis.set_xlabel("forwards")
     axis.set_ylabel("PSNR to the converged films, dB")
     axis.set_title(store.path.stem)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right")
     finish(plt, figure, path)
