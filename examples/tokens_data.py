@@ -1,4 +1,4 @@
-"""What the transformers of tokens_shapes.py are trained on: the tokens of long films, of which clips are parts.
+"""Tokens of long films, which the transformers of tokens_shapes.py are trained on, a part of a film at a time.
 
 The first latent frame of a clip that is encoded by itself comes of a still picture, as the encoder repeats what lies at
 the edge. A long film goes on from latent frames that have others before them. So films are encoded as a whole, as

@@ -41,7 +41,7 @@ class Race:
         self.noise = source.noise(self.numbers, source.shape, 0)
         keywords = source.adapter.step_keywords(steps)
         self.plain = plain_plan(source.whole, method, steps, scale, keywords)
-        self.tea: dict[float, tuple[int, float]] = {}  # of TeaCache, by threshold
+        self.tea: dict[float, tuple[int, float]] = {}  # TeaCache's computed steps and PSNR by threshold
         self.exact = self.film(source.follow(self.plain, self.denoiser(), self.noise))
 
     def denoiser(self) -> Denoiser:

@@ -13,7 +13,7 @@ def why_not(x: Tensor, *others: Any) -> str | None:
     tensors = [x, *(t for t in others if isinstance(t, Tensor))]
     if any(t.dtype == torch.float64 for t in tensors):
         return "the C++ kernels round fp32, bf16 and fp16 to integers, got torch.float64"
-    # of these ops one alone has a y, and with it the most arguments
+    # gate_residual_norm_modulate_int8 alone has a y, and more than five arguments after x
     y = others[0] if len(others) > 5 else x
     if x.dtype not in (torch.float32, y.dtype):
         return f"x must be fp32 or of y's dtype, got x {x.dtype} and y {y.dtype}"

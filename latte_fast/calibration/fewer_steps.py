@@ -13,7 +13,7 @@ from latte_fast.sampling.source import ModelSource
 
 OTHERS = ("dpm++", "unipc")
 CONVERGED = 200  # steps of unipc, whose error falls with the third power of their number
-FILMS = 4  # that are compared
+FILMS = 4  # films that are compared
 
 
 def beside_fewer_steps(source: ModelSource, request: Request, found: dict[str, Found]) -> Iterator[str]:

@@ -28,8 +28,8 @@ def calibrate(
 
     A plan computes the model's blocks at some steps and extrapolates what they added at the others. Two are written,
     high (at least 40 dB to the films that compute every step) and fast (32 dB), for `latte-fast sample --quality`,
-    with curves.png and curves.md, which show what each number of computed steps loses. A line each says whether as many
-    steps of dpm++ or unipc come nearer to the films of very many steps.
+    with curves.png and curves.md, which show what each number of computed steps loses. For each plan a line says
+    whether as many steps of dpm++ or unipc come nearer to the films of very many steps.
 
     Example: latte-fast calibrate runs/ucf && latte-fast sample runs/ucf --quality high
 

@@ -179,9 +179,9 @@ class TokenTraining:
         words: number of tokens of a caption, with its start, its end and padding.
         sound: folder of `latte-fast encode-audio` with the sounds of the clips, which are given instead of classes.
         sound_vae: VQGAN of these sounds, by which samples hear theirs.
-        noise: largest share of random codes in the frames that a clip goes on from, so that the model learns to go on
-            from a long film's mistakes: in half of the clips, with a share drawn for each, and of which nothing is
-            learned; or in the ends of a gap.
+        noise: largest share of random codes in the first frames of half of the clips, so that the model learns to go
+            on from a long film's mistakes; it learns nothing of those frames themselves. A model that fills gaps has
+            them in the first frame and the last.
     """
 
     n_layer: int = 24

@@ -13,7 +13,7 @@ from latte_fast import testing
 from latte_fast.calibration.fits import each_psnr, marked, psnr
 from latte_fast.calibration.paths import hand_made, marks_of, stretched
 from latte_fast.calibration.plans import find_plans
-from latte_fast.calibration.search import calibrate, open_search
+from latte_fast.calibration.search import Shape, calibrate, open_search
 from latte_fast.media.pixels import normalise
 from latte_fast.runs.plan import Plan, PlanRow, digest, load_plan, plan_path
 from latte_fast.sampling.planned import plain_plan, whole_process
@@ -115,6 +115,20 @@ def test_a_plan_is_judged_on_other_samples(source: ModelSource) -> None:
     for budgets, least in (([8, 9], found.sure - 0.1), ([8], found.sure + 20)):
         reached = search.tier(budgets, least)
         assert reached is (found if least < found.sure else None)
+
+
+def test_a_number_of_steps_takes_the_better_of_two_plans(source: ModelSource) -> None:
+    """Of the shape of all numbers, and of the mask that is dense late: each is taken where it is ahead."""
+    search = open_search(source, Request(count=2, steps=20))
+    ahead = set()
+    for shape in (search.shape, Shape(0, 0, search.shape.every)):  # the second is dense early
+        search.shape = shape
+        for n in range(7, 12):
+            shaped = search.tried(search.shaped(shape, n))
+            mask = search.tried(stretched(hand_made(20, n)["late-dense"], 1, search.every[shape.every]))
+            assert search.budget(n).value == max(shaped.value, mask.value)
+            ahead.add(mask.value > shaped.value)
+    assert ahead == {False, True}
 
 
 def test_files(run: Path, tmp_path: Path) -> None:
