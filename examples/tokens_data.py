@@ -8,10 +8,10 @@ the edge. A long film goes on from latent frames that have others before them. S
 from pathlib import Path
 
 import torch
+from tokens_films import Shapes
 
-from latte_fast.cli.demo import NAMES, WANTED
+from latte_fast.cli.demo import NAMES
 from latte_fast.codecs.vqgan import VQGANCodec
-from latte_fast.data.shapes import clip
 from latte_fast.data.shards import write
 from latte_fast.data.tokens import TOKENS, stored
 from latte_fast.media.pixels import normalise
@@ -21,28 +21,26 @@ SHARD, AT_ONCE = 512, 16
 
 
 @torch.no_grad()
-def write_tokens(folder: Path, codec: VQGANCodec, films: int, size: int) -> Path:
+def write_tokens(folder: Path, codec: VQGANCodec, shapes: Shapes, films: int) -> Path:
     """Writes the tokens of films of moving shapes, a class after the other, or goes on where it was stopped."""
     kept = FRAMES // codec.frame_factor - 2 * EDGE
+    digest = f"shapes-{FRAMES}-{EDGE}-{shapes.colours}"
     index = TOKENS.begun(folder, resume=True) or {
-        "version": TOKENS.version, "kind": "shapes", "size": size, "every": 1, "flip": False, "dtype": "float16",
+        "version": TOKENS.version, "kind": "shapes", "size": shapes.size, "every": 1, "flip": False, "dtype": "float16",
         "vae": codec.name, "channels": codec.channels, "factor": codec.factor, "random": codec.random,
-        "classes": NAMES, "videos": films, "digest": f"shapes-{FRAMES}-{EDGE}", "frame_factor": codec.frame_factor,
+        "classes": NAMES, "videos": films, "digest": digest, "frame_factor": codec.frame_factor,
         "fingerprint": codec.fingerprint, "n_codes": codec.n_codes, "tokens": True, "done": 0, "complete": False,
         "shards": [], "clips": [], "broken": [],
     }  # fmt: skip
-    if index["fingerprint"] != codec.fingerprint or index["videos"] != films:
-        raise SystemExit(
-            f"tokens_shapes: {folder} holds tokens of another VQGAN or number of films; give another --out"
-        )
+    if (index["fingerprint"], index["videos"], index["digest"]) != (codec.fingerprint, films, digest):
+        raise SystemExit(f"tokens_shapes: {folder} holds tokens of another VQGAN or of other films; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     while not index["complete"]:
         numbers = range(index["done"], min(index["done"] + SHARD, films))
         shard = {}
         for first in range(numbers.start, numbers.stop, AT_ONCE):
             some = range(first, min(first + AT_ONCE, numbers.stop))
-            drawn = torch.stack([clip(WANTED[i % len(WANTED)], i, FRAMES, size, endless=True) for i in some])
-            tokens = codec.tokens(normalise(drawn))[:, EDGE:-EDGE].to(stored(codec.n_codes))
+            tokens = codec.tokens(normalise(shapes.films(some, FRAMES)))[:, EDGE:-EDGE].to(stored(codec.n_codes))
             shard |= {f"{i}/tokens": film.contiguous() for i, film in zip(some, tokens, strict=True)}
         index["clips"] += [[str(i), i % len(NAMES), kept, len(index["shards"])] for i in numbers]
         write(folder, index, shard, numbers.stop, numbers.stop == films)

@@ -7,6 +7,7 @@ give the distance of real clips to real clips, and what the VQGAN decodes of the
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from latte_fast.token_films.sample import sample_tokens
 from latte_fast.token_films.source import TokenOptions
 from latte_fast.training import Ranks
 
-SIZE, CLIP, WINDOW = 24, 4, 16  # side of a frame, frames that the classifier looks at, and frames of a window
+CLIP, WINDOW = 4, 16  # frames that the classifier looks at, and frames of a window
 # latent frames of two frames, of which the hierarchy draws every fourth
 FACTOR, EVERY = 2, 4
 KINDS = ("real", "decoded", "hierarchy", "window")
@@ -40,10 +41,17 @@ def reachable(frames: int) -> int:
     return FACTOR * (-(-(frames - FACTOR) // (FACTOR * EVERY)) * EVERY + 1)
 
 
-def real_films(count: int, frames: int, seed: int) -> Tensor:
-    """Draws films of the classes in turn, uint8 (B, F, H, W, 3)."""
-    films = [clip(WANTED[i % len(WANTED)], seed + i, frames, SIZE, endless=True) for i in range(count)]
-    return torch.stack(films).movedim(2, -1)
+@dataclass(frozen=True)
+class Shapes:
+    """Films of moving shapes: side of a frame in pixels, and the number of colours, of which 0 is any."""
+
+    size: int
+    colours: int
+
+    def films(self, numbers: Sequence[int], frames: int, seed: int = 0) -> Tensor:
+        """Draws films of the classes in turn, uint8 (B, F, 3, size, size)."""
+        how = (frames, self.size, True, self.colours)
+        return torch.stack([clip(WANTED[i % len(WANTED)], seed + i, *how) for i in numbers])
 
 
 @torch.no_grad()
@@ -82,11 +90,12 @@ def windows_of(films: Tensor, count: int, frames: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Work:
-    """Long films: folder of the runs, their VQGAN and noise, number and frames of films, and how they are drawn."""
+    """Long films: folder of the runs, their VQGAN, noise and shapes, number and frames of films, how they are drawn."""
 
     out: Path
     vqgan: Path
     noise: float
+    shapes: Shapes
     count: int
     frames: int
     options: TokenOptions
@@ -107,7 +116,7 @@ def draw(work: Work, kind: str) -> tuple[Tensor, float]:
     gpu = work.ranks.device.type == "cuda"
     folder, options = work.out / work.named(kind), work.options
     if kind == "hierarchy":
-        options = replace(options, between=str(run_of(work.out, "gaps", work.noise)), gaps=512 if gpu else 64)
+        options = replace(options, between=str(run_of(work.out, "gaps", work.noise)), gaps=512 if gpu else 256)
     run = run_of(work.out, "keys" if kind == "hierarchy" else "films", work.noise)
     request = Request(count=work.count, batch=work.count, frames=reachable(work.frames), format="npz")
     begin = time.perf_counter()
@@ -134,9 +143,9 @@ def judge(work: Work, windows: int, classifier: Recogniser) -> dict[str, dict]:
     """Judges real films, what the VQGAN decodes of them, and those drawn by the hierarchy and by a sliding window."""
     judges = Judges(classifier, work.ranks)
     file = work.out / f"{work.named('judged')}.json"
-    against = judges(real_films(work.count, WINDOW, 1 << 30))
+    against = judges(work.shapes.films(range(work.count), WINDOW, 1 << 30).movedim(2, -1))
     labels = torch.arange(work.count) % len(NAMES)
-    real = real_films(work.count, reachable(work.frames), 1 << 31)
+    real = work.shapes.films(range(work.count), reachable(work.frames), 1 << 31).movedim(2, -1)
     results: dict[str, dict] = {}
     for kind in KINDS:
         begin = time.perf_counter()

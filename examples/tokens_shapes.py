@@ -1,7 +1,7 @@
 """Films of moving shapes, made of tokens: a 3D-VQGAN, a transformer, and the two transformers of a hierarchy.
 
 python examples/tokens_shapes.py --out tokens-shapes --at-once         some minutes on one GPU
-python examples/tokens_shapes.py --out tokens-shapes --sizes small     on a CPU, a quarter of the tokens
+python examples/tokens_shapes.py --out tokens-shapes --sizes small     on a CPU, small frames and shapes of one colour
 python examples/tokens_shapes.py --out tokens-shapes --noise 0.2       the same VQGAN and tokens, other transformers
 
 Shapes leave on one side and come back on the other, so that a film of any length shows its class. The first transformer
@@ -38,10 +38,9 @@ from latte_fast.token_films.sample import open_tokens
 from latte_fast.token_films.source import TokenOptions
 from latte_fast.training import OptimConfig, Ranks, TrainConfig, Trainer, start
 
-SIZE, CLIP = tokens_films.SIZE, tokens_films.CLIP
-VQGAN_FRAMES = 16
+CLIP = tokens_films.CLIP
 # frames of a clip, distance of the latent frames that are seen, and whether the gap between the ends is filled
-PARTS = {"films": (8, 1, False), "keys": (26, 4, False), "gaps": (10, 1, True)}
+PARTS = {"films": (8, 1, False), "keys": (18, 4, False), "gaps": (10, 1, True)}
 PER_CLASS, RECOGNISED = 24, 0.8
 
 
@@ -50,64 +49,75 @@ class Sizes:
     """Sizes of the VQGAN and of the transformers, and how long they are trained.
 
     Args:
+        shapes: what the films show.
         vqgan: the VQGAN; its tokens are `tokens_films.FACTOR` frames each.
         restart: count of a code below which it starts again; with more codes than a batch has tokens it is small.
+        vqgan_frames: frames of a clip that the VQGAN is trained on, which are to show it a film's middle.
         vqgan_batch: clips of the VQGAN's update.
         vqgan_steps: number of updates of the VQGAN.
         stored: number of films whose tokens the transformers are trained on.
-        steps: number of updates of each transformer.
-        batch: clips of a transformer's update.
+        runs: number of updates of each transformer, and clips of an update.
         lr: largest learning rate of a transformer.
         layers, heads, width: of a transformer.
     """
 
+    shapes: tokens_films.Shapes
     vqgan: VQGANConfig
     restart: float
+    vqgan_frames: int
     vqgan_batch: int
     vqgan_steps: int
     stored: int
-    steps: int
-    batch: int
+    runs: dict[str, tuple[int, int]]
     lr: float
     layers: int
     heads: int
     width: int
 
 
-# 144 tokens for two frames, and 36
+# 144 tokens for two frames, and 64 for shapes of one colour
 SIZES = {
-    "large": Sizes(VQGANConfig(16, (2, 2, 2), 16, 512), 1.0, 8, 1500, 8192, 2500, 48, 1e-3, 4, 8, 256),
-    "small": Sizes(VQGANConfig(8, (2, 4, 4), 16, 1024), 0.1, 4, 4000, 4096, 1500, 32, 2e-3, 3, 4, 128),
-}
+    "large": Sizes(
+        shapes=tokens_films.Shapes(24, 0), vqgan=VQGANConfig(16, (2, 2, 2), 16, 512), restart=1.0, vqgan_frames=16,
+        vqgan_batch=8, vqgan_steps=1500, stored=8192, lr=1e-3, layers=4, heads=8, width=256,
+        runs=dict.fromkeys(PARTS, (2500, 48)),
+    ),
+    "small": Sizes(
+        shapes=tokens_films.Shapes(16, 1), vqgan=VQGANConfig(8, (2, 2, 2), 8, 256), restart=0.5, vqgan_frames=8,
+        vqgan_batch=8, vqgan_steps=5000, stored=4096, lr=2e-3, layers=4, heads=4, width=128,
+        runs={"films": (1800, 16), "keys": (2800, 32), "gaps": (3200, 16)},
+    ),
+}  # fmt: skip
 
 
 def sizes_of(given: argparse.Namespace) -> Sizes:
-    names = ("vqgan_steps", "stored", "steps", "batch", "layers", "heads", "width")
-    return replace(SIZES[given.sizes], **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
+    sizes, names = SIZES[given.sizes], ("vqgan_steps", "stored", "layers", "heads", "width")
+    runs = {part: (given.steps or steps, given.batch or batch) for part, (steps, batch) in sizes.runs.items()}
+    return replace(sizes, runs=runs, **{n: getattr(given, n) for n in names if getattr(given, n) is not None})
 
 
 def vqgan_config(out: Path, sizes: Sizes) -> TrainConfig:
-    """A 3D-VQGAN on clips that are long enough to show it a film's middle."""
-    data = DataConfig(kind="shapes", clips=1_000_000, outlines=OUTLINES, endless=True)
-    config = vqgan_run.settings(
-        out / "vqgan", sizes.vqgan, data, VQGAN_FRAMES, SIZE, sizes.vqgan_steps, sizes.vqgan_batch, saves=4
-    )
+    """A 3D-VQGAN on clips of moving shapes."""
+    data = DataConfig(kind="shapes", clips=1_000_000, outlines=OUTLINES, endless=True, colours=sizes.shapes.colours)
+    how = (sizes.vqgan_frames, sizes.shapes.size, sizes.vqgan_steps, sizes.vqgan_batch)
+    config = vqgan_run.settings(out / "vqgan", sizes.vqgan, data, *how, saves=4)
     return replace(config, vqgan=replace(config.vqgan, restart=sizes.restart))
 
 
 def tokens_config(given: argparse.Namespace, part: str, sizes: Sizes, gpu: bool) -> TrainConfig:
     """A transformer on parts of the films whose tokens are stored."""
     frames, every, gap = PARTS[part]
+    steps, batch = sizes.runs[part]
     model = TokenTraining(sizes.layers, sizes.heads, sizes.width, every, gap, noise=given.noise)
     optim = OptimConfig(
-        lr=sizes.lr, betas=(0.9, 0.95), weight_decay=0.01, rate="cosine", warmup=min(100, sizes.steps), clip=1.0,
+        lr=sizes.lr, betas=(0.9, 0.95), weight_decay=0.01, rate="cosine", warmup=min(100, steps), clip=1.0,
         ema=0.995, ema_warmup=True,
     )  # fmt: skip
     return TrainConfig(
         out=str(tokens_films.run_of(given.out, part, given.noise)), objective="tokens", tokens=model,
         vae=str(vqgan_of(given)), data=DataConfig(kind="tokens", path=str(given.out / "tokens"), interval=1),
-        optim=optim, frames=frames, size=SIZE, steps=sizes.steps, batch=sizes.batch,
-        save_every=max(1, sizes.steps // 4), keep=1, log_every=50, precision="bf16-weights" if gpu else "fp32",
+        optim=optim, frames=frames, size=sizes.shapes.size, steps=steps, batch=batch,
+        save_every=max(1, steps // 4), keep=1, log_every=50, precision="bf16-weights" if gpu else "fp32",
     )  # fmt: skip
 
 
@@ -197,14 +207,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=512, help="frames of a long film, at least 32")
     parser.add_argument("--windows", type=int, default=16, help="number of windows that a long film is judged by")
     parser.add_argument("--temperature", type=float, default=1.0, help="divisor of the logits")
-    parser.add_argument("--top-p", type=float, default=0.98, help="probability of the tokens that can be drawn")
-    parser.add_argument("--context", type=int, default=1, help="latent frames that a window begins with, up to 3")
-    parser.add_argument("--classifier-steps", type=int, default=400, help="number of updates of the classifier")
+    parser.add_argument("--top-p", type=float, default=0.9, help="probability of the tokens that can be drawn")
+    parser.add_argument("--context", type=int, default=2, help="latent frames that a window begins with, up to 2")
+    parser.add_argument("--classifier-steps", type=int, default=800, help="number of updates of the classifier")
     return parser.parse_args()
 
 
 def main() -> None:
     given = arguments()
+    sizes = sizes_of(given)
     begin = time.perf_counter()
     file = given.out / "judged.json"
     with start() as ranks:
@@ -212,16 +223,16 @@ def main() -> None:
             train_part(given, given.only, ranks)
             return
         if given.vqgan is None:
-            train(vqgan_config(given.out, sizes_of(given)), ranks)
+            train(vqgan_config(given.out, sizes), ranks)
         codec = open_vqgan(str(vqgan_of(given)), ranks.device)
-        tokens_data.write_tokens(given.out / "tokens", codec, sizes_of(given).stored, SIZE)
+        tokens_data.write_tokens(given.out / "tokens", codec, sizes.shapes, sizes.stored)
         if given.only is not None:
             return
         seconds = {"vqgan_s": round(time.perf_counter() - begin)}
         train_parts(given, ranks)
         seconds["all_trained_s"] = round(time.perf_counter() - begin)
         classifier, on_clips = train_recogniser(
-            CLIP, SIZE, WANTED, steps=given.classifier_steps, progress=True, endless=True
+            CLIP, sizes.shapes.size, WANTED, steps=given.classifier_steps, progress=True, endless=True
         )
         options = TokenOptions(given.temperature, top_k=0, top_p=given.top_p, context=given.context)
         run = tokens_films.run_of(given.out, "films", given.noise)
@@ -231,7 +242,9 @@ def main() -> None:
         file.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{found['recognised']:.0%} recognised, {on_clips:.0%} of real clips")
         print(f"{found['tokens_per_s']:.0f} tokens a second at batch {found['batch']}", flush=True)
-        work = tokens_films.Work(given.out, vqgan_of(given), given.noise, given.films, given.frames, options, ranks)
+        work = tokens_films.Work(
+            given.out, vqgan_of(given), given.noise, sizes.shapes, given.films, given.frames, options, ranks
+        )
         long = tokens_films.judge(work, given.windows, classifier)
     found |= {"films": long, "seconds": round(time.perf_counter() - begin)}
     file.write_text(json.dumps(found, indent=1) + "\n")

@@ -34,6 +34,7 @@ class DataConfig:
         outlines: shapes to draw, among circle, square and triangle.
         endless: whether shapes that leave the picture on one side come back on the other, so that films of any length
             show their class.
+        colours: number of colours that shapes have, on one dark background; 0 for any colour, on any dark one.
     """
 
     kind: Kind = "shapes"
@@ -52,12 +53,13 @@ class DataConfig:
     clips: int = 1200
     outlines: tuple[str, ...] = SHAPES
     endless: bool = False
+    colours: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("short", ("skip", "loop")), ("on_error", ("skip", "raise"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"data: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("interval", 1), ("seed", 0), ("clips", 1)):
+        for name, least in (("interval", 1), ("seed", 0), ("clips", 1), ("colours", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data: {name} must be at least {least}, got {getattr(self, name)}")
         if not self.outlines or not set(self.outlines) <= set(SHAPES):
@@ -69,8 +71,11 @@ class DataConfig:
                 raise ValueError(
                     f"data: {name} must be empty for kind shapes, which has no files, got {getattr(self, name)}"
                 )
-        if self.kind != "shapes" and self.endless:
-            raise ValueError(f"data: endless must be False for kind {self.kind}, as it is that of shapes, got True")
+        for name, default in (("endless", False), ("colours", 0)):
+            got = getattr(self, name)
+            if self.kind != "shapes" and got != default:
+                rule = f"{default} for kind {self.kind}, as it is that of shapes"
+                raise ValueError(f"data: {name} must be {rule}, got {got}")
         if self.kind != "shapes" and not self.path:
             raise ValueError(f"data: path must be the folder of the {self.kind} set, got none")
         if self.split and self.kind in ("latents", "tokens"):

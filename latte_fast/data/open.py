@@ -36,7 +36,8 @@ def open_dataset(
 
         texts = Texts(config.text)
     if config.kind == "shapes":
-        return Shapes(config.clips, frames, size, config.seed, images, config.outlines, texts, config.endless)
+        how = (config.outlines, texts, config.endless, config.colours)
+        return Shapes(config.clips, frames, size, config.seed, images, *how)
     if config.kind == "latents":
         from latte_fast.data.latents import Latents
 

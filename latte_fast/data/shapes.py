@@ -23,6 +23,7 @@ DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 CLASSES = tuple(f"{shape} {direction}" for shape in SHAPES for direction in DIRECTIONS)
 # pixels that are drawn at once
 AT_ONCE = 1 << 13
+GROUND, PALEST = 0.1, 0.1  # with a number of colours: brightness of the background, and of a colour's weakest part
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -36,11 +37,18 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
     return np.maximum(0.866 * abs(x) - 0.5 * y, y) - 0.78 * radius
 
 
-def clip(label: int, seed: int, frames: int, size: int, endless: bool = False) -> Tensor:
+def hue(number: int, colours: int) -> np.ndarray:
+    """Returns a bright colour, (3,) in [0, 1], of `colours` that are evenly spaced on the circle of hues."""
+    away = abs((number / colours * 6 - np.array([0, 2, 4]) + 3) % 6 - 3)  # from red, green and blue
+    return np.clip(2 - away, 0, 1) * (1 - PALEST) + PALEST
+
+
+def clip(label: int, seed: int, frames: int, size: int, endless: bool = False, colours: int = 0) -> Tensor:
     """Draws uint8 (F, 3, size, size): an antialiased shape moves straight over a dark background and stays inside.
 
     Colour, size and start are a function of (label, seed); the path is 35 to 45 % of the side for any number of frames.
-    An endless one moves 10 to 14 % of the side a frame, leaves on one side and comes back on the other.
+    An endless one moves 10 to 14 % of the side a frame, leaves on one side and comes back on the other. With a number
+    of `colours` the shape has one of so many hues, and all backgrounds are alike.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"shapes: label must be in 0 .. {len(CLASSES) - 1}, got {label}")
@@ -62,6 +70,8 @@ def clip(label: int, seed: int, frames: int, size: int, endless: bool = False) -
     if endless:
         beside = rng.uniform(-size / 2, size / 2)
         places = rng.uniform(-size / 2, size / 2) + rng.uniform(0.10, 0.14) * size * np.arange(frames)
+    if colours:
+        colour, ground = hue(int(rng.integers(colours)), colours), np.full(3, GROUND)
     grid = np.arange(size) + 0.5 - size / 2
     out = np.empty((frames, 3, size, size), np.uint8)
     cx, cy = dx * places + abs(dy) * beside, dy * places + abs(dx) * beside
@@ -89,6 +99,7 @@ class Shapes(Dataset):
         outlines: those of SHAPES that occur.
         texts: captions of the classes, whose numbers are then the labels.
         endless: whether shapes that leave on one side come back on the other.
+        colours: number of colours that shapes have; 0 for any, and backgrounds of any dark one.
     """
 
     def __init__(
@@ -101,12 +112,13 @@ class Shapes(Dataset):
         outlines: Sequence[str] = SHAPES,
         texts: "Texts | None" = None,
         endless: bool = False,
+        colours: int = 0,
     ) -> None:
         # numbers among all CLASSES, so that a class's clips do not depend on which others are left out
         self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
         self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
-        self.texts, self.endless = texts, endless
+        self.texts, self.drawn = texts, (endless, colours)
         self.labels = texts.numbers(self.classes) if texts else list(range(len(self.classes)))
 
     def __len__(self) -> int:
@@ -116,11 +128,11 @@ class Shapes(Dataset):
         epoch, index = split_key(key, self.length)
         rng = generator(self.seed, epoch, index)
         label = index % len(self.numbers)
-        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size, self.endless)]
+        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size, *self.drawn)]
         image_labels = rng.integers(len(self.numbers), size=self.images)
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
-            still = clip(self.numbers[image_label], seed, self.frames, self.size, self.endless)
+            still = clip(self.numbers[image_label], seed, self.frames, self.size, *self.drawn)
             parts.append(still[frame : frame + 1])
         item: Item = {"video": normalise(torch.cat(parts)), "label": torch.tensor(self.labels[label])}
         if self.images:

@@ -116,3 +116,26 @@ def test_an_endless_film_goes_on_and_around(label: int) -> None:
     assert item["video"].shape == (4, 3, 24, 24)
     with pytest.raises(ValueError, match="endless must be False for kind videos"):
         DataConfig(kind="videos", path="films", endless=True)
+
+
+def covered(film: torch.Tensor) -> torch.Tensor:
+    """Returns the share of each pixel (F, H, W) that the shape covers."""
+    away = (film.float() - film.float().flatten(2).median(2).values[:, :, None, None]).abs().sum(1)
+    return away / away.amax()
+
+
+def test_shapes_of_some_colours() -> None:
+    """All hues occur, as bright and as far apart, on one background; what moves is what moves without."""
+    films = [shapes.clip(i % 4, i, 4, 24, True, 3) for i in range(24)]
+    tints = {tuple(film.flatten(2).amax((0, 2)).tolist()) for film in films}
+    assert tints == {(255, 26, 26), (26, 255, 26), (26, 26, 255)}
+    assert {tuple(film.flatten(2).amin((0, 2)).tolist()) for film in films} == {(26, 26, 26)}
+    for i in range(4):
+        plain = shapes.clip(i, i, 4, 24, endless=True)
+        torch.testing.assert_close(covered(films[i]), covered(plain), rtol=0, atol=0.02)
+    item = open_dataset(DataConfig(clips=24, endless=True, colours=3), 4, 24)[0, 0]["video"]
+    assert len(item.movedim(1, -1).flatten(0, -2).unique(dim=0)) > 2 and item.min() == item[0, 0].min()
+    with pytest.raises(ValueError, match="colours must be at least 0"):
+        DataConfig(colours=-1)
+    with pytest.raises(ValueError, match="colours must be 0 for kind videos"):
+        DataConfig(kind="videos", path="films", colours=3)

@@ -95,7 +95,7 @@ def test_tokens_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(len(part["classifier"]) == len(part["recognised"]) == 4 for part in films.values())
         assert max(films["real"]["classifier"]) < min(films["hierarchy"]["classifier"])
         monkeypatch.setattr("latte_fast.training.Trainer.update", lambda *args: pytest.fail("a step is repeated"))
-        drawn.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("*-32-0.98-1-1-noise-0.2/*.npz")})
+        drawn.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("*-32-0.9-1-2-noise-0.2/*.npz")})
     assert len(drawn[0]) == 16 and drawn[0] == drawn[1]
     for name in ("drawn.png", "drawn.mp4", "hierarchy.mp4", "window.png", "curve.png"):
         assert (tmp_path / name).is_file()
