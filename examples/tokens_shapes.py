@@ -1,7 +1,7 @@
 """Films of moving shapes, made of tokens: a 3D-VQGAN, a transformer, and the two transformers of a hierarchy.
 
 python examples/tokens_shapes.py --out tokens-shapes --at-once         some minutes on one GPU
-python examples/tokens_shapes.py --out tokens-shapes --sizes small     on a CPU, small frames and shapes of one colour
+python examples/tokens_shapes.py --out tokens-shapes --sizes small     shapes of one colour, three hours of one core
 python examples/tokens_shapes.py --out tokens-shapes --noise 0.2       the same VQGAN and tokens, other transformers
 
 Shapes leave on one side and come back on the other, so that a film of any length shows its class. The first transformer
