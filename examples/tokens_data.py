@@ -8,7 +8,7 @@ the edge. A long film goes on from latent frames that have others before them. S
 from pathlib import Path
 
 import torch
-from tokens_films import Shapes
+from tokens_films import ShapeFilms
 
 from latte_fast.cli.demo import NAMES
 from latte_fast.codecs.vqgan import VQGANCodec
@@ -21,7 +21,7 @@ SHARD, AT_ONCE = 512, 16
 
 
 @torch.no_grad()
-def write_tokens(folder: Path, codec: VQGANCodec, shapes: Shapes, films: int) -> Path:
+def write_tokens(folder: Path, codec: VQGANCodec, shapes: ShapeFilms, films: int) -> Path:
     """Writes the tokens of films of moving shapes, a class after the other, or goes on where it was stopped."""
     kept = FRAMES // codec.frame_factor - 2 * EDGE
     digest = f"shapes-{FRAMES}-{EDGE}-{shapes.colours}"

@@ -42,7 +42,7 @@ def reachable(frames: int) -> int:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ShapeFilms:
     """Films of moving shapes: side of a frame in pixels, and the number of colours, of which 0 is any."""
 
     size: int
@@ -95,7 +95,7 @@ class Work:
     out: Path
     vqgan: Path
     noise: float
-    shapes: Shapes
+    shapes: ShapeFilms
     count: int
     frames: int
     options: TokenOptions

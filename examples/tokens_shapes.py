@@ -61,7 +61,7 @@ class Sizes:
         layers, heads, width: of a transformer.
     """
 
-    shapes: tokens_films.Shapes
+    shapes: tokens_films.ShapeFilms
     vqgan: VQGANConfig
     restart: float
     vqgan_frames: int
@@ -78,12 +78,12 @@ class Sizes:
 # 144 tokens for two frames, and 64 for shapes of one colour
 SIZES = {
     "large": Sizes(
-        shapes=tokens_films.Shapes(24, 0), vqgan=VQGANConfig(16, (2, 2, 2), 16, 512), restart=1.0, vqgan_frames=16,
+        shapes=tokens_films.ShapeFilms(24, 0), vqgan=VQGANConfig(16, (2, 2, 2), 16, 512), restart=1.0, vqgan_frames=16,
         vqgan_batch=8, vqgan_steps=1500, stored=8192, lr=1e-3, layers=4, heads=8, width=256,
         runs=dict.fromkeys(PARTS, (2500, 48)),
     ),
     "small": Sizes(
-        shapes=tokens_films.Shapes(16, 1), vqgan=VQGANConfig(8, (2, 2, 2), 8, 256), restart=0.5, vqgan_frames=8,
+        shapes=tokens_films.ShapeFilms(16, 1), vqgan=VQGANConfig(8, (2, 2, 2), 8, 256), restart=0.5, vqgan_frames=8,
         vqgan_batch=8, vqgan_steps=5000, stored=4096, lr=2e-3, layers=4, heads=4, width=128,
         runs={"films": (1800, 16), "keys": (2800, 32), "gaps": (3200, 16)},
     ),

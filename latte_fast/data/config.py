@@ -34,7 +34,7 @@ class DataConfig:
         outlines: shapes to draw, among circle, square and triangle.
         endless: whether shapes that leave the picture on one side come back on the other, so that films of any length
             show their class.
-        colours: number of colours that shapes have, on one dark background; 0 for any colour, on any dark one.
+        colours: number of hues that shapes have, on one dark background; 0 lets shape and background have any colour.
     """
 
     kind: Kind = "shapes"

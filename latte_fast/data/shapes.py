@@ -23,7 +23,8 @@ DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 CLASSES = tuple(f"{shape} {direction}" for shape in SHAPES for direction in DIRECTIONS)
 # pixels that are drawn at once
 AT_ONCE = 1 << 13
-GROUND, PALEST = 0.1, 0.1  # with a number of colours: brightness of the background, and of a colour's weakest part
+# where the number of colours is given, the background and the weakest part of a colour have this brightness
+DIM = 0.1
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -39,16 +40,17 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
 
 def hue(number: int, colours: int) -> np.ndarray:
     """Returns a bright colour, (3,) in [0, 1], of `colours` that are evenly spaced on the circle of hues."""
-    away = abs((number / colours * 6 - np.array([0, 2, 4]) + 3) % 6 - 3)  # from red, green and blue
-    return np.clip(2 - away, 0, 1) * (1 - PALEST) + PALEST
+    red_green_blue = np.array([0, 2, 4])  # places on a circle of 6
+    distance = abs((number / colours * 6 - red_green_blue + 3) % 6 - 3)
+    return np.clip(2 - distance, 0, 1) * (1 - DIM) + DIM
 
 
 def clip(label: int, seed: int, frames: int, size: int, endless: bool = False, colours: int = 0) -> Tensor:
     """Draws uint8 (F, 3, size, size): an antialiased shape moves straight over a dark background and stays inside.
 
     Colour, size and start are a function of (label, seed); the path is 35 to 45 % of the side for any number of frames.
-    An endless one moves 10 to 14 % of the side a frame, leaves on one side and comes back on the other. With a number
-    of `colours` the shape has one of so many hues, and all backgrounds are alike.
+    An endless one moves 10 to 14 % of the side a frame, leaves on one side and comes back on the other. `colours`
+    is the number of hues that shapes have, on one background; 0 lets both be any.
     """
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"shapes: label must be in 0 .. {len(CLASSES) - 1}, got {label}")
@@ -71,7 +73,7 @@ def clip(label: int, seed: int, frames: int, size: int, endless: bool = False, c
         beside = rng.uniform(-size / 2, size / 2)
         places = rng.uniform(-size / 2, size / 2) + rng.uniform(0.10, 0.14) * size * np.arange(frames)
     if colours:
-        colour, ground = hue(int(rng.integers(colours)), colours), np.full(3, GROUND)
+        colour, ground = hue(int(rng.integers(colours)), colours), np.full(3, DIM)
     grid = np.arange(size) + 0.5 - size / 2
     out = np.empty((frames, 3, size, size), np.uint8)
     cx, cy = dx * places + abs(dy) * beside, dy * places + abs(dx) * beside
@@ -99,7 +101,7 @@ class Shapes(Dataset):
         outlines: those of SHAPES that occur.
         texts: captions of the classes, whose numbers are then the labels.
         endless: whether shapes that leave on one side come back on the other.
-        colours: number of colours that shapes have; 0 for any, and backgrounds of any dark one.
+        colours: number of hues that shapes have, on one dark background; 0 lets shape and background have any colour.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Shapes(Dataset):
         self.numbers = [i for i, name in enumerate(CLASSES) if name.split()[0] in outlines]
         self.classes = [CLASSES[i] for i in self.numbers]
         self.length, self.frames, self.size, self.seed, self.images = length, frames, size, seed, images
-        self.texts, self.drawn = texts, (endless, colours)
+        self.texts, self.endless, self.colours = texts, endless, colours
         self.labels = texts.numbers(self.classes) if texts else list(range(len(self.classes)))
 
     def __len__(self) -> int:
@@ -128,11 +130,12 @@ class Shapes(Dataset):
         epoch, index = split_key(key, self.length)
         rng = generator(self.seed, epoch, index)
         label = index % len(self.numbers)
-        parts = [clip(self.numbers[label], int(rng.integers(2**31)), self.frames, self.size, *self.drawn)]
+        how = (self.frames, self.size, self.endless, self.colours)
+        parts = [clip(self.numbers[label], int(rng.integers(2**31)), *how)]
         image_labels = rng.integers(len(self.numbers), size=self.images)
         for image_label in image_labels:
             seed, frame = int(rng.integers(2**31)), int(rng.integers(self.frames))
-            still = clip(self.numbers[image_label], seed, self.frames, self.size, *self.drawn)
+            still = clip(self.numbers[image_label], seed, *how)
             parts.append(still[frame : frame + 1])
         item: Item = {"video": normalise(torch.cat(parts)), "label": torch.tensor(self.labels[label])}
         if self.images:

@@ -118,7 +118,7 @@ def test_a_plan_is_judged_on_other_samples(source: ModelSource) -> None:
 
 
 def test_a_number_of_steps_takes_the_better_of_two_plans(source: ModelSource) -> None:
-    """Of the shape of all numbers, and of the mask that is dense late: each is taken where it is ahead."""
+    """The plan is the shape of all numbers or the late-dense mask, whichever keeps more, and each wins somewhere."""
     search = open_search(source, Request(count=2, steps=20))
     ahead = set()
     for shape in (search.shape, Shape(0, 0, search.shape.every)):  # the second is dense early

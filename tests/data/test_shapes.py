@@ -125,14 +125,15 @@ def covered(film: torch.Tensor) -> torch.Tensor:
 
 
 def test_shapes_of_some_colours() -> None:
-    """All hues occur, as bright and as far apart, on one background; what moves is what moves without."""
+    """All hues occur, on one background, and the shapes are where they are in any colour."""
     films = [shapes.clip(i % 4, i, 4, 24, True, 3) for i in range(24)]
     tints = {tuple(film.flatten(2).amax((0, 2)).tolist()) for film in films}
     assert tints == {(255, 26, 26), (26, 255, 26), (26, 26, 255)}
     assert {tuple(film.flatten(2).amin((0, 2)).tolist()) for film in films} == {(26, 26, 26)}
     for i in range(4):
         plain = shapes.clip(i, i, 4, 24, endless=True)
-        torch.testing.assert_close(covered(films[i]), covered(plain), rtol=0, atol=0.02)
+        # both ends of a ratio are off by up to a step of 1/255 in three channels; a shape is 204 steps from its ground
+        torch.testing.assert_close(covered(films[i]), covered(plain), rtol=0, atol=6 / 204)
     clips = open_dataset(DataConfig(clips=24, colours=3), 4, 24, images=2)
     for i in range(3):
         pixels = (clips[0, i]["video"] + 1) * 127.5  # (4 + 2, 3, 24, 24)

@@ -143,8 +143,7 @@ def test_shapes_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 FEW = ("dense", "untouched", "quarter", "half", "1 module, seed 1")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [FEW, ()], ids=["few", "all"])
+@pytest.mark.parametrize("parts", [FEW, pytest.param((), marks=pytest.mark.slow)], ids=["few", "all"])
 def test_flexdit_shapes(parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """At 20 steps; the second command finds all parts complete."""
     args = ("--out", str(tmp_path), "--steps", "20", "--batch", "1", "--samples", "8", "--sampling-steps", "2")

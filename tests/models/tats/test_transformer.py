@@ -175,7 +175,6 @@ def test_changed_layers_are_called() -> None:
     assert not torch.allclose(loss, ours(x, x, 0))
 
 
-@pytest.mark.slow
 def test_block_compiles_in_one_graph() -> None:
     ours, _ = pair()
     x = tokens(2, 9)
