@@ -7,8 +7,12 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from latte_fast.training import Ranks, start
 
+# a fork of a process whose OpenMP threads have run waits for them forever: one thread starts none
+torch.set_num_threads(1)
 # what a training imports when it first needs it, which each fork would import again: a quarter of a second
 for _name in ("checkpoint", "fsdp", "algorithms.join", "device_mesh"):
     importlib.import_module(f"torch.distributed.{_name}")
